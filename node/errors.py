@@ -1,0 +1,80 @@
+"""Errors of the node package.
+
+NodeError
+├── LocalError            our own misuse or a bug: fix the code
+├── UserError (ValueError)  the user's input: the message holds the mend
+├── RemoteError           a peer broke the protocol: close, count, go on
+└── UnavailableError      timeout, gone, full: try elsewhere or later
+
+This file knows nothing of exit codes: ``node.cli`` maps the families below to them.
+"""
+
+
+class NodeError(Exception):
+    """Root of every error that this package raises on purpose."""
+
+
+class LocalError(NodeError):
+    """Misuse of our own code, or a bug in it."""
+
+
+class UserError(NodeError, ValueError):
+    """Bad input of a user; the message is one sentence that ends with the mend."""
+
+
+class ModelNotFound(UserError):
+    """No checkpoint stands at the given path or hub id."""
+
+
+class UnsupportedFamily(UserError):
+    """The model's family cannot be split into spans; named before any weight is read."""
+
+
+class BadBlocks(UserError):
+    """A block range is empty, malformed or outside the model."""
+
+
+class DamagedCheckpoint(UserError):
+    """A weight file cannot be read, or holds other tensors than its config asks for."""
+
+
+class PromptTooLong(UserError):
+    """Prompt and new tokens do not fit into the maximum length."""
+
+
+class DoesNotFit(UserError):
+    """The span does not fit into the memory of the machine."""
+
+
+class RemoteError(NodeError):
+    """A peer sent what the protocol does not allow."""
+
+
+class FrameError(RemoteError):
+    """A frame is malformed: wrong length, unknown field, impossible value."""
+
+
+class SessionError(RemoteError):
+    """A frame is well-formed but not allowed in the session's present state."""
+
+
+class UnavailableError(NodeError):
+    """A peer, a block or a resource is not there now."""
+
+
+class MissingBlocks(UnavailableError):
+    """No announced server holds some blocks of the model."""
+
+
+class StageLost(UnavailableError):
+    """A stage of a running session is gone."""
+
+
+class Refused(UnavailableError):
+    """A stage declined politely; ``retry_after_s`` says when to ask again."""
+
+    def __init__(self, code: str, message: str, *, retryable: bool = False, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retryable = retryable
+        self.retry_after_s = retry_after_s
