@@ -1,13 +1,15 @@
 """A model's checkpoint: its config, its identity, and the tensors of any span of its blocks.
 
 Reads safetensors only, and of them only what was asked for: a server of four blocks touches the files, and downloads
-the shards, in which those blocks lie. Does not know how a model is built from the tensors (``node.model.span`` does), nor
-any model family by name. Hashing, downloading and loading take seconds: call them in ``asyncio.to_thread``.
+the shards, in which those blocks lie. Does not know how a model is built from the tensors (``node.model.span`` does),
+nor any model family by name. Hashing, downloading and loading take seconds: call them in ``asyncio.to_thread``.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ import torch
 from transformers import AutoConfig
 
 from node.errors import BadBlocks, DamagedCheckpoint, ModelNotFound, UnsupportedFamily
+from node.model.agreement import ExpectedTensors, check_completeness, check_shapes, expect_tensors
 from node.model.block_names import BlockNames, find_block_names
 from node.model.digests import DigestCache
+from node.model.hub_files import HubAccess, open_repository
 from node.model.local_files import LocalFiles
 from node.model.manifest import manifest, short_name
 from node.model.model_files import (
@@ -30,7 +34,7 @@ from node.model.model_files import (
 from node.model.tensor_header import TensorPlace, read_header, read_tensor
 
 EMBEDDED = "embedded"
-_EMBEDDED_DIRECTORY = Path(__file__).parent.parent / "embedded"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
 class Checkpoint:
@@ -72,12 +76,13 @@ class Checkpoint:
             layers: Path of the layer list in the built model, such as ``model.layers``, where the caller knows it.
 
         Raises:
-            ModelNotFound: Nothing is there, or no safetensors.
+            ModelNotFound: Nothing is there.
+            UnavailableError: The hub does not answer, and its cache does not hold the model.
             UnsupportedFamily: transformers does not know the config's family.
             DamagedCheckpoint: The config cannot be read.
         """
         digests = DigestCache(home / "digests.json" if home is not None else None)
-        files = _locate(path_or_hub_id, digests)
+        files = _locate(path_or_hub_id, revision, HubAccess(endpoint, token, cache_dir, home), digests)
         return cls(files, progress=progress, layers=layers)
 
     @property
@@ -130,7 +135,6 @@ class Checkpoint:
 
     def span_bytes(self, start: int, end: int, dtype: torch.dtype | None = None) -> int:
         """Return the bytes that the weights of blocks ``[start, end)`` take in memory; reads headers only."""
-        self._check_span(start, end)
         return sum(place.size_bytes_as(dtype) for _, place in self._places(self._span_names(start, end)))
 
     def client_bytes(self, dtype: torch.dtype | None = None) -> int:
@@ -154,15 +158,18 @@ class Checkpoint:
             BadBlocks: The span is empty or reaches outside the model.
             DamagedCheckpoint: A file is missing or damaged, or disagrees with the config.
         """
-        self._check_span(start, end)
-        loaded = self._load(self._span_names(start, end), dtype, device)
+        names = self._span_names(start, end)
+        self._check_agreement(names, range(start, end))
+        loaded = self._load(names, dtype, device)
         return {self.block_names.renumber(name, start): tensor for name, tensor in loaded.items()}
 
     def load_client(
         self, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
     ) -> dict[str, torch.Tensor]:
         """Load everything that is not in a block: embeddings, final norm, head; arguments as in ``load_span``."""
-        return self._load(self._client_names(), dtype, device)
+        names = self._client_names()
+        self._check_agreement(names, None)
+        return self._load(names, dtype, device)
 
     def _check_span(self, start: int, end: int) -> None:
         if not 0 <= start < end <= self.num_blocks:
@@ -172,11 +179,30 @@ class Checkpoint:
             )
 
     def _span_names(self, start: int, end: int) -> list[str]:
+        self._check_span(start, end)
         wanted = range(start, end)
         return [name for name in self._file_of if self.block_names.block_of(name) in wanted]
 
     def _client_names(self) -> list[str]:
         return [name for name in self._file_of if self.block_names.block_of(name) is None]
+
+    def _check_agreement(self, names: Iterable[str], blocks: range | None) -> None:
+        """Refuse weights that the config does not ask for; ``blocks`` None: everything outside the blocks."""
+        if self._expected is None:
+            return
+        check_shapes(self._expected, {name: place.shape for name, place in self._places(names)})
+        in_model = find_block_names(self._expected.shapes, self.num_blocks, layers=self._layers)
+        part = range(-1, 0) if blocks is None else blocks
+        wanted = [
+            name
+            for name in self._expected.shapes
+            if (-1 if (block := in_model.block_of(name)) is None else block) in part
+        ]
+        check_completeness(self._expected, names, wanted)
+
+    @cached_property
+    def _expected(self) -> ExpectedTensors | None:
+        return expect_tensors(self.config)
 
     @cached_property
     def _file_of(self) -> dict[str, str]:
@@ -242,12 +268,16 @@ class Checkpoint:
         return advance
 
 
-def _locate(path_or_hub_id: str, digests: DigestCache) -> ModelFiles:
+def _locate(path_or_hub_id: str, revision: str | None, access: HubAccess, digests: DigestCache) -> ModelFiles:
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
         return _open_directory(path, path.resolve().name, digests)
+    if path.exists():
+        raise ModelNotFound(f"{path} is a file: give the directory that holds it and {CONFIG_FILE}")
     if path_or_hub_id == EMBEDDED:
-        return _open_directory(_EMBEDDED_DIRECTORY, EMBEDDED, digests)
+        return _open_directory(Path(str(resources.files("node") / EMBEDDED)), EMBEDDED, digests)
+    if _HUB_ID.fullmatch(path_or_hub_id):
+        return open_repository(path_or_hub_id, revision, access, digests)
     raise ModelNotFound(
         f"there is no model {path_or_hub_id!r}: give a directory that holds {CONFIG_FILE}, a hub id such as org/name, "
         f"or the word {EMBEDDED}"
