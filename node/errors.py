@@ -18,6 +18,10 @@ class LocalError(NodeError):
     """Misuse of our own code, or a bug in it."""
 
 
+class ComputeFailed(LocalError):
+    """Work in the compute thread raised what it should not have; the log has the traceback."""
+
+
 class UserError(NodeError, ValueError):
     """Bad input of a user; the message is one sentence that ends with the mend."""
 

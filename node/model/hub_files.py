@@ -216,7 +216,7 @@ class HubFiles:
         free_bytes = shutil.disk_usage(self._storage).free
         if needed_bytes > free_bytes:
             raise DoesNotFit(
-                f"{self._repo_id} needs {needed_bytes / 1e9:.1f} GB more and the disk has {free_bytes / 1e9:.1f} GB free: "
+                f"{self._repo_id} needs {needed_bytes / 1e9:.1f} GB more and {free_bytes / 1e9:.1f} GB are free: "
                 f"make room under {self._storage}, or name another cache directory"
             )
 

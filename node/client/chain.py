@@ -1,0 +1,222 @@
+"""A session through a route: control streams to every stage, steps in at the first, results out at the last.
+
+Runs in the client's event loop and touches payloads as bytes. It knows nothing of transformers, nor of what a step
+means; ``history`` decides what to send.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dht.errors import UnavailableError as PeerUnavailable
+from dht.swarm import Swarm
+from node.client.route import Route, Stage
+from node.errors import NodeError, Refused, SessionError, StageLost, UnavailableError
+from node.transport import FrameStream
+from node.wire import PROTOCOL, Accept, Close, Drain, Open, Refuse, Result, Step
+from node.wire import StageLost as StageLostFrame
+
+_RETRYABLE_WORDS = "try again, or let the swarm grow"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionShape:
+    """What every stage is told when a session opens."""
+
+    manifest: bytes
+    batch: int
+    left_padding: tuple[int, ...]
+    max_length: int
+    codec: str
+
+
+class StageFailed(UnavailableError):
+    """A stage could not be opened; another server may do."""
+
+    def __init__(self, stage: Stage, reason: NodeError | PeerUnavailable) -> None:
+        super().__init__(f"The stage {stage} is not available: {reason}")
+        self.stage = stage
+        self.reason = reason
+
+
+class Chain:
+    """An open session. Made by ``open_chain``; ended by ``close``."""
+
+    def __init__(self, session: bytes, route: Route, streams: Sequence[FrameStream], step_timeout_s: float) -> None:
+        self.session = session
+        self.route = route
+        self._streams = streams
+        self._step_timeout_s = step_timeout_s
+        self._results: asyncio.Queue[Result | NodeError] = asyncio.Queue()
+        self._watchers = [
+            asyncio.create_task(self._watch(stage, stream))
+            for stage, stream in zip(route.stages, streams, strict=True)
+        ]
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes sent on the control streams, steps included."""
+        return sum(stream.bytes_out for stream in self._streams)
+
+    @property
+    def bytes_in(self) -> int:
+        """Bytes received on the control streams, results included."""
+        return sum(stream.bytes_in for stream in self._streams)
+
+    async def run(self, steps: Sequence[Step]) -> list[Result]:
+        """Send ``steps`` and return their results in order; several steps are in flight at once.
+
+        Raises:
+            StageLost: a stage is gone or silent.
+            Refused: a stage ended the session, with its reason.
+            SessionError: a stage broke the protocol.
+        """
+        if len(steps) == 1:  # the decode path: no task of its own
+            await self._send(steps[0])
+            return [await self._receive(steps[0])]
+        sending = asyncio.create_task(self._send_all(steps))
+        try:
+            return [await self._receive(step) for step in steps]
+        finally:
+            sending.cancel()
+            with contextlib.suppress(asyncio.CancelledError, NodeError):
+                await sending
+
+    async def _send_all(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            await self._send(step)
+
+    async def _send(self, step: Step) -> None:
+        try:
+            await self._streams[0].send(step)
+        except UnavailableError:
+            # The watcher of the stream knows better what happened and has queued it, or is about to.
+            self._results.put_nowait(StageLost(f"The stage {self.route.stages[0]} is gone."))
+
+    async def _receive(self, step: Step) -> Result:
+        try:
+            async with asyncio.timeout(self._step_timeout_s):
+                result = await self._results.get()
+        except TimeoutError:
+            raise StageLost(f"No stage answered within {self._step_timeout_s:.0f} s; {_RETRYABLE_WORDS}.") from None
+        if isinstance(result, NodeError):
+            self._results.put_nowait(result)  # Every later step of this session fails for the same reason.
+            raise result
+        if result.position != step.position or result.shape != step.shape or result.codec != step.codec:
+            raise SessionError(f"The stage {self.route.stages[-1]} answered another step than it was asked.")
+        return result
+
+    async def _watch(self, stage: Stage, stream: FrameStream) -> None:
+        try:
+            while True:
+                frame = await stream.receive()
+                match frame:
+                    case Result() if stream is self._streams[-1] and frame.session == self.session:
+                        self._results.put_nowait(frame)
+                    case Refuse():
+                        self._results.put_nowait(_as_error(stage, frame))
+                    case StageLostFrame():
+                        self._results.put_nowait(StageLost(f"The stage after {stage} is gone; {_RETRYABLE_WORDS}."))
+                    case Drain():
+                        continue
+                    case None:
+                        self._results.put_nowait(StageLost(f"The stage {stage} is gone; {_RETRYABLE_WORDS}."))
+                        return
+                    case _:
+                        raise SessionError(f"The stage {stage} sent a {frame.__class__.__name__} frame out of place.")
+        except NodeError as error:
+            self._results.put_nowait(error)
+
+    async def close(self) -> None:
+        """End the session at every stage."""
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+        await asyncio.gather(*(self._close_stream(stream) for stream in self._streams))
+
+    async def _close_stream(self, stream: FrameStream) -> None:
+        with contextlib.suppress(UnavailableError):
+            await stream.send(Close(self.session))
+        await stream.close()
+
+
+async def open_chain(swarm: Swarm, route: Route, shape: SessionShape, *, step_timeout_s: float) -> Chain:
+    """Open a session at every stage of ``route`` at once.
+
+    Raises:
+        StageFailed: a stage is not reachable or refuses; every other stage is closed again.
+    """
+    session = os.urandom(16)
+    openings = [asyncio.create_task(_open_stage(swarm, route, index, session, shape)) for index in range(len(route.stages))]
+    done = await asyncio.gather(*openings, return_exceptions=True)
+    streams = [outcome for outcome in done if isinstance(outcome, FrameStream)]
+    failures = [outcome for outcome in done if isinstance(outcome, BaseException)]
+    if failures:
+        await asyncio.gather(*(stream.close() for stream in streams))
+        # A stage whose next stage cannot be reached is not the one at fault when that one failed by itself.
+        failures.sort(key=lambda failure: _is_secondary(failure))
+        raise failures[0]
+    return Chain(session, route, streams, step_timeout_s)
+
+
+def _is_secondary(failure: BaseException) -> bool:
+    reason = failure.reason if isinstance(failure, StageFailed) else None
+    return isinstance(reason, Refused) and reason.code == "next_unreachable"
+
+
+async def _open_stage(swarm: Swarm, route: Route, index: int, session: bytes, shape: SessionShape) -> FrameStream:
+    stage = route.stages[index]
+    before = route.stages[index - 1] if index else None
+    after = route.stages[index + 1] if index + 1 < len(route.stages) else None
+    try:
+        frames = FrameStream(await swarm.dial(stage.peer_id, PROTOCOL, addresses=stage.addresses))
+    except PeerUnavailable as error:
+        raise StageFailed(stage, error) from error
+    opened = Open(
+        session=session,
+        manifest=shape.manifest,
+        start=stage.start,
+        end=stage.end,
+        batch=shape.batch,
+        left_padding=shape.left_padding,
+        max_length=shape.max_length,
+        codec=shape.codec,
+        previous=before.peer_id if before else "",
+        next=after.peer_id if after else "",
+        next_addresses=after.addresses if after else (),
+    )
+    try:
+        await frames.send(opened)
+        async with asyncio.timeout(_OPEN_TIMEOUT_S):
+            answer = await frames.receive()
+        match answer:
+            case Accept() if answer.session == session:
+                return frames
+            case Refuse():
+                raise _as_error(stage, answer)
+            case None:
+                raise StageLost(f"The stage {stage} closed the stream.")
+            case _:
+                raise SessionError(f"The stage {stage} answered open with {type(answer).__name__}.")
+    except TimeoutError as error:
+        await frames.close()
+        raise StageFailed(stage, StageLost(f"no answer within {_OPEN_TIMEOUT_S:.0f} s")) from error
+    except NodeError as error:
+        await frames.close()
+        raise StageFailed(stage, error) from error
+
+
+_OPEN_TIMEOUT_S = 10.0
+
+
+def _as_error(stage: Stage, refusal: Refuse) -> Refused:
+    return Refused(
+        refusal.code,
+        f"The stage {stage} refuses: {refusal.message}",
+        retryable=refusal.retryable,
+        retry_after_s=refusal.retry_after_ms / 1000,
+    )

@@ -1,0 +1,266 @@
+"""A causal language model whose blocks run on the servers of a swarm, with transformers' own ``generate``.
+
+The model object holds embeddings, norm and head; its one layer sends hidden states along a route. Synchronous: it is
+called from the user's thread and hands network work to the swarm's loop thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from node.client.network import Network
+from node.client.remote_blocks import Echo, RemoteBlocks
+from node.client.remote_session import Connector, RemoteCache
+from node.config import default_home
+from node.errors import UserError
+from node.model.checkpoint import Checkpoint
+from node.model.client_model import build_client_model, probe_returns_tuple
+from node.model.families import check_family
+
+
+class InferenceSession:
+    """A remote session that outlives single calls of ``generate`` or of the model.
+
+    Inside ``with model.inference_session(max_length=...)`` every call of the model continues this session. Pass the
+    whole text so far, as for transformers' ``past_key_values``: what the session has already seen is not sent again.
+    """
+
+    def __init__(self, cache: RemoteCache) -> None:
+        self.cache = cache
+
+    @property
+    def length(self) -> int:
+        """Positions that the servers hold for this session."""
+        return self.cache.history.length
+
+    @property
+    def max_length(self) -> int:
+        """Positions that the session may reach."""
+        return self.cache.history.max_length
+
+    @property
+    def route(self) -> str:
+        """Who serves which blocks, for people; empty before the first step."""
+        return str(self.cache.route or "")
+
+    def close(self) -> None:
+        """End the session at every server."""
+        self.cache.close()
+
+
+class DistributedMixin:
+    """What a client's model does beyond its family's own class."""
+
+    _connector: Connector
+    _remote: RemoteBlocks
+    _active: InferenceSession | None
+    _max_length: int
+    config: Any
+
+    def attach(self, connector: Connector, remote: RemoteBlocks, max_length: int) -> None:
+        """Connect the freshly built model; called once.
+
+        Args:
+            connector: opens sessions along routes; a ``Network`` in earnest.
+            remote: the model's one layer.
+            max_length: positions reserved for a session that is opened by calling the model directly.
+        """
+        self._connector, self._remote, self._active, self._max_length = connector, remote, None, max_length
+        self._opened = threading.local()
+        self.register_forward_pre_hook(_aim_at_session, with_kwargs=True)  # type: ignore[attr-defined]
+
+    @contextlib.contextmanager
+    def inference_session(self, max_length: int) -> Iterator[InferenceSession]:
+        """Open a session of at most ``max_length`` positions that every call inside the ``with`` continues."""
+        if max_length < 1:
+            raise UserError(f"A session of {max_length} positions holds nothing; give max_length of at least 1.")
+        session = InferenceSession(RemoteCache(self._connector, max_length))
+        outer, self._active = self._active, session
+        try:
+            yield session
+        finally:
+            self._active = outer
+            session.close()
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate as transformers does; sessions opened for the call are closed with it, unless it returns them."""
+        opened: list[RemoteCache] = []
+        self._opened.caches = opened
+        try:
+            output = super().generate(*args, **kwargs)  # type: ignore[misc]
+        except BaseException:
+            _close_all(opened)
+            raise
+        finally:
+            self._opened.caches = None
+        kept = getattr(output, "past_key_values", None)
+        _close_all([cache for cache in opened if cache is not kept])
+        return output
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> None:
+        """Give ``generate`` a remote session where it would make a local cache."""
+        del generation_mode, batch_size
+        if generation_config.cache_implementation is not None:
+            raise UserError("The cache lives on the servers; leave cache_implementation unset.")
+        given = model_kwargs.get("past_key_values")
+        if given is None and self._active is not None:
+            given = model_kwargs["past_key_values"] = self._active.cache
+        if given is not None:
+            _check_cache(given)
+            return
+        if generation_config.use_cache is False:
+            return
+        # The last token is never sent back; assisted decoding sends its candidates beyond the maximum length.
+        drafts = generation_config.num_assistant_tokens or 0
+        drafts = max(drafts, generation_config.prompt_lookup_num_tokens or 0)
+        cache = RemoteCache(self._connector, max_cache_length + 1 + drafts)
+        opened = getattr(self._opened, "caches", None)
+        if opened is not None:
+            opened.append(cache)
+        model_kwargs["past_key_values"] = cache
+
+    def close(self) -> None:
+        """Leave the swarm; the model is of no use afterwards."""
+        self._connector.close()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _aim_at_session(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Tell the remote layer which session this forward pass belongs to; runs before every call of the model."""
+    cache = kwargs.get("past_key_values")
+    if cache is None:
+        inputs = kwargs.get("input_ids", kwargs.get("inputs_embeds", args[0] if args else None))
+        if model._active is not None:  # noqa: SLF001 - the model's own hook
+            cache = model._active.cache  # noqa: SLF001
+        elif inputs is not None:
+            keep = kwargs.get("use_cache", model.config.use_cache)
+            cache = RemoteCache(model._connector, model._max_length if keep else inputs.shape[1])  # noqa: SLF001
+        kwargs["past_key_values"] = cache
+    _check_cache(cache)
+    padding = _left_padding(kwargs.get("attention_mask")) if cache.history.length == 0 else ()
+    model._remote.aim(cache, padding)  # noqa: SLF001
+    return args, kwargs
+
+
+def _check_cache(cache: Any) -> None:
+    if not isinstance(cache, RemoteCache):
+        raise UserError(
+            f"past_key_values is a {type(cache).__name__}; the blocks run remotely, so leave it out or pass the cache "
+            "of an inference_session()."
+        )
+
+
+def _left_padding(mask: torch.Tensor | None) -> tuple[int, ...]:
+    """Return the padding positions at the start of each row of a 2-D mask; empty for none.
+
+    Raises:
+        UserError: the mask hides positions elsewhere.
+    """
+    if mask is None or bool(mask.all()):
+        return ()
+    if mask.ndim != 2:
+        raise UserError("Only a 2-D attention_mask of shape [batch, positions] can be sent to the servers.")
+    kept = mask.bool()
+    padding = (~kept).sum(dim=1)
+    expected = torch.arange(mask.shape[1], device=mask.device).unsqueeze(0) >= padding.unsqueeze(1)
+    if not torch.equal(kept, expected) or bool((padding == mask.shape[1]).any()):
+        raise UserError(
+            "The attention_mask hides positions inside or after the text; pad on the left "
+            "(tokenizer.padding_side = 'left') and leave no row empty."
+        )
+    return tuple(padding.tolist())
+
+
+def _close_all(caches: list[RemoteCache]) -> None:
+    for cache in caches:
+        cache.close()
+
+
+def build_model(
+    config: Any, tensors: dict[str, torch.Tensor], *, dtype: torch.dtype, device: torch.device
+) -> tuple[Any, RemoteBlocks]:
+    """Build the client's model, not yet connected, and return it with its one layer.
+
+    Args:
+        config: transformers' config of the whole model.
+        tensors: everything of the checkpoint outside its blocks.
+        dtype: dtype of weights and of the hidden states that travel.
+        device: where embeddings and head compute.
+    """
+    remote = RemoteBlocks()
+    model = build_client_model(config, tensors, remote, mixin=DistributedMixin, dtype=dtype, device=device)
+    remote.aim(Echo(), ())
+    remote.returns_tuple = probe_returns_tuple(model)
+    return model, remote
+
+
+class AutoDistributedModelForCausalLM:
+    """Loads the client's part of a model and connects it to a swarm that serves the rest."""
+
+    def __new__(cls) -> Any:
+        raise TypeError("Use AutoDistributedModelForCausalLM.from_pretrained(...).")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str,
+        *,
+        join: str | None = None,
+        initial_peers: list[str] | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        revision: str | None = None,
+        max_length: int = 2048,
+        step_timeout_s: float = 120.0,
+    ) -> Any:
+        """Load embeddings, norm and head of a model; its blocks run on the swarm's servers.
+
+        Args:
+            path_or_hub_id: local directory, hub id, or ``embedded`` for the model that comes with this package.
+            join: join code of a swarm, or multiaddrs.
+            initial_peers: multiaddrs of a public swarm, instead of ``join``.
+            dtype: dtype of embeddings and head, and of the hidden states that travel.
+            device: where embeddings and head compute.
+            revision: revision on the hub.
+            max_length: positions reserved for a session opened by calling the model directly.
+            step_timeout_s: how long the route may stay silent in one step, s.
+
+        Returns:
+            An object of the family's own class, for example ``LlamaForCausalLM``, with ``generate``,
+            ``inference_session`` and ``close``.
+
+        Raises:
+            UserError: bad input; the message says what to do.
+            UnavailableError: the swarm cannot be reached.
+        """
+        checkpoint = Checkpoint.open(path_or_hub_id, revision=revision, home=default_home())
+        check_family(checkpoint.config)
+        where = torch.device(device)
+        tensors = checkpoint.load_client(dtype=dtype, device=where)
+        model, remote = build_model(checkpoint.config, tensors, dtype=dtype, device=where)
+        network = Network.connect(
+            manifest=checkpoint.manifest32,
+            num_blocks=checkpoint.num_blocks,
+            join=join,
+            initial_peers=initial_peers or [],
+            step_timeout_s=step_timeout_s,
+        )
+        model.attach(network, remote, max_length)
+        return model

@@ -1,0 +1,79 @@
+"""The client's view of a session's history, as a pure state machine: it turns hidden states to run into steps.
+
+No I/O, no tensors, no clock. Crops and row selections that transformers asks of a cache are remembered here and ride
+on the next step, so that they cost no round trip of their own.
+
+    length 8 ── crop_to(5) ──> length 5 ── select_rows(1, 1) ──> plan(2 tokens) = Step(position 5, crop 5, rows 1 1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from node.errors import LocalError, PromptTooLong
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """One step to send: the tokens ``[first, first + num_tokens)`` of what was given to ``plan``."""
+
+    position: int
+    first: int
+    num_tokens: int
+    crop: int | None
+    rows: tuple[int, ...] | None
+
+
+class History:
+    """Length, rows and pending changes of one session."""
+
+    def __init__(self, max_length: int) -> None:
+        self.max_length = max_length
+        self.length = 0
+        self.batch: int | None = None
+        """Rows of the next step; None before the first."""
+        self._crop: int | None = None
+        self._rows: tuple[int, ...] | None = None
+
+    def crop_to(self, length: int) -> None:
+        """Forget every position from ``length`` on."""
+        if length >= self.length:
+            return
+        if length < 0:
+            raise LocalError(f"A history cannot be cropped to {length} positions.")
+        self.length = length
+        self._crop = length
+
+    def select_rows(self, rows: Sequence[int]) -> None:
+        """Keep ``rows`` of the history in that order; repetition is allowed."""
+        if self.batch is None:
+            return
+        if any(not 0 <= row < self.batch for row in rows):
+            raise LocalError(f"The history has {self.batch} rows and no row {max(rows)}.")
+        selected = tuple(rows) if self._rows is None else tuple(self._rows[row] for row in rows)
+        self._rows = selected
+        self.batch = len(rows)
+
+    def plan(self, batch: int, num_tokens: int, max_tokens_per_step: int) -> list[PlannedStep]:
+        """Return the steps that append ``num_tokens`` positions, and count them as done.
+
+        Raises:
+            PromptTooLong: the history would exceed the session's maximum length.
+            LocalError: the number of rows is not the session's.
+        """
+        if self.batch is not None and batch != self.batch:
+            raise LocalError(f"The session has {self.batch} rows; {batch} were given.")
+        if self.length + num_tokens > self.max_length:
+            raise PromptTooLong(
+                f"The session was opened for {self.max_length} positions and would reach {self.length + num_tokens}; "
+                "open it with a larger max_length or generate less."
+            )
+        steps = []
+        for first in range(0, num_tokens, max_tokens_per_step):
+            count = min(max_tokens_per_step, num_tokens - first)
+            steps.append(PlannedStep(self.length + first, first, count, self._crop, self._rows))
+            self._crop = self._rows = None
+        self.length += num_tokens
+        self.batch = batch
+        return steps

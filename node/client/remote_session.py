@@ -1,0 +1,163 @@
+"""One remote session as transformers sees it: a ``Cache`` whose history lives on the servers of a route.
+
+Called from whatever thread runs the model; network work happens in the client's loop thread. The session opens with
+its first step, when the number of rows and their padding are known.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from node.client.chain import Chain
+from node.client.history import History, PlannedStep
+from node.client.route import Route
+from node.errors import LocalError, UserError
+from node.model.tensors import from_payload, to_payload
+from node.wire import ITEM_BYTES, Result, Step
+
+_MAX_STEP_BYTES = 2 * 2**20
+"""Hidden states of a longer prefill are sent in several steps, which the stages work on at the same time."""
+
+
+class Connector(Protocol):
+    """Opens, uses and closes chains from a synchronous thread; ``network.Network`` is one."""
+
+    def open(self, batch: int, left_padding: tuple[int, ...], max_length: int, codec: str) -> Chain:
+        """Plan a route and open a session along it."""
+
+    def run(self, chain: Chain, steps: list[Step]) -> list[Result]:
+        """Send steps and wait for their results."""
+
+    def close_later(self, chain: Chain) -> None:
+        """End a session without waiting for it."""
+
+    def close(self) -> None:
+        """End everything; no session can be opened afterwards."""
+
+
+class _Lengths(CacheLayerMixin):
+    """The one cache layer that transformers sees; it holds no keys, only the session's history."""
+
+    is_croppable = True
+    is_sliding = False
+
+    def __init__(self, history: History) -> None:
+        super().__init__()
+        self.history = history
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Nothing to allocate here."""
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+        """Refuse: no layer computes attention on the client."""
+        raise LocalError("A remote session takes hidden states, not keys and values.")
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return keys seen by a query, and their offset."""
+        return self.history.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Return the length of the history."""
+        return self.history.length
+
+    def get_max_length(self) -> int:
+        """Return the positions that the session may reach."""
+        return self.history.max_length
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last ``abs(tokens_to_remove)`` positions."""
+        self.history.crop_to(self.history.length - abs(tokens_to_remove))
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Keep the rows ``beam_idx``, in that order."""
+        self.history.select_rows(beam_idx.tolist())
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the rows ``indices``: numbers, or a mask over all rows."""
+        numbers = indices.nonzero().flatten() if indices.dtype == torch.bool else indices
+        self.history.select_rows(numbers.tolist())
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row ``repeats`` times in place."""
+        if self.history.batch is not None:
+            self.history.select_rows([row for row in range(self.history.batch) for _ in range(repeats)])
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.history.crop_to(0)
+
+
+class RemoteCache(Cache):
+    """The cache object of one remote session."""
+
+    def __init__(self, connector: Connector, max_length: int) -> None:
+        self.history = History(max_length)
+        super().__init__(layers=[_Lengths(self.history)])
+        self._connector = connector
+        self._chain: Chain | None = None
+        self._padding: tuple[int, ...] = ()
+        self._finalizer: Callable[[], Any] | None = None
+        self._is_closed = False
+
+    @property
+    def route(self) -> Route | None:
+        """The route of the session; None before its first step."""
+        return self._chain.route if self._chain else None
+
+    def step(self, hidden: torch.Tensor, left_padding: tuple[int, ...]) -> torch.Tensor:
+        """Run ``hidden`` through the remote blocks and append it to the history.
+
+        Args:
+            hidden: ``[batch, seq, hidden]``.
+            left_padding: padding positions per row, empty for none; counts for the first step of a session.
+
+        Returns:
+            ``[batch, seq, hidden]`` of the same dtype and device.
+        """
+        if self._is_closed:
+            raise UserError("This session is closed; open a new one with inference_session().")
+        batch, num_tokens, hidden_size = hidden.shape
+        codec = str(hidden.dtype).removeprefix("torch.")
+        if codec not in ITEM_BYTES:
+            raise UserError(f"Hidden states in {codec} do not travel; load the model with dtype=torch.float32.")
+        if self._chain is None:
+            self._open(batch, left_padding, codec)
+        assert self._chain is not None
+        at_once = max(1, _MAX_STEP_BYTES // (batch * hidden_size * ITEM_BYTES[codec]))
+        planned = self.history.plan(batch, num_tokens, at_once)
+        steps = [self._to_step(self._chain.session, part, hidden, codec) for part in planned]
+        results = self._connector.run(self._chain, steps)
+        parts = [
+            from_payload(result.payload, result.shape, codec, dtype=hidden.dtype, device=hidden.device)
+            for result in results
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _open(self, batch: int, left_padding: tuple[int, ...], codec: str) -> None:
+        self._chain = self._connector.open(batch, left_padding, self.history.max_length, codec)
+        self._finalizer = weakref.finalize(self, self._connector.close_later, self._chain)
+
+    @staticmethod
+    def _to_step(session: bytes, part: PlannedStep, hidden: torch.Tensor, codec: str) -> Step:
+        piece = hidden[:, part.first : part.first + part.num_tokens]
+        return Step(
+            session=session,
+            position=part.position,
+            shape=tuple(piece.shape),
+            codec=codec,
+            payload=to_payload(piece, codec),
+            crop=part.crop,
+            rows=part.rows,
+        )
+
+    def close(self) -> None:
+        """End the session; doing so twice is fine."""
+        self._is_closed = True
+        if self._finalizer is not None:
+            self._finalizer()

@@ -1,0 +1,110 @@
+"""What a stage may be asked in a session, as a pure state machine: frames in, work orders out.
+
+No I/O, no tensors, no clock. The handler feeds it the steps that arrive; it says what to compute, or raises
+``SessionError`` for what the peer may not ask. State moves when a step is admitted; a failed step ends the session, so
+there is nothing to roll back.
+
+    open ── step ──> position == length ───────────────────────────> Compute, length += tokens
+            step ──> position + tokens == length, same as the last ─> Repeat (send the last output again)
+            step with crop  ──> length = crop first
+            step with rows  ──> batch = rows first, padding follows its rows
+            anything else   ──> SessionError
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from node.errors import SessionError
+from node.wire import MAX_BATCH, Open, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Run a step; what changes before it stands beside it."""
+
+    step: Step
+    crop: int | None
+    """Positions to keep, if fewer than the history has."""
+    rows: tuple[int, ...] | None
+    """Rows to keep, if not all in order."""
+    left_padding: tuple[int, ...]
+    """Padding per row after the row selection; empty for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """The step was computed already: send its output again."""
+
+    step: Step
+
+
+Order: TypeAlias = Compute | Repeat
+
+
+class StageSession:
+    """The state of one session at one stage."""
+
+    def __init__(self, opened: Open, hidden_size: int) -> None:
+        if not 1 <= opened.batch <= MAX_BATCH:
+            raise SessionError(f"A session opens with 1 to {MAX_BATCH} rows, not {opened.batch}.")
+        if opened.left_padding and len(opened.left_padding) != opened.batch:
+            raise SessionError("Left padding is given for every row or for none.")
+        if any(padding >= max(1, opened.max_length) for padding in opened.left_padding):
+            raise SessionError("A row is padding up to the session's maximum length.")
+        self.opened = opened
+        self.length = 0
+        self.batch = opened.batch
+        self._hidden_size = hidden_size
+        self._left_padding = opened.left_padding if any(opened.left_padding) else ()
+        self._last: tuple[int, tuple[int, ...]] | None = None
+
+    def receive(self, step: Step) -> Order:
+        """Admit ``step`` and say what to do for it.
+
+        Raises:
+            SessionError: the step does not fit into the session; the session must end.
+        """
+        if step.codec != self.opened.codec:
+            raise SessionError(f"The session's codec is {self.opened.codec}, the step's {step.codec}.")
+        rows, tokens, hidden_size = step.shape
+        if hidden_size != self._hidden_size:
+            raise SessionError(f"The model's hidden size is {self._hidden_size}, the step's {hidden_size}.")
+        if self._is_repeat(step):
+            return Repeat(step)
+        length = self._length_after_crop(step.crop)
+        kept = self._kept_rows(step.rows, rows)
+        if step.position != length:
+            raise SessionError(f"The session stands at position {length}, the step at {step.position}.")
+        if length + tokens > self.opened.max_length:
+            raise SessionError(
+                f"The step reaches position {length + tokens}; the session was opened for {self.opened.max_length}."
+            )
+        if kept is not None and self._left_padding:
+            self._left_padding = tuple(self._left_padding[row] for row in kept)
+        crop = length if length < self.length else None
+        self.length, self.batch, self._last = length + tokens, rows, (step.position, step.shape)
+        return Compute(step, crop, kept, self._left_padding)
+
+    def _is_repeat(self, step: Step) -> bool:
+        """A step with a crop is computed again instead: cropping back to it makes it idempotent anyway."""
+        return self._last == (step.position, step.shape) and step.crop is None and step.rows is None
+
+    def _length_after_crop(self, crop: int | None) -> int:
+        if crop is None:
+            return self.length
+        if crop > self.length:
+            raise SessionError(f"The session has {self.length} positions and cannot be cropped to {crop}.")
+        return crop
+
+    def _kept_rows(self, selected: tuple[int, ...] | None, rows: int) -> tuple[int, ...] | None:
+        if selected is None:
+            if rows != self.batch:
+                raise SessionError(f"The session has {self.batch} rows, the step {rows}.")
+            return None
+        if len(selected) != rows:
+            raise SessionError(f"The step selects {len(selected)} rows and carries {rows}.")
+        if any(row >= self.batch for row in selected):
+            raise SessionError(f"The step selects a row beyond the session's {self.batch}.")
+        return None if selected == tuple(range(self.batch)) else selected

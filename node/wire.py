@@ -1,0 +1,344 @@
+"""Frames of ``/efedllm/session/1``: their structure, bounds and bytes. No I/O, no tensors, no thread of its own.
+
+A frame is ``u32 length | msgpack header | payload``: ``length`` counts header and payload, the header is a map with the
+frame's kind and fields, and the payload is what remains, the raw little-endian bytes of one tensor (empty in frames
+that carry none). Everything is bounded before it is allocated; an unknown kind, an unknown or missing field, a value
+out of range or a payload of another size than shape and dtype say raises ``FrameError``.
+
+The classes below are the specification: every field has its meaning, unit and bound beside it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
+from math import prod
+from typing import Any, ClassVar, Protocol, TypeAlias
+
+import msgpack
+
+from node.errors import FrameError
+
+PROTOCOL = "/efedllm/session/1"
+MAX_FRAME_BYTES = 64 * 2**20
+"""Header and payload of one frame together."""
+MAX_HEADER_BYTES = 64 * 2**10
+MAX_BATCH = 1024
+"""Rows of one session."""
+MAX_LENGTH = 2**24
+"""Positions of one session."""
+LENGTH_BYTES = 4
+
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Activation codecs of this version: a dtype sent raw. Bytes per element."""
+
+Payload: TypeAlias = bytes | bytearray | memoryview
+Check: TypeAlias = Callable[[Any], Any]
+
+
+def _uint(limit: int) -> Check:
+    def check(value: Any) -> int:
+        if type(value) is not int or not 0 <= value <= limit:
+            raise FrameError(f"must be an integer from 0 to {limit}")
+        return value
+
+    return check
+
+
+def _text(limit: int) -> Check:
+    def check(value: Any) -> str:
+        if type(value) is not str or len(value) > limit:
+            raise FrameError(f"must be a string of at most {limit} characters")
+        return value
+
+    return check
+
+
+def _blob(size: int) -> Check:
+    def check(value: Any) -> bytes:
+        if type(value) is not bytes or len(value) != size:
+            raise FrameError(f"must be {size} bytes")
+        return value
+
+    return check
+
+
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise FrameError("must be a boolean")
+    return value
+
+
+def _codec(value: Any) -> str:
+    if type(value) is not str or value not in ITEM_BYTES:
+        raise FrameError(f"must be one of {', '.join(ITEM_BYTES)}")
+    return value
+
+
+def _list(item: Check, limit: int) -> Check:
+    def check(value: Any) -> tuple[Any, ...]:
+        if type(value) is not list or len(value) > limit:
+            raise FrameError(f"must be a list of at most {limit} entries")
+        return tuple(item(entry) for entry in value)
+
+    return check
+
+
+def _optional(item: Check) -> Check:
+    return lambda value: None if value is None else item(value)
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    shape = _list(_uint(MAX_LENGTH), 3)(value)
+    if len(shape) != 3 or 0 in shape:
+        raise FrameError("must be three positive integers: rows, tokens, hidden size")
+    return tuple(shape)
+
+
+_SESSION = _blob(16)
+_PEER = _text(64)
+_POSITION = _uint(MAX_LENGTH)
+
+
+class _Frame(Protocol):
+    KIND: ClassVar[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Client to stage: start a session over some of the stage's blocks."""
+
+    KIND: ClassVar[str] = "open"
+    session: bytes = field(metadata={"check": _SESSION})
+    """Random id chosen by the client, 16 bytes."""
+    manifest: bytes = field(metadata={"check": _blob(32)})
+    """Identity of the model, sha256."""
+    start: int = field(metadata={"check": _uint(2**16)})
+    """First block to run."""
+    end: int = field(metadata={"check": _uint(2**16)})
+    """One past the last block to run."""
+    batch: int = field(metadata={"check": _uint(MAX_BATCH)})
+    """Rows of the first step."""
+    left_padding: tuple[int, ...] = field(metadata={"check": _list(_POSITION, MAX_BATCH)})
+    """Padding positions at the start of each row; empty when there are none."""
+    max_length: int = field(metadata={"check": _POSITION})
+    """Positions that the session may reach; the stage reserves memory for them."""
+    codec: str = field(metadata={"check": _codec})
+    """How hidden states travel in this session: the dtype of the payloads."""
+    previous: str = field(metadata={"check": _PEER})
+    """Peer that may push steps; empty: steps come on this stream."""
+    next: str = field(metadata={"check": _PEER})
+    """Peer to push outputs to; empty: outputs return on this stream as results."""
+    next_addresses: tuple[str, ...] = field(metadata={"check": _list(_text(256), 16)})
+    """Multiaddrs of ``next``."""
+    adapter: str = field(default="", metadata={"check": _text(128)})
+    """Name of an adapter to apply; empty: none. Reserved, refused politely until it exists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """Stage to client: the session is open and its memory reserved."""
+
+    KIND: ClassVar[str] = "accept"
+    session: bytes = field(metadata={"check": _SESSION})
+    """The id from ``open``."""
+    dtype: str = field(metadata={"check": _text(32)})
+    """The dtype that the stage computes in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Client or previous stage to stage: hidden states of consecutive positions."""
+
+    KIND: ClassVar[str] = "step"
+    session: bytes = field(metadata={"check": _SESSION})
+    """The id from ``open``."""
+    position: int = field(metadata={"check": _POSITION})
+    """Position of the first token of the payload; makes a repeated step idempotent."""
+    shape: tuple[int, ...] = field(metadata={"check": _shape})
+    """Rows, tokens, hidden size of the payload."""
+    codec: str = field(metadata={"check": _codec})
+    """The session's codec."""
+    payload: Payload
+    """Raw tensor bytes, row-major."""
+    crop: int | None = field(default=None, metadata={"check": _optional(_POSITION)})
+    """Forget every position from this one on before the step."""
+    rows: tuple[int, ...] | None = field(
+        default=None, metadata={"check": _optional(_list(_uint(MAX_BATCH - 1), MAX_BATCH))}
+    )
+    """Keep these rows of the history, in this order, before the step (beam search)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Last stage to client: what the last block gives for a step."""
+
+    KIND: ClassVar[str] = "result"
+    session: bytes = field(metadata={"check": _SESSION})
+    """The id from ``open``."""
+    position: int = field(metadata={"check": _POSITION})
+    """The step's position."""
+    shape: tuple[int, ...] = field(metadata={"check": _shape})
+    """Rows, tokens, hidden size of the payload."""
+    codec: str = field(metadata={"check": _codec})
+    """The session's codec."""
+    payload: Payload
+    """Raw tensor bytes, row-major."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Stage to client: no, and why. Ends the session unless it names none."""
+
+    KIND: ClassVar[str] = "refuse"
+    session: bytes = field(metadata={"check": _SESSION})
+    """The id from ``open``; zeros when the frame refused names none."""
+    code: str = field(metadata={"check": _text(32)})
+    """Stable word for programs: see docs/protocol.md."""
+    message: str = field(metadata={"check": _text(512)})
+    """One sentence for people, with the mend."""
+    retryable: bool = field(default=False, metadata={"check": _flag})
+    """True: the same request may succeed later, or elsewhere."""
+    retry_after_ms: int = field(default=0, metadata={"check": _uint(2**31)})
+    """When to ask this stage again, ms."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageLost:
+    """Stage to client: the next stage of this session does not take pushes any more."""
+
+    KIND: ClassVar[str] = "stage_lost"
+    session: bytes = field(metadata={"check": _SESSION})
+    """The id from ``open``."""
+    peer: str = field(metadata={"check": _PEER})
+    """The peer that is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Stage to client: this server is leaving; no new sessions, finish or move this one."""
+
+    KIND: ClassVar[str] = "drain"
+    session: bytes = field(metadata={"check": _SESSION})
+    """The id from ``open``."""
+    seconds: int = field(metadata={"check": _uint(2**20)})
+    """How long running sessions are still served, s."""
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Client to stage: the session is over; free its memory."""
+
+    KIND: ClassVar[str] = "close"
+    session: bytes = field(metadata={"check": _SESSION})
+    """The id from ``open``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """A frame of a later capability: understood by name, refused politely."""
+
+    kind: str
+    session: bytes
+
+
+Frame: TypeAlias = Open | Accept | Step | Result | Refuse | StageLost | Drain | Close | Reserved
+Sendable: TypeAlias = Open | Accept | Step | Result | Refuse | StageLost | Drain | Close
+
+_FRAMES: dict[str, type[Sendable]] = {
+    frame.KIND: frame for frame in (Open, Accept, Step, Result, Refuse, StageLost, Drain, Close)
+}
+RESERVED_KINDS = frozenset({"replay", "offer", "checkpoint", "cosign", "reveal", "opening"})
+NO_SESSION = bytes(16)
+
+
+@cache
+def _checks(frame: type[Sendable]) -> dict[str, tuple[Check, Any]]:
+    """Return each header field's check and default."""
+    return {part.name: (part.metadata["check"], part.default) for part in fields(frame) if part.name != "payload"}
+
+
+def encode(frame: Sendable) -> tuple[bytes, Payload]:
+    """Return the bytes to write for ``frame``: prefix with header, then the payload, which is not copied."""
+    payload: Payload = frame.payload if isinstance(frame, Step | Result) else b""
+    header: dict[str, Any] = {"kind": frame.KIND}
+    for name, (_, default) in _checks(type(frame)).items():
+        value = getattr(frame, name)
+        if value != default:
+            header[name] = value
+    packed = msgpack.packb(header)
+    num_bytes = len(packed) + memoryview(payload).nbytes
+    return struct.pack(">I", num_bytes) + packed, payload
+
+
+def decode_length(prefix: bytes) -> int:
+    """Return how many bytes follow the 4-byte ``prefix``.
+
+    Raises:
+        FrameError: the frame would be empty or larger than ``MAX_FRAME_BYTES``.
+    """
+    (length,) = struct.unpack(">I", prefix)
+    if not 0 < length <= MAX_FRAME_BYTES:
+        raise FrameError(f"A frame of {length} bytes was announced; the bound is {MAX_FRAME_BYTES}.")
+    return int(length)
+
+
+def decode(body: Payload) -> Frame:
+    """Return the frame whose header and payload are ``body``.
+
+    The payload of the frame is a view into ``body``.
+
+    Raises:
+        FrameError: anything about the frame is not as specified.
+    """
+    view = memoryview(body)
+    header, header_bytes = _unpack_header(view)
+    kind = header.pop("kind", None)
+    if isinstance(kind, str) and kind in RESERVED_KINDS:
+        session = header.get("session")
+        return Reserved(kind, session if isinstance(session, bytes) and len(session) == 16 else NO_SESSION)
+    frame = _FRAMES.get(kind) if isinstance(kind, str) else None
+    if frame is None:
+        raise FrameError("The frame has an unknown kind.")
+    values = _checked_values(frame, header)
+    payload = view[header_bytes:]
+    if issubclass(frame, Step | Result):
+        expected = prod(values["shape"]) * ITEM_BYTES[values["codec"]]
+        if payload.nbytes != expected:
+            raise FrameError(f"A {kind} frame carries {payload.nbytes} payload bytes; its shape asks for {expected}.")
+        values["payload"] = payload
+    elif payload.nbytes:
+        raise FrameError(f"A {kind} frame carries {payload.nbytes} payload bytes and may carry none.")
+    return frame(**values)
+
+
+def _unpack_header(view: memoryview) -> tuple[dict[Any, Any], int]:
+    unpacker = msgpack.Unpacker(
+        max_buffer_size=MAX_HEADER_BYTES, max_map_len=32, max_array_len=MAX_BATCH, max_ext_len=0, strict_map_key=True
+    )
+    try:
+        unpacker.feed(view[:MAX_HEADER_BYTES])
+        header = unpacker.unpack()
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
+        raise FrameError("The frame's header is not msgpack within its bounds.") from error
+    if not isinstance(header, dict):
+        raise FrameError("The frame's header is not a map.")
+    return header, unpacker.tell()
+
+
+def _checked_values(frame: type[Sendable], header: dict[Any, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, (check, default) in _checks(frame).items():
+        if name not in header:
+            if default is MISSING:
+                raise FrameError(f"A {frame.KIND} frame lacks the field {name}.")
+            continue
+        try:
+            values[name] = check(header.pop(name))
+        except FrameError as error:
+            raise FrameError(f"The field {name} of a {frame.KIND} frame {error}.") from None
+    if header:
+        raise FrameError(f"A {frame.KIND} frame has {len(header)} unknown fields.")
+    return values
