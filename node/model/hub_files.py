@@ -36,7 +36,7 @@ from node.model.resumable_download import download
 
 _HEAD_BYTES = 128 * 1024  # the first part of a file, fetched at once: it holds most safetensors headers
 _NUM_CONNECTIONS = 4
-_TIMEOUT_S = 30.0
+_TIMEOUT_S = 20.0
 _MAX_PLAIN_BYTES = 50_000_000_000  # larger files are left to huggingface_hub, as hubs do not serve them over plain HTTP
 _NO_BAR = functools.partial(tqdm, disable=True)
 _UNREACHABLE = (httpx2.TransportError, OfflineModeIsEnabled)
@@ -69,19 +69,18 @@ def open_repository(repo_id: str, revision: str | None, access: HubAccess, diges
         ModelNotFound: The hub has no such model, or hides it, or the hub is off and the model not in the cache.
         UnavailableError: The hub does not answer and the model is not in the cache.
     """
-    config = _fetch_config(repo_id, revision, access)
-    commit = config.parent.name
-    listing = _recall_listing(repo_id, commit, access)
-    if listing is None:
-        try:
-            listing = _fetch_listing(repo_id, commit, access)
-        except _UNREACHABLE:
+    try:
+        commit, listing = _fetch_listing(repo_id, revision, access)
+    except (*_UNREACHABLE, UnavailableError):
+        config = _fetch_config(repo_id, revision, access, from_cache=True)
+        recalled = _recall_listing(repo_id, config.parent.name, access)
+        if recalled is None:
             return LocalFiles(config.parent, repo_id.rpartition("/")[2], digests)
-        except HfHubHTTPError as error:
-            raise UnavailableError(
-                f"the hub does not list the files of {repo_id} ({error.response.status_code}): try again later"
-            ) from error
-        _remember_listing(repo_id, commit, access, listing)
+        return HubFiles(repo_id, config.parent.name, recalled, access, digests)
+    # By its revision, so that the cache knows to which commit the name led; then by the commit, if the name moved on.
+    if _fetch_config(repo_id, revision, access).parent.name != commit:
+        _fetch_config(repo_id, commit, access)
+    _remember_listing(repo_id, commit, access, listing)
     return HubFiles(repo_id, commit, listing, access, digests)
 
 
@@ -139,11 +138,7 @@ class HubFiles:
         """
         missing = [file for file in files if not self._local(file).is_file()]
         if missing:
-            if is_offline_mode():
-                raise UnavailableError(
-                    f"{missing[0]} of {self._repo_id} is not in the cache and the hub is switched off: "
-                    "start once without HF_HUB_OFFLINE"
-                )
+            self._check_switched_on(missing[0])
             self._fetch(missing, progress)
         for file in files:
             here, there = self._local(file).stat().st_size, self.size_bytes(file)
@@ -163,7 +158,15 @@ class HubFiles:
             raise DamagedCheckpoint(f"{file} is missing from {self._repo_id} on the hub: choose another revision")
         return entry
 
+    def _check_switched_on(self, file: str) -> None:
+        if is_offline_mode():
+            raise UnavailableError(
+                f"{file} of {self._repo_id} is not in the cache and the hub is switched off: "
+                "start once without HF_HUB_OFFLINE"
+            )
+
     def _read_range(self, file: str, begin: int, size_bytes: int) -> bytes:
+        self._check_switched_on(file)
         headers = self._headers() | {"Range": f"bytes={begin}-{begin + size_bytes - 1}", "Accept-Encoding": "identity"}
         wanted_bytes = size_bytes
         part = bytearray()
@@ -268,7 +271,7 @@ class HubFiles:
         return dict(build_hf_headers(token=self._access.token))
 
 
-def _fetch_config(repo_id: str, revision: str | None, access: HubAccess) -> Path:
+def _fetch_config(repo_id: str, revision: str | None, access: HubAccess, *, from_cache: bool = False) -> Path:
     try:
         path = hf_hub_download(
             repo_id,
@@ -278,7 +281,30 @@ def _fetch_config(repo_id: str, revision: str | None, access: HubAccess) -> Path
             token=access.token,
             endpoint=access.endpoint,
             tqdm_class=_NO_BAR,
+            local_files_only=from_cache,
         )
+    except LocalEntryNotFoundError as error:
+        if is_offline_mode():
+            raise ModelNotFound(
+                f"{repo_id} is not in the cache and the hub is switched off: start once without HF_HUB_OFFLINE"
+            ) from error
+        raise UnavailableError(
+            f"the hub does not answer and {repo_id} is not in the cache: check the connection, then try again"
+        ) from error
+    except EntryNotFoundError as error:
+        raise ModelNotFound(
+            f"{repo_id} has no {CONFIG_FILE} on the hub: choose a model in transformers' layout"
+        ) from error
+    except (*_UNREACHABLE, HfHubHTTPError) as error:
+        raise UnavailableError(f"the hub does not give {CONFIG_FILE} of {repo_id}: try again later") from error
+    return Path(path)
+
+
+def _fetch_listing(repo_id: str, revision: str | None, access: HubAccess) -> tuple[str, dict[str, HubFile]]:
+    """Return the commit to which the revision leads, and what the hub says of its files."""
+    api = HfApi(endpoint=access.endpoint, token=access.token)
+    try:
+        info = api.model_info(repo_id, revision=revision, files_metadata=True, timeout=_TIMEOUT_S)
     except GatedRepoError as error:
         raise ModelNotFound(
             f"the hub gives {repo_id} only to those who accepted its terms: "
@@ -296,27 +322,9 @@ def _fetch_config(repo_id: str, revision: str | None, access: HubAccess) -> Path
         raise ModelNotFound(
             f"{repo_id!r} is neither a directory nor a hub id such as org/name: check the name"
         ) from error
-    except LocalEntryNotFoundError as error:
-        if is_offline_mode():
-            raise ModelNotFound(
-                f"{repo_id} is not in the cache and the hub is switched off: start once without HF_HUB_OFFLINE"
-            ) from error
-        raise UnavailableError(
-            f"the hub does not answer and {repo_id} is not in the cache: check the connection, then try again"
-        ) from error
-    except EntryNotFoundError as error:
-        raise ModelNotFound(
-            f"{repo_id} has no {CONFIG_FILE} on the hub: choose a model in transformers' layout"
-        ) from error
     except HfHubHTTPError as error:
         raise UnavailableError(f"the hub refuses {repo_id} ({error.response.status_code}): try again later") from error
-    return Path(path)
-
-
-def _fetch_listing(repo_id: str, commit: str, access: HubAccess) -> dict[str, HubFile]:
-    api = HfApi(endpoint=access.endpoint, token=access.token)
-    info = api.model_info(repo_id, revision=commit, files_metadata=True, timeout=_TIMEOUT_S)
-    return {
+    return info.sha, {
         entry.rfilename: HubFile(entry.size or 0, bytes.fromhex(entry.lfs.sha256) if entry.lfs is not None else None)
         for entry in info.siblings or ()
     }

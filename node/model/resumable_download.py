@@ -17,7 +17,6 @@ from huggingface_hub.utils import hf_raise_for_status
 from node.errors import UnavailableError
 from node.model.digests import hash_file
 
-_CHUNK_BYTES = 1024 * 1024
 _MAX_BARREN_ATTEMPTS = 5  # attempts in a row that brought no byte
 _PAUSE_S = 1.0  # before another attempt
 _TIMEOUT_S = 30.0  # for a connection, and for each read
@@ -91,7 +90,7 @@ def _fetch_rest(
             gained = -have
             have = 0
         with partial.open("ab" if have else "wb") as stream:
-            for chunk in response.iter_raw(_CHUNK_BYTES):
+            for chunk in response.iter_raw():
                 kept = chunk[: size_bytes - stream.tell()]  # never more than announced
                 if not kept:
                     break
