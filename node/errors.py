@@ -42,6 +42,10 @@ class DamagedCheckpoint(UserError):
     """A weight file cannot be read, or holds other tensors than its config asks for."""
 
 
+class ConfigMismatch(DamagedCheckpoint):
+    """The files are sound, but config and weights do not describe the same model."""
+
+
 class PromptTooLong(UserError):
     """Prompt and new tokens do not fit into the maximum length."""
 

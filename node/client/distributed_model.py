@@ -43,6 +43,10 @@ class InferenceSession:
         """Positions that the session may reach."""
         return self.cache.history.max_length
 
+    def crop(self, length: int) -> None:
+        """Forget every position from ``length`` on; the servers are told with the next step."""
+        self.cache.history.crop_to(length)
+
     @property
     def route(self) -> str:
         """Who serves which blocks, for people; empty before the first step."""

@@ -110,7 +110,5 @@ def check_completeness(expected: ExpectedTensors, names: Iterable[str], wanted: 
     found = {alias for target in present.values() for alias in expected.ties.get(str(target), {str(target)})}
     missing = sorted(name for name in wanted if name in expected.parameters and name not in found)
     if missing:
-        raise DamagedCheckpoint(
-            f"config.json and the weights disagree: {missing[0]}"
-            f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''} are in no weight file: {_MEND}"
-        )
+        which = f"{missing[0]} and {len(missing) - 1} more are" if len(missing) > 1 else f"{missing[0]} is"
+        raise DamagedCheckpoint(f"config.json and the weights disagree: {which} in no weight file: {_MEND}")

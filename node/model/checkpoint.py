@@ -269,10 +269,10 @@ class Checkpoint:
 
 
 def _locate(path_or_hub_id: str, revision: str | None, access: HubAccess, digests: DigestCache) -> ModelFiles:
-    path = Path(path_or_hub_id).expanduser()
-    if path.is_dir():
+    path = Path(path_or_hub_id)
+    if path_or_hub_id and path.is_dir():
         return _open_directory(path, path.resolve().name, digests)
-    if path.exists():
+    if path.is_file():
         raise ModelNotFound(f"{path} is a file: give the directory that holds it and {CONFIG_FILE}")
     if path_or_hub_id == EMBEDDED:
         return _open_directory(Path(str(resources.files("node") / EMBEDDED)), EMBEDDED, digests)

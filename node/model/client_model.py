@@ -38,7 +38,7 @@ def build_client_model(
         device: where embeddings and head compute.
 
     Raises:
-        DamagedCheckpoint: tensors are missing, unexpected, or of another shape than the config asks for.
+        ConfigMismatch: tensors are missing, unexpected, or of another shape than the config asks for.
     """
     config = copy.deepcopy(config)
     causal_class = type(on_meta(AutoModelForCausalLM, config))

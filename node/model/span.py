@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
-from node.errors import DamagedCheckpoint, UnsupportedFamily
+from node.errors import ConfigMismatch, UnsupportedFamily
 from node.model.cache import SpanCache
 from node.model.trunk import Trunk, find_trunk, keep_only_layers, slice_config
 
@@ -105,7 +105,7 @@ def build_span(
 
     Raises:
         UnsupportedFamily: the model is not a plain chain of layers, or changes what enters the first one.
-        DamagedCheckpoint: tensors are missing, unexpected, or of another shape than the config asks for.
+        ConfigMismatch: tensors are missing, unexpected, or of another shape than the config asks for.
     """
     config = copy.deepcopy(config)
     config.use_cache = True
@@ -148,12 +148,12 @@ def _set_config(model: nn.Module, config: Any) -> None:
 
 
 def check_loaded(info: dict[str, Any], what: str) -> None:
-    """Raise ``DamagedCheckpoint`` unless transformers' loader found exactly the tensors that it asked for."""
+    """Raise ``ConfigMismatch`` unless transformers' loader found exactly the tensors that it asked for."""
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     mismatched = sorted(str(entry[0]) for entry in info["mismatched_keys"])
     for problem, names in (("lacks", missing), ("does not expect", unexpected), ("has another shape for", mismatched)):
         if names:
-            raise DamagedCheckpoint(
+            raise ConfigMismatch(
                 f"Config and weights disagree for {what}: the checkpoint {problem} {names[0]} "
                 f"({len(names)} tensors in all); download or convert the model again."
             )

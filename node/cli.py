@@ -1,0 +1,400 @@
+"""The ``efedllm`` command: arguments in, one of ``node.run`` called, errors turned into a sentence and an exit code.
+
+Imports of torch and of hivemind take seconds, so a command imports what it runs only when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+from node import __version__
+from node.config import JOIN_VARIABLE, default_home, default_join
+from node.errors import UserError
+
+if TYPE_CHECKING:
+    from dht.parameters import JoinCode
+    from node.run.events import Reporter
+    from node.run.generate import GenerateOptions
+
+Arguments: TypeAlias = argparse.Namespace
+DEFAULT_LISTEN = "/ip4/127.0.0.1/tcp/0"
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: the process's own) and return the exit code."""
+    arguments = _parser().parse_args(argv)
+    _set_up_logging(verbose=arguments.verbose)
+    try:
+        run: Callable[[Arguments], int] = arguments.run
+        return run(arguments)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # Whoever read our output has gone; there is nobody to tell.
+        return 0
+    except Exception as error:  # noqa: BLE001 - the border of the command line: every failure is a sentence and a code
+        return _fail(error, verbose=arguments.verbose)
+
+
+def _fail(error: Exception, *, verbose: bool) -> int:
+    from node.run.exit_codes import INTERNAL, exit_code
+
+    code = exit_code(error)
+    if code == INTERNAL or verbose:
+        traceback.print_exc()
+    if code == INTERNAL:
+        sys.stderr.write("efedllm: this is a bug; please report it with the lines above.\n")
+    else:
+        sys.stderr.write(f"efedllm: {error}\n")
+    return code
+
+
+def _set_up_logging(*, verbose: bool) -> None:
+    """Send our own log to stderr; libraries speak up only when they are asked to."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
+    for name in ("transformers", "hivemind", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.INFO if verbose else logging.CRITICAL)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="efedllm",
+        description="A peer-to-peer node for large language models: serve some blocks, generate through many.",
+    )
+    parser.add_argument("--version", action="version", version=f"efedllm {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_demo, _add_bootstrap, _add_serve, _add_generate, _add_chat, _add_status, _add_doctor, _add_identity):
+        add(commands)
+    return parser
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def _command(commands: Commands, name: str, run: Callable[[Arguments], int], summary: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=summary)
+    parser.add_argument("--verbose", action="store_true", help="show the log and, on errors, where they came from")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_events(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--events", choices=["json"], help="write events to stdout, one JSON object a line")
+
+
+def _add_join(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--join",
+        metavar="CODE",
+        default=default_join(),
+        help=f"join code that `efedllm bootstrap` printed, or multiaddrs of a public swarm (default: {JOIN_VARIABLE})",
+    )
+
+
+def _add_addresses(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--listen",
+        metavar="MULTIADDR",
+        action="append",
+        help=f"address to listen on, for example /ip4/0.0.0.0/tcp/31337; may be repeated (default: {DEFAULT_LISTEN})",
+    )
+    parser.add_argument(
+        "--announce",
+        metavar="MULTIADDR",
+        action="append",
+        default=[],
+        help="address that others shall dial, where it differs from --listen; may be repeated",
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="directory, hub id, or `embedded` for the bundled model")
+    parser.add_argument("--revision", help="revision on the hub")
+
+
+def _reporter(arguments: Arguments) -> Reporter:
+    from node.run.events import Reporter
+
+    return Reporter(events_json=arguments.events == "json")
+
+
+def _join(arguments: Arguments) -> JoinCode:
+    from dht.parameters import parse_join
+
+    return parse_join(_join_text(arguments))
+
+
+def _join_text(arguments: Arguments) -> str:
+    if not arguments.join:
+        raise UserError(f"No swarm is named; pass --join CODE, or set {JOIN_VARIABLE}.")
+    text: str = arguments.join
+    return text
+
+
+# ------------------------------------------------------------------------------------------------------------ demo
+
+
+def _add_demo(commands: Commands) -> None:
+    summary = "a private swarm on this machine, one process per role, and text from the bundled model"
+    parser = _command(commands, "demo", _demo, summary)
+    parser.add_argument("--prompt", default="This package provides", help="what the text begins with")
+    parser.add_argument("--max-new-tokens", type=_count, default=120, metavar="N")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling")
+    _add_events(parser)
+
+
+def _demo(arguments: Arguments) -> int:
+    from node.run.demo import DemoOptions, Interrupted, run_demo
+    from node.run.exit_codes import INTERRUPTED
+    from node.run.lifetime import run_loop
+
+    options = DemoOptions(arguments.prompt, arguments.max_new_tokens, arguments.seed)
+    reporter = _reporter(arguments)
+    try:
+        run_loop(lambda: run_demo(options, reporter))
+    except Interrupted:
+        reporter.say("\nInterrupted; every process of the swarm has ended.")
+        return INTERRUPTED
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------------- bootstrap
+
+
+def _add_bootstrap(commands: Commands) -> None:
+    parser = _command(commands, "bootstrap", _bootstrap, "the first peer of a swarm; prints its join code")
+    parser.add_argument("--private", action="store_true", help="admit only peers that have the join code")
+    parser.add_argument("--name", default=None, help="name of the swarm (default: private, or public)")
+    parser.add_argument("--join", metavar="CODE", default=None, help="be a further bootstrap of this swarm")
+    _add_addresses(parser)
+    _add_events(parser)
+    parser.add_argument("--exit-with-stdin", action="store_true", help="end when standard input ends")
+
+
+def _bootstrap(arguments: Arguments) -> int:
+    from dht.parameters import parse_join
+    from node.run.bootstrap import BootstrapOptions, run_bootstrap
+    from node.run.lifetime import run_loop
+
+    options = BootstrapOptions(
+        home=default_home(),
+        name=arguments.name or ("private" if arguments.private else "public"),
+        private=arguments.private,
+        listen=tuple(arguments.listen or ()),
+        announce=tuple(arguments.announce),
+        join=parse_join(arguments.join) if arguments.join else None,
+        exit_with_stdin=arguments.exit_with_stdin,
+    )
+    reporter = _reporter(arguments)
+    run_loop(lambda: run_bootstrap(options, reporter))
+    return 0
+
+
+# ----------------------------------------------------------------------------------------------------------- serve
+
+
+def _add_serve(commands: Commands) -> None:
+    parser = _command(commands, "serve", _serve, "serve some blocks of a model to a swarm")
+    _add_model(parser)
+    _add_join(parser)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--blocks", metavar="START:END", help="which blocks (default: as many as fit, where needed)")
+    which.add_argument("--num-blocks", type=_count, metavar="N", help="how many blocks, where the swarm needs them")
+    parser.add_argument("--device", default="auto", help="cuda, mps or cpu (default: the best there is)")
+    parser.add_argument(
+        "--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"],
+        help="dtype to compute in (default: the model's own on a GPU, float32 on a CPU)",
+    )  # fmt: skip
+    parser.add_argument("--max-memory", type=_size, metavar="SIZE", help="bound for weights and caches, such as 6GiB")
+    parser.add_argument("--max-sessions", type=_count, default=256, metavar="N")
+    parser.add_argument("--num-threads", type=_count, metavar="N", help="threads to compute with (default: torch's)")
+    _add_addresses(parser)
+    _add_events(parser)
+    parser.add_argument("--exit-with-stdin", action="store_true", help="end when standard input ends")
+
+
+def _serve(arguments: Arguments) -> int:
+    join = _join(arguments)
+    from node.run.lifetime import run_loop
+    from node.run.server import ServeOptions, run_server
+
+    options = ServeOptions(
+        model=arguments.model,
+        revision=arguments.revision,
+        home=default_home(),
+        join=join,
+        blocks=arguments.blocks,
+        num_blocks=arguments.num_blocks,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        max_memory_bytes=arguments.max_memory,
+        max_sessions=arguments.max_sessions,
+        num_threads=arguments.num_threads,
+        listen=tuple(arguments.listen or (DEFAULT_LISTEN,)),
+        announce=tuple(arguments.announce),
+        exit_with_stdin=arguments.exit_with_stdin,
+    )
+    reporter = _reporter(arguments)
+    run_loop(lambda: run_server(options, reporter))
+    return 0
+
+
+# -------------------------------------------------------------------------------------------------- generate, chat
+
+
+def _add_generation(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    _add_join(parser)
+    parser.add_argument("--max-new-tokens", type=_count, default=128, metavar="N")
+    parser.add_argument("--greedy", action="store_true", help="take the likeliest token instead of sampling")
+    parser.add_argument("--temperature", type=_positive, help="above 1 more varied, below 1 more likely text")
+    parser.add_argument("--top-p", type=_positive, help="sample from the likeliest tokens of this total probability")
+    parser.add_argument("--seed", type=int, help="seed of the sampling, to get the same text again")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
+    _add_events(parser)
+
+
+def _generation_options(arguments: Arguments, prompt: str) -> GenerateOptions:
+    join = _join_text(arguments)
+    _join(arguments)  # A damaged code is said before anything heavy is imported.
+    from node.model.devices import pick_dtype
+    from node.run.generate import GenerateOptions
+
+    sampling = arguments.temperature is not None or arguments.top_p is not None
+    import torch
+
+    return GenerateOptions(
+        model=arguments.model,
+        revision=arguments.revision,
+        join=join,
+        prompt=prompt,
+        max_new_tokens=arguments.max_new_tokens,
+        do_sample=False if arguments.greedy else (True if sampling else None),
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+        dtype=pick_dtype(arguments.dtype, None, torch.device("cpu")),
+    )
+
+
+def _add_generate(commands: Commands) -> None:
+    parser = _command(commands, "generate", _generate, "continue a prompt through a swarm; the text goes to stdout")
+    _add_generation(parser)
+    parser.add_argument("--prompt", required=True, help="text to continue; - reads it from standard input")
+
+
+def _generate(arguments: Arguments) -> int:
+    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    options = _generation_options(arguments, prompt)
+    from node.run.generate import run_generate
+
+    run_generate(options, _reporter(arguments))
+    return 0
+
+
+def _add_chat(commands: Commands) -> None:
+    _add_generation(_command(commands, "chat", _chat, "talk to a model through a swarm, line by line"))
+
+
+def _chat(arguments: Arguments) -> int:
+    options = _generation_options(arguments, "")
+    from node.run.generate import run_chat
+
+    run_chat(options, _reporter(arguments))
+    return 0
+
+
+# -------------------------------------------------------------------------------------- status, doctor, identity
+
+
+def _add_status(commands: Commands) -> None:
+    parser = _command(commands, "status", _status, "who serves what in a swarm, and what is missing")
+    _add_join(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _status(arguments: Arguments) -> int:
+    join = _join(arguments)
+    from node.run.lifetime import run_loop
+    from node.run.status import run_status
+
+    run_loop(lambda: run_status(join, as_json=arguments.json))
+    return 0
+
+
+def _add_doctor(commands: Commands) -> None:
+    parser = _command(commands, "doctor", _doctor, "what this machine can give, and whether its parts work")
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="also say how many blocks of this model fit here")
+    parser.add_argument("--device", default="auto", help="cuda, mps or cpu (default: the best there is)")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"])
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _doctor(arguments: Arguments) -> int:
+    from node.run.doctor import run_doctor
+    from node.run.lifetime import run_loop
+
+    works = run_loop(
+        lambda: run_doctor(
+            arguments.model, default_home(), device=arguments.device, dtype=arguments.dtype, as_json=arguments.json
+        )
+    )
+    return 0 if works else 1
+
+
+def _add_identity(commands: Commands) -> None:
+    parser = _command(commands, "identity", _identity, "this node's identity, made if there is none")
+    parser.add_argument("action", choices=["show"])
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _identity(arguments: Arguments) -> int:
+    import json
+
+    from dht.identity import Identity
+
+    path = default_home() / "identity"
+    identity = Identity.load_or_create(path)
+    if arguments.json:
+        sys.stdout.write(json.dumps({"peer_id": identity.peer_id, "path": str(path)}) + "\n")
+    else:
+        sys.stdout.write(f"{identity.peer_id}\n")
+        sys.stderr.write(f"kept in {path}\n")
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------ argument types
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?|)b?", text.strip().lower())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write for example 6GiB or 800MB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""``efedllm generate`` and ``efedllm chat``: text from a swarm, streamed as it comes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+from transformers.generation.streamers import TextStreamer
+
+from node.client.distributed_model import AutoDistributedModelForCausalLM, InferenceSession
+from node.errors import ModelNotFound, PromptTooLong
+from node.model.checkpoint import Checkpoint
+from node.run.events import Reporter
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """What ``efedllm generate`` or ``chat`` was asked for."""
+
+    model: str
+    revision: str | None
+    join: str
+    prompt: str
+    """Empty for chat."""
+    max_new_tokens: int
+    do_sample: bool | None
+    """None: as the model's generation config says."""
+    temperature: float | None
+    top_p: float | None
+    seed: int | None
+    dtype: torch.dtype
+
+
+class _Printer(TextStreamer):  # type: ignore[misc]
+    """Hands finalized text on as it is generated; the prompt is not repeated."""
+
+    def __init__(self, tokenizer: Any, write: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._write = write
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Write ``text``; a final newline is the caller's affair."""
+        del stream_end
+        self._write(text)
+
+
+def run_generate(options: GenerateOptions, reporter: Reporter) -> None:
+    """Write the continuation of the prompt to stdout, and nothing else."""
+    tokenizer = _load_tokenizer(options)
+    with _connect(options) as model:
+        inputs = _encode(tokenizer, options.prompt)
+        _check_length(model, inputs["input_ids"].shape[1], options.max_new_tokens)
+        with model.inference_session(inputs["input_ids"].shape[1] + options.max_new_tokens + 1) as session:
+            told = _RouteTeller(session, reporter)
+
+            def write(text: str) -> None:
+                told.tell()
+                reporter.result(text)
+
+            _generate(model, inputs, options, _Printer(tokenizer, write))
+        if not reporter.events_json:
+            reporter.result("\n")
+
+
+class _RouteTeller:
+    """Says once who serves which blocks, when the session knows."""
+
+    def __init__(self, session: InferenceSession, reporter: Reporter) -> None:
+        self._session = session
+        self._reporter = reporter
+        self._told = False
+
+    def tell(self) -> None:
+        route = self._session.cache.route
+        if self._told or route is None:
+            return
+        self._told = True
+        stages = [{"peer_id": stage.peer_id, "blocks": f"{stage.start}:{stage.end}"} for stage in route.stages]
+        self._reporter.event("route", {"stages": stages})
+        self._reporter.say(f"Route: {route}")
+
+
+def run_chat(options: GenerateOptions, reporter: Reporter) -> None:
+    """Hold a conversation on the terminal: one line in, one answer out, until the input ends."""
+    tokenizer = _load_tokenizer(options)
+    with _connect(options) as model:
+        reporter.say("Type a line and press Enter; end with Ctrl-D.")
+        limit = _max_positions(model)
+        text, seen = "", torch.empty((1, 0), dtype=torch.long)
+        messages: list[dict[str, str]] = []
+        with model.inference_session(limit) as session:
+            while (line := _read_line(reporter)) is not None:
+                if tokenizer.chat_template:
+                    messages.append({"role": "user", "content": line})
+                    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+                else:
+                    text += line
+                inputs = _encode(tokenizer, text)
+                session.crop(_common_prefix(seen, inputs["input_ids"]))
+                answer, seen = _answer(model, tokenizer, inputs, options, reporter)
+                messages.append({"role": "assistant", "content": answer})
+                text += answer
+
+
+def _common_prefix(seen: torch.Tensor, wanted: torch.Tensor) -> int:
+    """Return how many positions of a session stay valid: a text tokenised anew may be cut differently at a seam.
+
+    The last wanted token is always computed again, because its logits are asked for.
+    """
+    length = min(seen.shape[1], wanted.shape[1] - 1)
+    differing = (seen[0, :length] != wanted[0, :length]).nonzero()
+    return int(differing[0]) if differing.numel() else length
+
+
+def _answer(
+    model: Any, tokenizer: Any, inputs: Any, options: GenerateOptions, reporter: Reporter
+) -> tuple[str, torch.Tensor]:
+    """Stream one answer; return it with all token ids that the session has been given."""
+    _check_length(model, inputs["input_ids"].shape[1], options.max_new_tokens)
+    pieces: list[str] = []
+
+    def write(piece: str) -> None:
+        pieces.append(piece)
+        reporter.result(piece)
+
+    ids = _generate(model, inputs, options, _Printer(tokenizer, write))
+    reporter.result("\n")
+    return "".join(pieces), ids
+
+
+def _read_line(reporter: Reporter) -> str | None:
+    if sys.stdin.isatty():
+        reporter.say("> ")
+    line = sys.stdin.readline()
+    return line.rstrip("\n") if line else None
+
+
+def _load_tokenizer(options: GenerateOptions) -> Any:
+    checkpoint = Checkpoint.open(options.model, revision=options.revision)
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint.tokenizer_dir)
+    except (OSError, ValueError) as error:
+        raise ModelNotFound(
+            f"The model {options.model} has no tokenizer that can be loaded; use the client library with token ids, or "
+            "add tokenizer.json to the model."
+        ) from error
+
+
+def _connect(options: GenerateOptions) -> Any:
+    return AutoDistributedModelForCausalLM.from_pretrained(
+        options.model, revision=options.revision, join=options.join, dtype=options.dtype
+    )
+
+
+def _encode(tokenizer: Any, text: str) -> Any:
+    inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+    if inputs["input_ids"].shape[1] == 0:
+        begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        inputs["input_ids"] = torch.tensor([[begin or 0]])
+        inputs["attention_mask"] = torch.ones((1, 1), dtype=torch.long)
+    return inputs
+
+
+def _max_positions(model: Any) -> int:
+    return int(getattr(model.config, "max_position_embeddings", 0) or 2048)
+
+
+def _check_length(model: Any, num_prompt: int, max_new_tokens: int) -> None:
+    limit = _max_positions(model)
+    if num_prompt + max_new_tokens > limit:
+        raise PromptTooLong(
+            f"The prompt has {num_prompt} tokens and {max_new_tokens} are to be generated, but the model takes {limit} "
+            "in all; shorten the prompt or lower --max-new-tokens."
+        )
+
+
+def _generate(model: Any, inputs: Any, options: GenerateOptions, streamer: TextStreamer) -> torch.Tensor:
+    """Generate from ``inputs`` and return prompt and new tokens, ``[1, positions]``."""
+    if options.seed is not None:
+        torch.manual_seed(options.seed)
+    asked = {"do_sample": options.do_sample, "temperature": options.temperature, "top_p": options.top_p}
+    settings = {name: value for name, value in asked.items() if value is not None}
+    ids: torch.Tensor = model.generate(**inputs, max_new_tokens=options.max_new_tokens, streamer=streamer, **settings)
+    return ids

@@ -1,0 +1,58 @@
+"""When a command ends: signals, a parent that goes away, and the order in which things are let go."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import uvloop
+
+T = TypeVar("T")
+
+
+def run_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run ``main`` in a uvloop event loop to its end."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main())
+
+
+async def until_told_to_stop(*, exit_with_stdin: bool) -> str:
+    """Wait for SIGINT, SIGTERM or, if asked for, the end of standard input; return which it was.
+
+    A parent that keeps our standard input open takes us with it when it dies, however it dies.
+    """
+    loop = asyncio.get_running_loop()
+    told: asyncio.Future[str] = loop.create_future()
+
+    def tell(reason: str) -> None:
+        if not told.done():
+            told.set_result(reason)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
+        loop.add_signal_handler(number, tell, number.name)
+    descriptor = sys.stdin.fileno() if exit_with_stdin else None
+    if descriptor is not None:
+        os.set_blocking(descriptor, False)
+
+        def read() -> None:
+            try:
+                ended = not os.read(descriptor, 4096)
+            except BlockingIOError:
+                return
+            if ended:
+                loop.remove_reader(descriptor)
+                tell("end of standard input")
+
+        loop.add_reader(descriptor, read)
+    try:
+        return await told
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+        if descriptor is not None:
+            loop.remove_reader(descriptor)

@@ -1,0 +1,246 @@
+"""``efedllm serve``: one span of one model, announced until the process is told to stop.
+
+The order of start-up is cheap checks first: config and family, blocks and memory, identity, then the swarm, and only
+then the weights, so that whatever is wrong is said before anything is downloaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dht.announce import Announcer
+from dht.directory import read_directory
+from dht.identity import Identity
+from dht.parameters import JoinCode
+from dht.records import Announcement, ManifestRecord, ServerState
+from dht.swarm import Swarm
+from node import __version__
+from node.engine import Engine
+from node.errors import BadBlocks, DoesNotFit
+from node.model.checkpoint import Checkpoint
+from node.model.devices import free_bytes, pick_device, pick_dtype
+from node.model.families import check_family
+from node.model.span import Span, build_span
+from node.run.events import Reporter
+from node.run.lifetime import until_told_to_stop
+from node.serve.handler import Handler, Served
+from node.serve.measure import SpanCost, measure
+from node.serve.placement import MemoryPlan, choose_span, parse_blocks, plan_memory
+from node.wire import PROTOCOL
+
+REFRESH_S = 20
+"""How often a server renews its announcement, s; the announcement lives three times as long."""
+SWEEP_S = 15.0
+"""How often idle sessions are looked for, s."""
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What ``efedllm serve`` was asked for."""
+
+    model: str
+    revision: str | None
+    home: Path
+    join: JoinCode
+    blocks: str | None
+    num_blocks: int | None
+    device: str
+    dtype: str
+    max_memory_bytes: int | None
+    max_sessions: int
+    num_threads: int | None
+    listen: tuple[str, ...]
+    announce: tuple[str, ...]
+    exit_with_stdin: bool
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Everything that is decided before the swarm is asked."""
+
+    checkpoint: Checkpoint
+    device: torch.device
+    dtype: torch.dtype
+    memory: MemoryPlan
+    span: tuple[int, int] | None
+    """The blocks asked for; None: the swarm decides where the need is."""
+
+
+async def run_server(options: ServeOptions, reporter: Reporter) -> None:
+    """Serve until told to stop."""
+    if options.num_threads is not None:
+        torch.set_num_threads(options.num_threads)
+    with reporter.progress() as bar:
+        checkpoint = await asyncio.to_thread(_open_checkpoint, options, bar.update)
+        plan = await asyncio.to_thread(_plan, options, checkpoint)
+        reporter.say(f"Memory: {plan.memory}")
+        identity = Identity.load_or_create(options.home / "identity")
+        async with contextlib.AsyncExitStack() as exits:
+            exits.enter_context(identity.lock())
+            manifest = await asyncio.to_thread(lambda: checkpoint.manifest32)
+            swarm = await exits.enter_async_context(
+                Swarm(identity, join=options.join, listen=options.listen, announce=options.announce)
+            )
+            start, end = plan.span or await _needed_span(swarm, manifest, plan)
+            reporter.say(f"Loading blocks {start}:{end} of {checkpoint.short_name} ...")
+            announcing = _Announcing(identity, swarm, checkpoint, plan, (start, end))
+            await exits.enter_async_context(announcing.announcer)
+            engine = await exits.enter_async_context(Engine())
+            span = await asyncio.to_thread(_load, plan, start, end)
+            cost = await engine.submit(lambda: measure(span, checkpoint.config.hidden_size))
+            bar.__exit__()
+            handler = _make_handler(plan, span, cost, manifest, swarm, engine, options)
+            await swarm.serve(PROTOCOL, handler.handle)
+            await announcing.online(handler, cost)
+            _announce_start(reporter, swarm, checkpoint, span, cost)
+            reason = await _serve_until_stopped(handler, swarm, announcing, options)
+            reporter.say(f"Stopping ({reason}): the announcement is withdrawn.")
+
+
+def _open_checkpoint(options: ServeOptions, progress: Any) -> Checkpoint:
+    checkpoint = Checkpoint.open(options.model, revision=options.revision, home=options.home, progress=progress)
+    check_family(checkpoint.config)
+    return checkpoint
+
+
+def _plan(options: ServeOptions, checkpoint: Checkpoint) -> _Plan:
+    num_blocks = checkpoint.num_blocks
+    span = parse_blocks(options.blocks, num_blocks) if options.blocks is not None else None
+    wanted = span[1] - span[0] if span else options.num_blocks
+    if wanted is not None and not 1 <= wanted <= num_blocks:
+        raise BadBlocks(f"--num-blocks {wanted} is not possible; the model has {num_blocks} blocks.")
+    device = pick_device(options.device)
+    dtype = pick_dtype(options.dtype, getattr(checkpoint.config, "dtype", None), device)
+    free = free_bytes(device)
+    if options.max_memory_bytes is not None:
+        free = min(free, options.max_memory_bytes)
+    sizes = [checkpoint.span_bytes(block, block + 1, dtype) for block in range(num_blocks)]
+    return _Plan(checkpoint, device, dtype, plan_memory(free, sizes, wanted), span)
+
+
+async def _needed_span(swarm: Swarm, manifest: bytes, plan: _Plan) -> tuple[int, int]:
+    directory = await read_directory(swarm, manifest, time.time())
+    return choose_span(directory.servers, plan.checkpoint.num_blocks, plan.memory.num_blocks)
+
+
+def _load(plan: _Plan, start: int, end: int) -> Span:
+    tensors = plan.checkpoint.load_span(start, end, dtype=plan.dtype, device=plan.device)
+    return build_span(plan.checkpoint.config, tensors, start, end, dtype=plan.dtype, device=plan.device)
+
+
+def _make_handler(
+    plan: _Plan, span: Span, cost: SpanCost, manifest: bytes, swarm: Swarm, engine: Engine, options: ServeOptions
+) -> Handler:
+    if plan.memory.cache_bytes < cost.cache_bytes_per_token:
+        raise DoesNotFit("The weights fit but leave no memory for a session; take fewer blocks.")
+    served = Served(
+        span=span,
+        manifest=manifest,
+        hidden_size=plan.checkpoint.config.hidden_size,
+        cache_bytes_per_token=cost.cache_bytes_per_token,
+        max_sessions=options.max_sessions,
+    )
+    return Handler(served, engine, swarm.dial, plan.memory.cache_bytes)
+
+
+class _Announcing:
+    """Keeps the server's announcement true: joining, online, and what is free."""
+
+    def __init__(
+        self, identity: Identity, swarm: Swarm, checkpoint: Checkpoint, plan: _Plan, span: tuple[int, int]
+    ) -> None:
+        self._identity = identity
+        self._swarm = swarm
+        self._checkpoint = checkpoint
+        self._plan = plan
+        self._span = span
+        self._handler: Handler | None = None
+        self._cost: SpanCost | None = None
+        self.announcer = Announcer(swarm, identity, self._records, refresh_s=REFRESH_S)
+
+    async def online(self, handler: Handler, cost: SpanCost) -> None:
+        """Announce that sessions are taken from now on."""
+        self._handler, self._cost = handler, cost
+        await self.announcer.update()
+
+    def _records(self, t: int, life_s: int) -> list[Announcement | ManifestRecord]:
+        config, manifest = self._checkpoint.config, self._checkpoint.manifest32
+        free = self._handler.budget.free_bytes if self._handler else 0
+        total = self._handler.budget.total_bytes if self._handler else 0
+        per_token = self._cost.cache_bytes_per_token if self._cost else 1
+        announcement = Announcement(
+            manifest=manifest,
+            shard=0,
+            owner=self._identity.peer_id,
+            t=t,
+            life_s=life_s,
+            state=ServerState.ONLINE if self._handler else ServerState.JOINING,
+            start=self._span[0],
+            end=self._span[1],
+            dtype=str(self._plan.dtype).removeprefix("torch."),
+            throughput_milli=int(self._cost.blocks_per_s * 1000) if self._cost else 0,
+            max_length=total // per_token,
+            cache_free_tokens=free // per_token,
+            addresses=tuple(self._swarm.addresses[:8]),
+            version=__version__,
+        )
+        model = ManifestRecord(
+            manifest=manifest,
+            owner=self._identity.peer_id,
+            t=t,
+            life_s=life_s,
+            name=self._checkpoint.name,
+            model_type=config.model_type,
+            num_blocks=self._checkpoint.num_blocks,
+            hidden_size=config.hidden_size,
+            vocab_size=config.vocab_size,
+        )
+        return [announcement, model]
+
+
+def _announce_start(
+    reporter: Reporter, swarm: Swarm, checkpoint: Checkpoint, span: Span, cost: SpanCost
+) -> None:
+    blocks = f"{span.start}:{span.end}"
+    reporter.say(
+        f"Serving blocks {blocks} of {checkpoint.short_name} as {swarm.peer_id} on {span.device} in "
+        f"{str(span.dtype).removeprefix('torch.')}: {cost.blocks_per_s / (span.end - span.start):.1f} steps/s measured."
+    )
+    for address in swarm.addresses:
+        reporter.say(f"  {address}")
+    if all("/ip4/127." in address for address in swarm.addresses):
+        reporter.say("Only this machine can reach it; open it to others with --listen /ip4/0.0.0.0/tcp/31338")
+    reporter.event(
+        "ready", {"role": "server", "peer_id": swarm.peer_id, "model": checkpoint.short_name, "blocks": blocks}
+    )
+
+
+async def _serve_until_stopped(
+    handler: Handler, swarm: Swarm, announcing: _Announcing, options: ServeOptions
+) -> str:
+    """Return why the server should stop; raises if its p2pd dies."""
+
+    async def sweep() -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            await handler.expire(time.monotonic())
+
+    told = asyncio.create_task(until_told_to_stop(exit_with_stdin=options.exit_with_stdin))
+    tasks = [told, asyncio.create_task(sweep()), asyncio.create_task(swarm.wait_closed())]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+        return told.result() if told.done() else "p2pd has ended"
+    finally:
+        handler.drain()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,38 @@
+"""What a span costs on this machine, found by running it. Runs in the compute thread."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from node.model.span import Span
+
+_PROBE_TOKENS = 64
+_PROBE_STEPS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class SpanCost:
+    """Measured costs of one span."""
+
+    cache_bytes_per_token: int
+    """Cache memory of one position of one row through the span, bytes."""
+    blocks_per_s: float
+    """Block-tokens per second in decoding one row: tokens times blocks of the span."""
+
+
+def measure(span: Span, hidden_size: int) -> SpanCost:
+    """Run a short prefill and a few decode steps on ``span``."""
+    cache = span.new_cache(_PROBE_TOKENS + _PROBE_STEPS)
+    prompt = torch.zeros((1, _PROBE_TOKENS, hidden_size), dtype=span.dtype, device=span.device)
+    span.forward(prompt, cache)
+    per_token = cache.num_bytes // _PROBE_TOKENS
+    span.forward(prompt[:, :1], cache)
+    started_s = time.perf_counter()
+    for _ in range(_PROBE_STEPS - 1):
+        output = span.forward(prompt[:, :1], cache)
+    float(output.sum())  # waits for the device
+    elapsed_s = time.perf_counter() - started_s
+    return SpanCost(per_token, (_PROBE_STEPS - 1) * (span.end - span.start) / elapsed_s)
