@@ -28,6 +28,8 @@ class HubServer:
     lies_about: set[str] = field(default_factory=set)  # files sent with other content of the same length
     keeps_in_git: set[str] = field(default_factory=set)  # weight files without a digest in the metadata
     gated: set[str] = field(default_factory=set)
+    redirects_to: str | None = None  # another hub's address, to which weight files are redirected
+    tokens: set[str | None] = field(default_factory=set)  # seen in Authorization headers
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, range
     sent_bytes: dict[str, int] = field(default_factory=dict)
 
@@ -47,8 +49,8 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: HubServer
 
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+    def log_request(self, code: object = "-", size: object = "-") -> None:
+        pass  # HubServer.requests is the log
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
@@ -58,6 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, with_body: bool) -> None:
         path = self.path.partition("?")[0]
+        self.hub.tokens.add(self.headers.get("Authorization"))
         self.hub.requests.append((self.command, path, self.headers.get("Range")))
         if match := _API.fullmatch(path):
             self._list(match["repo"], match["revision"])
@@ -110,7 +113,11 @@ class _Handler(BaseHTTPRequestHandler):
         if asked and not self.hub.ignores_ranges:
             begin, status = int(asked[1]), 206
             end = min(end, int(asked[2]) + 1) if asked[2] else end
+        if _is_weight(name) and self.hub.redirects_to is not None:
+            status, end = 302, begin
         self.send_response(status)
+        if status == 302:
+            self.send_header("Location", f"{self.hub.redirects_to}{self.path}")
         self.send_header("ETag", f'"{etag}"')
         self.send_header("X-Repo-Commit", self.hub.commit(repo))
         if _is_weight(name):
@@ -140,13 +147,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # clients that hang up are part of these tests
+
+
 @contextmanager
 def serve_hub(repositories: dict[str, Path]):
     """Serve the directories as repositories until the block ends."""
     hub = HubServer(repositories)
     handler = type("Handler", (_Handler,), {"hub": hub})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), handler)
     hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from node.errors import DamagedCheckpoint, UnsupportedFamily
+from node.errors import ConfigMismatch, UnsupportedFamily
 
 _MEND = "fetch config.json and the weight files again, from the same model"
 
@@ -82,12 +82,12 @@ def check_shapes(expected: ExpectedTensors, shapes: Mapping[str, tuple[int, ...]
         shapes: Shapes in the checkpoint, by its own names.
 
     Raises:
-        DamagedCheckpoint: A shape differs.
+        ConfigMismatch: A shape differs.
     """
     for name, shape in shapes.items():
         target = expected.name_of(name)
         if target is not None and sorted(shape) != sorted(expected.shapes[target]):
-            raise DamagedCheckpoint(
+            raise ConfigMismatch(
                 f"config.json and the weights disagree: {name} has the shape {list(shape)} where the config asks for "
                 f"{list(expected.shapes[target])}: {_MEND}"
             )
@@ -102,7 +102,7 @@ def check_completeness(expected: ExpectedTensors, names: Iterable[str], wanted: 
         wanted: The model's names for the same part.
 
     Raises:
-        DamagedCheckpoint: A parameter of the part is in no file (not told where some names do not map one to one).
+        ConfigMismatch: A parameter of the part is in no file (not told where some names do not map one to one).
     """
     present = {name: expected.name_of(name) for name in names}
     if None in present.values():
@@ -111,4 +111,4 @@ def check_completeness(expected: ExpectedTensors, names: Iterable[str], wanted: 
     missing = sorted(name for name in wanted if name in expected.parameters and name not in found)
     if missing:
         which = f"{missing[0]} and {len(missing) - 1} more are" if len(missing) > 1 else f"{missing[0]} is"
-        raise DamagedCheckpoint(f"config.json and the weights disagree: {which} in no weight file: {_MEND}")
+        raise ConfigMismatch(f"config.json and the weights disagree: {which} in no weight file: {_MEND}")

@@ -11,7 +11,7 @@ any thread.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from node.errors import DamagedCheckpoint
+from node.errors import ConfigMismatch
 
 # Towers of multimodal checkpoints, which may count as many layers as the language model.
 _OTHER_TOWERS = ("vision", "visual", "audio", "speech", "encoder", "image")
@@ -53,7 +53,7 @@ def find_block_names(
             decides between several candidates, and may differ from the checkpoint's by a prefix.
 
     Raises:
-        DamagedCheckpoint: No path has just these numbers: the weights hold more or fewer blocks than the config says.
+        ConfigMismatch: No path has just these numbers: the weights hold more or fewer blocks than the config says.
     """
     numbers: dict[str, set[int]] = {}
     num_tensors: dict[str, int] = {}
@@ -75,11 +75,11 @@ def find_block_names(
     if exact:
         return BlockNames(max(exact, key=preference), num_blocks)
     if not numbers:
-        raise DamagedCheckpoint(
+        raise ConfigMismatch(
             f"config.json asks for {num_blocks} blocks and the weight files hold none: fetch the whole model again"
         )
     closest = max(numbers, key=preference)
-    raise DamagedCheckpoint(_difference(closest, numbers[closest], num_blocks))
+    raise ConfigMismatch(_difference(closest, numbers[closest], num_blocks))
 
 
 def _difference(layers: str, seen: set[int], num_blocks: int) -> str:

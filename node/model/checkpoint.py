@@ -120,7 +120,7 @@ class Checkpoint:
         """How this checkpoint names the tensors of its blocks.
 
         Raises:
-            DamagedCheckpoint: The weights hold more or fewer blocks than the config asks for.
+            ConfigMismatch: The weights hold more or fewer blocks than the config asks for.
         """
         num_extra = getattr(self.config.get_text_config(), "num_nextn_predict_layers", None) or 0
         return find_block_names(self._file_of, self.num_blocks, num_extra_blocks=num_extra, layers=self._layers)
@@ -156,7 +156,7 @@ class Checkpoint:
 
         Raises:
             BadBlocks: The span is empty or reaches outside the model.
-            DamagedCheckpoint: A file is missing or damaged, or disagrees with the config.
+            DamagedCheckpoint: A file is missing or damaged; ``ConfigMismatch``: it disagrees with the config.
         """
         names = self._span_names(start, end)
         self._check_agreement(names, range(start, end))

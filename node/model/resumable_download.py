@@ -46,48 +46,59 @@ def download(
     Raises:
         UnavailableError: The server does not answer, refuses, or sent another content than was asked for.
     """
-    have = partial.stat().st_size if partial.exists() else 0
-    if have > size_bytes:
+    if partial.exists() and partial.stat().st_size > size_bytes:
         partial.unlink()
-        have = 0
-    on_bytes(have)
+    resumed_bytes = _size_bytes(partial)
+    on_bytes(resumed_bytes)
+    _fetch_all(url, headers, partial, size_bytes, on_bytes)
+    if hash_file(partial) == sha256:
+        return
+    partial.unlink()
+    if resumed_bytes:  # perhaps it was the old part that was bad
+        on_bytes(-size_bytes)
+        _fetch_all(url, headers, partial, size_bytes, on_bytes)
+        if hash_file(partial) == sha256:
+            return
+        partial.unlink()
+    raise UnavailableError(f"what came from {url} is not the file that the hub describes: run the command again")
+
+
+def _fetch_all(
+    url: str, headers: Mapping[str, str], partial: Path, size_bytes: int, on_bytes: Callable[[int], None]
+) -> None:
+    """Ask again after each broken answer, until the file has its size or nothing comes any more."""
     barren = 0
-    while have < size_bytes:
+    partial.touch()
+    while (have := _size_bytes(partial)) < size_bytes:
+        reason = "the connection ended early"
         try:
-            gained = _fetch_rest(url, headers, partial, size_bytes, on_bytes)
-            reason = "the connection ended early"
+            _fetch_rest(url, headers, partial, size_bytes, on_bytes)
         except (httpx2.TransportError, HfHubHTTPError) as error:
             if isinstance(error, HfHubHTTPError) and error.response.status_code not in _RETRYABLE_STATUS:
                 raise UnavailableError(f"the hub refuses {url}: {error.response.status_code}") from error
-            gained = partial.stat().st_size - have if partial.exists() else 0
             reason = str(error) or type(error).__name__
-        have += gained
-        if have >= size_bytes:
-            break
-        barren = 0 if gained > 0 else barren + 1
+        reached = _size_bytes(partial)
+        if reached >= size_bytes:
+            return
+        barren = 0 if reached > have else barren + 1
         if barren == _MAX_BARREN_ATTEMPTS:
             raise UnavailableError(
-                f"the download of {url} stopped at {have} of {size_bytes} bytes ({reason}): "
+                f"the download of {url} stopped at {reached} of {size_bytes} bytes ({reason}): "
                 "run the command again, and it goes on from there"
             )
         time.sleep(_PAUSE_S)
-    if hash_file(partial) != sha256:
-        partial.unlink()
-        raise UnavailableError(f"what came from {url} is not the file that the hub describes: run the command again")
 
 
 def _fetch_rest(
     url: str, headers: Mapping[str, str], partial: Path, size_bytes: int, on_bytes: Callable[[int], None]
-) -> int:
-    """Append what the server sends in one answer; return the bytes gained, which is negative after a fresh start."""
-    have = partial.stat().st_size if partial.exists() else 0
+) -> None:
+    """Append what the server sends in one answer."""
+    have = _size_bytes(partial)
     wanted = {**headers, "Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
-    gained = 0
     with get_session().stream("GET", url, headers=wanted, timeout=_TIMEOUT_S) as response:
         hf_raise_for_status(response)
         if have and response.status_code != httpx2.codes.PARTIAL_CONTENT:  # the server knows no ranges
             on_bytes(-have)
-            gained = -have
             have = 0
         with partial.open("ab" if have else "wb") as stream:
             for chunk in response.iter_raw():
@@ -95,6 +106,8 @@ def _fetch_rest(
                 if not kept:
                     break
                 stream.write(kept)
-                gained += len(kept)
                 on_bytes(len(kept))
-    return gained
+
+
+def _size_bytes(partial: Path) -> int:
+    return partial.stat().st_size if partial.exists() else 0

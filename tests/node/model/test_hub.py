@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -6,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from node.errors import DamagedCheckpoint, ModelNotFound, UnavailableError
+from node.errors import DamagedCheckpoint, DoesNotFit, ModelNotFound, UnavailableError
 from node.model import resumable_download
 from node.model.checkpoint import Checkpoint
+from node.model.digests import hash_file
 from tests.hub_server import serve_hub
 
 ROOT = Path(__file__).parents[3]
@@ -34,8 +37,15 @@ def hub(directories):
         yield server
 
 
+# The other tests run with the hub switched off; these have one of their own.
+ENVIRONMENT = {
+    name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS")
+}
+
+
 @pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch):
+def _hub_switched_on(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(resumable_download, "_PAUSE_S", 0.01)
 
 
@@ -159,7 +169,9 @@ def test_a_download_ended_by_a_kill_goes_on_where_it_stopped(hub, directories, t
     )
     partials = tmp_path / "cache" / "models--org--whole" / "blobs"
     deadline_s = time.monotonic() + 60
-    with subprocess.Popen([sys.executable, "-c", script, hub.endpoint, str(tmp_path)], cwd=ROOT) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", script, hub.endpoint, str(tmp_path)], cwd=ROOT, env=ENVIRONMENT
+    ) as process:
         try:
             while not any(path.stat().st_size == 200_000 for path in partials.glob("*.partial")):
                 assert process.poll() is None
@@ -184,9 +196,22 @@ def test_a_file_that_is_not_what_the_hub_describes_is_refused_and_forgotten(hub,
     hub.lies_about = names
     with pytest.raises(UnavailableError, match="is not the file that the hub describes"):
         remote.load_span(1, 2)
-    assert not list((tmp_path / "cache").glob("models--*/blobs/*.partial"))
+    assert weights_on_disk(tmp_path) == []
     hub.lies_about = set()
     assert len(remote.load_span(1, 2)) == 9
+
+
+def test_a_bad_first_part_left_by_an_earlier_start_is_fetched_again(hub, directories, tmp_path):
+    digest = hash_file(directories / "whole" / "model.safetensors").hex()
+    partial = tmp_path / "cache" / "models--org--whole" / "blobs" / f"{digest}.partial"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(b"not the model" * 1000)
+    reports = []
+    remote = open_hub(hub, "org/whole", tmp_path, progress=lambda *report: reports.append(report))
+    assert len(remote.load_span(0, 1)) == 9
+    done, total = [report[1:] for report in reports if report[0].startswith("downloading")][-1]
+    assert done == total
+    assert not partial.exists()
 
 
 def test_a_weight_file_without_a_digest_in_the_metadata_is_fetched_and_hashed(hub, directories, tmp_path):
@@ -211,6 +236,26 @@ def test_a_cached_file_of_another_size_is_refused_with_the_mend(hub, tmp_path):
     os.truncate(blob, blob.stat().st_size - 1)
     with pytest.raises(DamagedCheckpoint, match="delete the file, and it is fetched again"):
         open_hub(hub, "org/whole", tmp_path).load_span(0, 1)
+
+
+def test_a_disk_without_room_is_told_before_the_download(hub, tmp_path, monkeypatch):
+    remote = open_hub(hub, "org/whole", tmp_path)
+    remote.tensor_names()
+    hub.requests.clear()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(DoesNotFit, match="make room under"):
+        remote.load_span(0, 1)
+    assert hub.downloads() == []
+
+
+def test_a_token_is_sent_to_the_hub_alone(hub, directories, tmp_path):
+    with serve_hub({"org/whole": directories / "whole"}) as elsewhere:
+        hub.redirects_to = elsewhere.endpoint
+        open_hub(hub, "org/whole", tmp_path, token="hf_secret").load_span(0, 1)
+    assert "Bearer hf_secret" in hub.tokens
+    assert elsewhere.downloads()
+    assert elsewhere.tokens == {None}
 
 
 def test_an_unknown_hub_id_is_refused_in_one_sentence(hub, tmp_path):
@@ -284,7 +329,7 @@ def test_the_switched_off_hub_is_honoured(hub, tmp_path):
         "    except (ModelNotFound, UnavailableError) as error:\n"
         "        print(type(error).__name__, 'without HF_HUB_OFFLINE' in str(error))\n"
     )
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": hub.endpoint}
+    environment = {**ENVIRONMENT, "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": hub.endpoint}
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, env=environment, capture_output=True, text=True
     )
@@ -306,7 +351,7 @@ def test_hf_endpoint_names_the_hub_when_no_argument_does(hub, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)],
         cwd=ROOT,
-        env={**os.environ, "HF_ENDPOINT": hub.endpoint},
+        env={**ENVIRONMENT, "HF_ENDPOINT": hub.endpoint},
         capture_output=True,
         text=True,
     )
