@@ -49,8 +49,9 @@ class History:
         """Keep ``rows`` of the history in that order; repetition is allowed."""
         if self.batch is None:
             return
-        if any(not 0 <= row < self.batch for row in rows):
-            raise LocalError(f"The history has {self.batch} rows and no row {max(rows)}.")
+        strangers = [row for row in rows if not 0 <= row < self.batch]
+        if strangers:
+            raise LocalError(f"The history has {self.batch} rows and no row {strangers[0]}.")
         selected = tuple(rows) if self._rows is None else tuple(self._rows[row] for row in rows)
         self._rows = selected
         self.batch = len(rows)

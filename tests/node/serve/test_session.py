@@ -1,0 +1,233 @@
+"""What a stage admits in a session, against a model that simply keeps a list of tokens per row."""
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from node.errors import SessionError
+from node.serve.session import Compute, Repeat, StageSession
+from node.wire import MAX_BATCH, Open, Step
+
+HIDDEN_SIZE = 4
+MAX_LENGTH = 24
+
+
+def open_frame(batch=1, left_padding=(), max_length=MAX_LENGTH, codec="float32"):
+    return Open(bytes(16), bytes(32), 0, 4, batch, left_padding, max_length, codec, "", "", ())
+
+
+def step_frame(position, rows, tokens, *, crop=None, selected=None, hidden_size=HIDDEN_SIZE, codec="float32"):
+    return Step(bytes(16), position, (rows, tokens, hidden_size), codec, b"", crop, selected)
+
+
+class SessionMachine(RuleBasedStateMachine):
+    """Drives a StageSession and, beside it, one list of tokens per row and the padding of each."""
+
+    @initialize(batch=st.integers(1, 3), data=st.data())
+    def open(self, batch, data):
+        self.paddings = data.draw(st.lists(st.integers(0, 5), min_size=batch, max_size=batch))
+        self.session = StageSession(open_frame(batch, tuple(self.paddings)), HIDDEN_SIZE)
+        self.rows = [[] for _ in range(batch)]
+        self.numbers = itertools.count()
+        self.last = None
+
+    def apply(self, order):
+        """Do to the lists what the order says, as the handler does to its cache."""
+        step = order.step
+        if order.crop is not None:
+            self.rows = [row[: order.crop] for row in self.rows]
+        if order.rows is not None:
+            self.rows = [list(self.rows[row]) for row in order.rows]
+        new = [next(self.numbers) for _ in range(step.shape[1])]
+        assert len(self.rows) == step.shape[0]
+        self.rows = [row + new for row in self.rows]
+
+    @rule(tokens=st.integers(1, 5), data=st.data())
+    def step(self, tokens, data):
+        length, batch = len(self.rows[0]), len(self.rows)
+        crop = data.draw(st.none() | st.integers(0, length))
+        selected = data.draw(st.none() | st.lists(st.integers(0, batch - 1), min_size=1, max_size=4).map(tuple))
+        kept = length if crop is None else crop
+        expected_rows = [row[:kept] for row in self.rows]
+        expected_paddings = self.paddings
+        if selected is not None:
+            expected_rows = [list(expected_rows[row]) for row in selected]
+            expected_paddings = [self.paddings[row] for row in selected]
+        step = step_frame(kept, len(expected_rows), tokens, crop=crop, selected=selected)
+        if kept + tokens > MAX_LENGTH:
+            self.refuses(step)
+            return
+        order = self.session.receive(step)
+        assert isinstance(order, Compute)
+        self.apply(order)
+        self.paddings = expected_paddings
+        assert [row[:kept] for row in self.rows] == expected_rows
+        assert order.left_padding in {tuple(self.paddings), ()}
+        assert bool(order.left_padding) or not any(self.paddings)
+        self.last = step
+
+    @rule()
+    def repeat_the_last_step(self):
+        if self.last is not None and self.last.crop is None and self.last.rows is None:
+            assert self.session.receive(self.last) == Repeat(self.last)
+
+    @rule()
+    def repeat_a_step_that_crops(self):
+        if self.last is not None and self.last.crop is not None and self.last.rows is None:
+            order = self.session.receive(self.last)
+            assert isinstance(order, Compute)
+            assert order.crop == self.last.position
+            self.apply(order)
+
+    @rule(distance=st.integers(-5, 5).filter(bool), tokens=st.integers(1, 3))
+    def step_elsewhere(self, distance, tokens):
+        step = step_frame(max(0, len(self.rows[0]) + distance), len(self.rows), tokens)
+        is_elsewhere = step.position != len(self.rows[0])
+        is_repeat = self.last is not None and (step.position, step.shape) == (self.last.position, self.last.shape)
+        if is_elsewhere and not is_repeat:
+            self.refuses(step)
+
+    @rule(more=st.integers(1, 3))
+    def step_with_other_rows(self, more):
+        self.refuses(step_frame(len(self.rows[0]), len(self.rows) + more, 1))
+
+    @rule(beyond=st.integers(0, 3))
+    def select_a_row_that_is_not_there(self, beyond):
+        self.refuses(step_frame(len(self.rows[0]), 1, 1, selected=(len(self.rows) + beyond,)))
+
+    @rule(beyond=st.integers(1, 3))
+    def crop_beyond_the_history(self, beyond):
+        length = len(self.rows[0])
+        self.refuses(step_frame(length + beyond, len(self.rows), 1, crop=length + beyond))
+
+    def refuses(self, step):
+        with pytest.raises(SessionError):
+            self.session.receive(step)
+
+    @invariant()
+    def agrees_with_the_lists(self):
+        if hasattr(self, "rows"):
+            assert self.session.batch == len(self.rows)
+            assert {len(row) for row in self.rows} == {self.session.length}
+
+
+TestSessionMachine = SessionMachine.TestCase
+TestSessionMachine.settings = settings(max_examples=60, stateful_step_count=25)
+
+
+@pytest.mark.parametrize("batch", [0, MAX_BATCH + 1])
+def test_a_session_of_no_rows_or_too_many_does_not_open(batch):
+    with pytest.raises(SessionError, match="rows"):
+        StageSession(open_frame(batch), HIDDEN_SIZE)
+
+
+@pytest.mark.parametrize("left_padding", [(1,), (1, 2, 3)])
+def test_padding_for_some_of_the_rows_does_not_open(left_padding):
+    with pytest.raises(SessionError, match="every row or for none"):
+        StageSession(open_frame(2, left_padding), HIDDEN_SIZE)
+
+
+def test_a_row_that_is_padding_to_its_end_does_not_open():
+    StageSession(open_frame(2, (0, MAX_LENGTH - 1)), HIDDEN_SIZE)
+    with pytest.raises(SessionError, match="maximum length"):
+        StageSession(open_frame(2, (0, MAX_LENGTH)), HIDDEN_SIZE)
+
+
+def test_padding_of_zero_everywhere_is_no_padding():
+    order = StageSession(open_frame(2, (0, 0)), HIDDEN_SIZE).receive(step_frame(0, 2, 3))
+    assert order.left_padding == ()
+
+
+def test_padding_follows_the_rows_that_a_step_selects():
+    session = StageSession(open_frame(3, (0, 1, 2)), HIDDEN_SIZE)
+    assert session.receive(step_frame(0, 3, 4)).left_padding == (0, 1, 2)
+    assert session.receive(step_frame(4, 2, 1, selected=(2, 2))).left_padding == (2, 2)
+    assert session.receive(step_frame(5, 2, 1)).left_padding == (2, 2)
+
+
+def test_a_step_in_another_codec_is_refused():
+    with pytest.raises(SessionError, match="codec"):
+        StageSession(open_frame(), HIDDEN_SIZE).receive(step_frame(0, 1, 1, codec="float16"))
+
+
+def test_a_step_of_another_hidden_size_is_refused():
+    with pytest.raises(SessionError, match="hidden size"):
+        StageSession(open_frame(), HIDDEN_SIZE).receive(step_frame(0, 1, 1, hidden_size=HIDDEN_SIZE + 1))
+
+
+def test_the_session_ends_at_its_maximum_length_and_not_before():
+    session = StageSession(open_frame(), HIDDEN_SIZE)
+    session.receive(step_frame(0, 1, MAX_LENGTH))
+    with pytest.raises(SessionError, match="was opened for"):
+        session.receive(step_frame(MAX_LENGTH, 1, 1))
+
+
+def test_a_step_that_selects_other_rows_than_it_carries_is_refused():
+    session = StageSession(open_frame(2), HIDDEN_SIZE)
+    session.receive(step_frame(0, 2, 1))
+    with pytest.raises(SessionError, match="selects 1 rows and carries 2"):
+        session.receive(step_frame(1, 2, 1, selected=(0,)))
+
+
+def test_selecting_all_rows_in_order_and_cropping_nothing_ask_for_no_work():
+    session = StageSession(open_frame(2), HIDDEN_SIZE)
+    session.receive(step_frame(0, 2, 3))
+    order = session.receive(step_frame(3, 2, 1, crop=3, selected=(0, 1)))
+    assert (order.crop, order.rows) == (None, None)
+
+
+def test_a_step_is_repeated_any_number_of_times_and_the_session_goes_on():
+    session = StageSession(open_frame(), HIDDEN_SIZE)
+    first = step_frame(0, 1, 3)
+    assert isinstance(session.receive(first), Compute)
+    assert session.receive(first) == Repeat(first)
+    assert session.receive(first) == Repeat(first)
+    assert isinstance(session.receive(step_frame(3, 1, 1)), Compute)
+
+
+def test_an_older_step_than_the_last_is_not_repeated():
+    session = StageSession(open_frame(), HIDDEN_SIZE)
+    first = step_frame(0, 1, 3)
+    session.receive(first)
+    session.receive(step_frame(3, 1, 1))
+    with pytest.raises(SessionError, match="stands at position 4"):
+        session.receive(first)
+
+
+def test_a_step_of_another_length_at_the_last_position_is_not_a_repetition():
+    session = StageSession(open_frame(), HIDDEN_SIZE)
+    session.receive(step_frame(0, 1, 3))
+    with pytest.raises(SessionError, match="stands at position 3"):
+        session.receive(step_frame(0, 1, 2))
+
+
+@given(
+    st.lists(
+        st.builds(
+            step_frame,
+            st.integers(0, MAX_LENGTH + 2),
+            st.integers(1, 3),
+            st.integers(1, 5),
+            crop=st.none() | st.integers(0, MAX_LENGTH),
+            selected=st.none() | st.lists(st.integers(0, 3), max_size=3).map(tuple),
+        ),
+        max_size=12,
+    )
+)
+def test_whatever_a_peer_asks_the_session_stays_within_its_bounds(steps):
+    session = StageSession(open_frame(2, (0, 3)), HIDDEN_SIZE)
+    for step in steps:
+        before = (session.length, session.batch)
+        try:
+            order = session.receive(step)
+        except SessionError:
+            assert (session.length, session.batch) == before
+            continue
+        assert 0 < session.length <= MAX_LENGTH
+        assert session.batch == step.shape[0]
+        if isinstance(order, Compute):
+            assert len(order.left_padding) in {0, session.batch}
+            assert order.rows is None or max(order.rows) < before[1]

@@ -1,0 +1,448 @@
+"""The frames of a session: what goes in comes out, and nothing that is not a frame gets past."""
+
+import struct
+import tracemalloc
+from dataclasses import MISSING, fields
+from math import prod
+
+import msgpack
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from node.errors import FrameError
+from node.wire import (
+    ITEM_BYTES,
+    LENGTH_BYTES,
+    MAX_BATCH,
+    MAX_FRAME_BYTES,
+    MAX_HEADER_BYTES,
+    MAX_LENGTH,
+    NO_SESSION,
+    RESERVED_KINDS,
+    Accept,
+    Close,
+    Drain,
+    Open,
+    Refuse,
+    Reserved,
+    Result,
+    StageLost,
+    Step,
+    decode,
+    decode_length,
+    encode,
+)
+
+FRAME_TYPES = (Open, Accept, Step, Result, Refuse, StageLost, Drain, Close)
+
+sessions = st.binary(min_size=16, max_size=16)
+positions = st.integers(0, MAX_LENGTH)
+peers = st.text(max_size=64)
+codecs = st.sampled_from(sorted(ITEM_BYTES))
+shapes = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 8))
+
+
+def with_payload(frame_type, **extra):
+    def build(shape, codec, seed, session, position, others):
+        size = prod(shape) * ITEM_BYTES[codec]
+        payload = (seed * size)[:size]
+        return frame_type(session=session, position=position, shape=shape, codec=codec, payload=payload, **others)
+
+    return st.builds(
+        build, shapes, codecs, st.binary(min_size=1, max_size=16), sessions, positions, st.fixed_dictionaries(extra)
+    )
+
+
+frames_of = {
+    Open: st.builds(
+        Open,
+        session=sessions,
+        manifest=st.binary(min_size=32, max_size=32),
+        start=st.integers(0, 2**16),
+        end=st.integers(0, 2**16),
+        batch=st.integers(0, MAX_BATCH),
+        left_padding=st.lists(positions, max_size=8).map(tuple),
+        max_length=positions,
+        codec=codecs,
+        previous=peers,
+        next=peers,
+        next_addresses=st.lists(st.text(max_size=256), max_size=16).map(tuple),
+        adapter=st.text(max_size=128),
+    ),
+    Accept: st.builds(Accept, session=sessions, dtype=st.text(max_size=32)),
+    Step: with_payload(
+        Step,
+        crop=st.none() | positions,
+        rows=st.none() | st.lists(st.integers(0, MAX_BATCH - 1), max_size=8).map(tuple),
+    ),
+    Result: with_payload(Result),
+    Refuse: st.builds(
+        Refuse,
+        session=sessions,
+        code=st.text(max_size=32),
+        message=st.text(max_size=512),
+        retryable=st.booleans(),
+        retry_after_ms=st.integers(0, 2**31),
+    ),
+    StageLost: st.builds(StageLost, session=sessions, peer=peers),
+    Drain: st.builds(Drain, session=sessions, seconds=st.integers(0, 2**20)),
+    Close: st.builds(Close, session=sessions),
+}
+frames = st.one_of(*frames_of.values())
+
+STEP = Step(bytes(range(16)), 3, (1, 2, 4), "float32", bytes(32), crop=3, rows=(0,))
+OPEN = Open(bytes(16), bytes(32), 0, 4, 1, (), 64, "float32", "", "", ())
+
+
+def body_of(frame):
+    head, payload = encode(frame)
+    return head[LENGTH_BYTES:] + bytes(payload)
+
+
+def header_of(frame):
+    return msgpack.unpackb(encode(frame)[0][LENGTH_BYTES:])
+
+
+def changed(frame, **fields_given):
+    """The frame's bytes with other header fields; a field given as ``...`` is left out."""
+    header = {name: value for name, value in {**header_of(frame), **fields_given}.items() if value is not ...}
+    return msgpack.packb(header) + bytes(getattr(frame, "payload", b""))
+
+
+@pytest.mark.parametrize("frame_type", FRAME_TYPES)
+@given(data=st.data())
+def test_a_frame_comes_back_as_it_was_sent(frame_type, data):
+    frame = data.draw(frames_of[frame_type])
+    head, payload = encode(frame)
+    body = head[LENGTH_BYTES:] + bytes(payload)
+    assert decode_length(head[:LENGTH_BYTES]) == len(body)
+    assert decode(body) == frame
+
+
+def test_the_longest_lists_that_the_fields_allow_fit_into_a_header():
+    opened = Open(
+        session=bytes(16),
+        manifest=bytes(32),
+        start=2**16,
+        end=2**16,
+        batch=MAX_BATCH,
+        left_padding=(MAX_LENGTH,) * MAX_BATCH,
+        max_length=MAX_LENGTH,
+        codec="bfloat16",
+        previous="ä" * 64,
+        next="ä" * 64,
+        next_addresses=("ä" * 256,) * 16,
+        adapter="ä" * 128,
+    )
+    assert decode(body_of(opened)) == opened
+    step = Step(
+        bytes(16), MAX_LENGTH, (MAX_BATCH, 1, 1), "float16", bytes(2048), MAX_LENGTH, (MAX_BATCH - 1,) * MAX_BATCH
+    )
+    assert decode(body_of(step)) == step
+
+
+@pytest.mark.parametrize("frame", [STEP, OPEN, Close(bytes(16))])
+def test_optional_fields_left_at_their_default_do_not_travel(frame):
+    header = header_of(frame)
+    for part in fields(frame):
+        if part.default is not MISSING and getattr(frame, part.name) == part.default:
+            assert part.name not in header
+
+
+def test_the_payload_is_neither_copied_when_sent_nor_when_received():
+    payload = bytearray(range(32))
+    sent = encode(Result(bytes(16), 0, (1, 2, 4), "float32", payload))[1]
+    assert sent is payload
+    body = bytearray(encode(Result(bytes(16), 0, (1, 2, 4), "float32", payload))[0][LENGTH_BYTES:] + payload)
+    received = decode(body)
+    body[-1] = 99
+    assert received.payload[-1] == 99
+
+
+@pytest.mark.parametrize("length", [0, MAX_FRAME_BYTES + 1, 2**31, 2**32 - 1])
+def test_a_length_of_nothing_or_beyond_the_bound_is_refused(length):
+    with pytest.raises(FrameError, match="announced"):
+        decode_length(struct.pack(">I", length))
+
+
+@given(st.binary(min_size=LENGTH_BYTES, max_size=LENGTH_BYTES))
+def test_a_length_is_within_its_bounds_or_refused(prefix):
+    try:
+        length = decode_length(prefix)
+    except FrameError:
+        return
+    assert 0 < length <= MAX_FRAME_BYTES
+
+
+@pytest.mark.parametrize("frame_type", [Step, Result])
+@given(change=st.integers(-32, 64).filter(bool))
+def test_a_payload_of_another_size_than_shape_and_dtype_say_is_refused(frame_type, change):
+    frame = frame_type(bytes(16), 0, (1, 2, 4), "float32", bytes(32 + change))
+    with pytest.raises(FrameError, match="payload bytes"):
+        decode(body_of(frame))
+
+
+def test_a_shape_whose_size_no_machine_has_is_refused_by_arithmetic_alone():
+    body = changed(STEP, shape=[MAX_LENGTH, MAX_LENGTH, MAX_LENGTH])
+    tracemalloc.start()
+    with pytest.raises(FrameError, match="payload bytes"):
+        decode(body)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+@pytest.mark.parametrize("frame_type", [t for t in FRAME_TYPES if t not in (Step, Result)])
+def test_a_payload_on_a_frame_that_carries_none_is_refused(frame_type):
+    example_of = {
+        Open: OPEN,
+        Accept: Accept(bytes(16), "float32"),
+        Refuse: Refuse(bytes(16), "full", "No."),
+        StageLost: StageLost(bytes(16), "peer"),
+        Drain: Drain(bytes(16), 3),
+        Close: Close(bytes(16)),
+    }[frame_type]
+    assert decode(body_of(example_of)) == example_of
+    with pytest.raises(FrameError, match="may carry none"):
+        decode(body_of(example_of) + b"\0")
+
+
+@pytest.mark.parametrize("frame_type", FRAME_TYPES)
+def test_every_field_without_a_default_is_asked_for(frame_type):
+    required = [part.name for part in fields(frame_type) if part.default is MISSING and part.name != "payload"]
+    values = {
+        "session": bytes(16), "manifest": bytes(32), "start": 0, "end": 1, "batch": 1, "left_padding": [],
+        "max_length": 8, "codec": "float32", "previous": "", "next": "", "next_addresses": [], "dtype": "float32",
+        "position": 0, "shape": [1, 1, 1], "code": "full", "message": "No.", "peer": "", "seconds": 1,
+    }  # fmt: skip
+    payload = bytes(4) if frame_type in (Step, Result) else b""
+    whole = {"kind": frame_type.KIND} | {name: values[name] for name in required}
+    assert isinstance(decode(msgpack.packb(whole) + payload), frame_type)
+    for name in required:
+        lacking = {key: value for key, value in whole.items() if key != name}
+        with pytest.raises(FrameError, match=f"lacks the field {name}"):
+            decode(msgpack.packb(lacking) + payload)
+
+
+@given(frames, st.text(max_size=12), st.integers())
+def test_an_unknown_field_is_refused(frame, name, value):
+    header = header_of(frame)
+    known = {part.name for part in fields(frame)} - {"payload"} | {"kind"}
+    if name in known or not -(2**63) <= value < 2**64:
+        return
+    header[name] = value
+    with pytest.raises(FrameError, match="unknown fields"):
+        decode(msgpack.packb(header) + bytes(getattr(frame, "payload", b"")))
+
+
+def test_the_payload_cannot_be_smuggled_in_as_a_header_field():
+    with pytest.raises(FrameError, match="unknown fields"):
+        decode(changed(STEP, payload=bytes(32)))
+
+
+@pytest.mark.parametrize(
+    ("frame", "field", "value"),
+    [
+        (STEP, "position", -1),
+        (STEP, "position", MAX_LENGTH + 1),
+        (STEP, "position", 2**63),
+        (STEP, "position", float("nan")),
+        (STEP, "position", 3.0),
+        (STEP, "position", True),
+        (STEP, "position", None),
+        (STEP, "position", "3"),
+        (STEP, "position", [3]),
+        (STEP, "crop", -1),
+        (STEP, "crop", False),
+        (STEP, "crop", float("inf")),
+        (STEP, "rows", [-1]),
+        (STEP, "rows", [MAX_BATCH]),
+        (STEP, "rows", [True]),
+        (STEP, "rows", "00"),
+        (STEP, "shape", [1, 2]),
+        (STEP, "shape", [1, 2, 4, 1]),
+        (STEP, "shape", [0, 2, 4]),
+        (STEP, "shape", [1, -2, -4]),
+        (STEP, "shape", [1.0, 2, 4]),
+        (STEP, "shape", [True, 2, 4]),
+        (STEP, "shape", 8),
+        (STEP, "codec", "float64"),
+        (STEP, "codec", "int8"),
+        (STEP, "codec", ""),
+        (STEP, "codec", 4),
+        (STEP, "codec", ["float32"]),
+        (STEP, "codec", {"float32": 1}),
+        (STEP, "session", bytes(15)),
+        (STEP, "session", bytes(17)),
+        (STEP, "session", "0123456789abcdef"),
+        (OPEN, "batch", -1),
+        (OPEN, "batch", MAX_BATCH + 1),
+        (OPEN, "batch", float("nan")),
+        (OPEN, "batch", True),
+        (OPEN, "left_padding", [-1]),
+        (OPEN, "left_padding", [float("nan")]),
+        (OPEN, "left_padding", {"0": 1}),
+        (OPEN, "max_length", MAX_LENGTH + 1),
+        (OPEN, "manifest", bytes(31)),
+        (OPEN, "previous", "p" * 65),
+        (OPEN, "previous", b"peer"),
+        (OPEN, "next_addresses", ["a" * 257]),
+        (OPEN, "next_addresses", ["a"] * 17),
+        (OPEN, "next_addresses", [b"a"]),
+        (OPEN, "adapter", None),
+        (Refuse(bytes(16), "full", "No."), "retryable", 1),
+        (Refuse(bytes(16), "full", "No."), "retry_after_ms", -1),
+        (Refuse(bytes(16), "full", "No."), "message", "m" * 513),
+        (Drain(bytes(16), 3), "seconds", True),
+    ],
+)
+def test_a_value_out_of_range_or_of_another_type_is_refused_by_its_field(frame, field, value):
+    assert decode(changed(frame)) == frame
+    with pytest.raises(FrameError, match=f"The field {field} of a {frame.KIND} frame"):
+        decode(changed(frame, **{field: value}))
+
+
+@pytest.mark.parametrize("field", ["rows", "left_padding"])
+def test_a_list_of_more_entries_than_a_session_may_have_rows_is_refused(field):
+    frame = STEP if field == "rows" else OPEN
+    assert decode(changed(frame, **{field: [0] * MAX_BATCH}))
+    with pytest.raises(FrameError):
+        decode(changed(frame, **{field: [0] * (MAX_BATCH + 1)}))
+
+
+@pytest.mark.parametrize("kind", ["", "opened", "OPEN", "reserved", None, 3, b"open", ["open"], {"open": 1}, ...])
+def test_an_unknown_kind_is_refused(kind):
+    with pytest.raises(FrameError, match="unknown kind"):
+        decode(changed(OPEN, kind=kind))
+
+
+@pytest.mark.parametrize("kind", sorted(RESERVED_KINDS))
+def test_a_frame_of_a_later_capability_is_known_by_name_and_session(kind):
+    session = bytes(range(16))
+    assert decode(msgpack.packb({"kind": kind, "session": session, "more": [1, {"a": 2}]}) + b"rest") == Reserved(
+        kind, session
+    )
+    for odd in (None, 3, "text", bytes(3)):
+        assert decode(msgpack.packb({"kind": kind, "session": odd})) == Reserved(kind, NO_SESSION)
+
+
+@pytest.mark.parametrize("header", [None, 1, 1.5, True, "open", b"open", [], ["kind", "open"], msgpack.Timestamp(1, 1)])
+def test_a_header_that_is_not_a_map_is_refused(header):
+    with pytest.raises(FrameError):
+        decode(msgpack.packb(header))
+
+
+@pytest.mark.parametrize("key", [1, None, 1.5, (1, 2), True])
+def test_a_header_whose_keys_are_not_strings_is_refused(key):
+    with pytest.raises(FrameError):
+        decode(msgpack.packb({"kind": "close", "session": bytes(16), key: 1}))
+
+
+def test_a_key_of_bytes_is_not_the_field_of_that_name():
+    with pytest.raises(FrameError, match="lacks the field session"):
+        decode(msgpack.packb({"kind": "close", b"session": bytes(16)}))
+
+
+@pytest.mark.parametrize("opener", [b"\x91", b"\x81\xa1a", b"\xdd\x00\x00\x00\x01"])
+@pytest.mark.parametrize("depth", [64, 600, 20_000])
+def test_nesting_without_end_is_refused(opener, depth):
+    nested = b"\x81\xa4kind" + opener * depth + b"\xc0"
+    with pytest.raises(FrameError):
+        decode(nested)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"\xdf\xff\xff\xff\xff",  # a map of 2^32 - 1 entries
+        b"\x81\xa4kind\xdd\xff\xff\xff\xff",  # a list of 2^32 - 1 entries
+        b"\x81\xa4kind\xdb\xff\xff\xff\xff",  # a string of 4 GiB
+        b"\x81\xa4kind\xc6\xff\xff\xff\xff",  # bytes of 4 GiB
+        b"\x81\xa4kind\xc9\xff\xff\xff\xff\x01",  # an extension of 4 GiB
+    ],
+)
+def test_a_size_announced_inside_the_header_allocates_nothing(header):
+    tracemalloc.start()
+    with pytest.raises(FrameError):
+        decode(header + bytes(1000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+def test_a_header_over_its_bound_is_refused_whatever_the_frame_may_hold():
+    fitting = msgpack.packb({"kind": "replay", "filler": bytes(MAX_HEADER_BYTES - 64)})
+    assert len(fitting) <= MAX_HEADER_BYTES
+    assert isinstance(decode(fitting), Reserved)
+    with pytest.raises(FrameError):
+        decode(msgpack.packb({"kind": "replay", "filler": bytes(MAX_HEADER_BYTES)}))
+
+
+def test_of_a_large_frame_only_the_header_is_copied():
+    size = 32 * 2**20
+    body = bytearray(body_of(Step(bytes(16), 0, (1, size // 4, 1), "float32", bytes(size))))
+    tracemalloc.start()
+    frame = decode(body)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert frame.payload.nbytes == size
+    assert peak < 2**20
+
+
+@given(frames, st.data())
+def test_a_frame_cut_short_is_refused(frame, data):
+    body = body_of(frame)
+    cut = data.draw(st.integers(0, len(body) - 1))
+    with pytest.raises(FrameError):
+        decode(body[:cut])
+
+
+@given(frames, st.data())
+def test_a_frame_with_one_byte_changed_is_decoded_or_refused_and_nothing_else(frame, data):
+    body = bytearray(body_of(frame))
+    at = data.draw(st.integers(0, len(body) - 1))
+    body[at] = data.draw(st.integers(0, 255))
+    try:
+        decoded = decode(bytes(body))
+    except FrameError:
+        return
+    assert isinstance(decoded, (*FRAME_TYPES, Reserved))
+
+
+@given(st.binary(max_size=300))
+@example(b"")
+@example(b"\xc1")
+@example(b"\x80")
+def test_random_bytes_are_refused_and_nothing_else(body):
+    with pytest.raises(FrameError):
+        decode(body)
+
+
+odd_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.binary(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4) | st.integers(0, 9), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+field_names = sorted({part.name for frame_type in FRAME_TYPES for part in fields(frame_type)})
+
+
+@given(
+    st.sampled_from([frame_type.KIND for frame_type in FRAME_TYPES]),
+    st.dictionaries(st.sampled_from(field_names), odd_values, max_size=12),
+    st.binary(max_size=16),
+)
+def test_any_map_with_our_own_field_names_is_decoded_or_refused_and_nothing_else(kind, header, payload):
+    body = msgpack.packb({"kind": kind, **header}) + payload
+    try:
+        frame = decode(body)
+    except FrameError:
+        return
+    assert decode(body_of(frame)) == frame
