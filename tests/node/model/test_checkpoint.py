@@ -443,3 +443,12 @@ def test_resident_memory_grows_with_the_span_and_no_further(tmp_path):
     assert measured["span"] > 50_000_000
     assert 0.95 * measured["span"] < measured["grown"] < 1.15 * measured["span"]
     assert measured["peak"] < 1.15 * measured["span"] + measured["tensor"]
+
+
+@pytest.mark.skipif(not (ROOT / "node" / "embedded" / "config.json").exists(), reason="no embedded model in this tree")
+def test_the_embedded_model_opens_by_its_word_from_any_directory(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = Checkpoint.open("embedded")
+    tensors = load_parts(checkpoint, [(0, checkpoint.num_blocks)])
+    assert tensors.keys() == set(checkpoint.tensor_names())
+    assert (checkpoint.name, checkpoint.tokenizer_dir) == ("embedded", ROOT / "node" / "embedded")
