@@ -33,6 +33,7 @@ class Engine:
         self._queue: queue.Queue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = queue.Queue(max_waiting)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_leaving = False
 
     async def __aenter__(self) -> Self:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -43,6 +44,7 @@ class Engine:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._is_leaving = True
         await asyncio.to_thread(self._stop)
 
     def _stop(self) -> None:
@@ -58,9 +60,11 @@ class Engine:
         """Run ``work`` in the compute thread and return its value, or raise what it raised.
 
         Raises:
-            Refused: the queue is full; retryable.
+            Refused: the queue is full, or the engine has been left; retryable.
         """
         assert self._loop is not None
+        if self._is_leaving:  # Behind the end mark of the queue nothing is worked on any more.
+            raise Refused("draining", "This server is leaving; choose another.", retryable=True)
         future: asyncio.Future[T] = self._loop.create_future()
         try:
             self._queue.put_nowait((work, future))
