@@ -1,0 +1,85 @@
+"""Errors of the dht package.
+
+DhtError
+├── LocalError                 our own machine or our own misuse
+│   ├── IdentityInUse            the same identity runs elsewhere
+│   ├── IdentityDamaged          the identity file cannot be read
+│   ├── IdentityNotWritten       the identity file cannot be written
+│   └── ClockSkew                this machine's clock differs from the swarm's
+├── BadJoinCode (ValueError)   a join code that a user gave is damaged
+├── BadAddress (ValueError)    a multiaddr that a user gave is malformed
+├── RemoteError                a peer broke the protocol: close, count, go on
+│   ├── BadRecord                bytes that are no canonical value of the expected shape
+│   └── ProtocolViolation        a message that the protocol does not allow
+└── UnavailableError           timeout, gone, full: try elsewhere or later
+    ├── PeerUnreachable          no answer from a peer
+    ├── NotAdmitted              the swarm does not let us in
+    ├── AddressInUse             a port that we should listen on is taken
+    └── DaemonDied               the p2pd process has ended
+
+This file knows nothing of exit codes; it runs in no thread of its own.
+"""
+
+
+class DhtError(Exception):
+    """Root of every error that this package raises on purpose."""
+
+
+class LocalError(DhtError):
+    """Our own machine, files, or misuse of this package."""
+
+
+class IdentityInUse(LocalError):
+    """Another running node has this identity."""
+
+
+class IdentityDamaged(LocalError):
+    """The identity file exists but holds no Ed25519 key."""
+
+
+class IdentityNotWritten(LocalError):
+    """The identity file could not be written; the message holds the mend."""
+
+
+class ClockSkew(LocalError):
+    """The local clock differs from the swarm's by more than records can bear."""
+
+
+class BadJoinCode(DhtError, ValueError):
+    """A join code is damaged; the message is one sentence that ends with the mend."""
+
+
+class BadAddress(DhtError, ValueError):
+    """A multiaddr is malformed; the message is one sentence that ends with the mend."""
+
+
+class RemoteError(DhtError):
+    """A peer sent what the protocol does not allow."""
+
+
+class BadRecord(RemoteError):
+    """Bytes from the network are no canonical value of the expected shape."""
+
+
+class ProtocolViolation(RemoteError):
+    """A peer's message is malformed or out of turn."""
+
+
+class UnavailableError(DhtError):
+    """A peer or a resource is not there now."""
+
+
+class PeerUnreachable(UnavailableError):
+    """A peer does not answer at any address that we know."""
+
+
+class NotAdmitted(UnavailableError):
+    """A peer does not count us, or we it, as a member of the swarm."""
+
+
+class AddressInUse(UnavailableError):
+    """Another program listens on the address that was asked for."""
+
+
+class DaemonDied(UnavailableError):
+    """The p2pd process of this swarm has ended."""

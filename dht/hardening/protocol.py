@@ -1,0 +1,382 @@
+"""Answer and ask the three DHT calls (ping, store, find) among admitted peers only.
+
+A subclass of ``DHTProtocol``, whose stock behaviour this mends:
+- anyone who can connect may call: here every call, both ways, needs an admitted peer;
+- F: a node chooses its DHT id freely: here it is the SHA-1 of its peer id, and what claims otherwise is dropped;
+- one bad record in an answer or a store discards the whole: here each record stands for itself;
+- values are unpacked with extension types before they are checked, and a mixed dictionary raises inside the storing
+  node: here a dictionary is read field by field, with byte subkeys, and the validator sees each record first;
+- peers may push values into our cache: here there is no cache;
+- a call with everything a new neighbour should hold may be longer than p2pd carries: here it is split.
+
+This file does not know how admission is won, nor what records mean. It runs on the event loop.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import msgpack
+from hivemind.dht.crypto import DHTRecord, RecordValidatorBase
+from hivemind.dht.protocol import DHTProtocol
+from hivemind.dht.routing import DHTID, RoutingTable
+from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue
+from hivemind.p2p import P2PContext
+from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerID
+from hivemind.proto import dht_pb2
+
+from dht.errors import DhtError, NotAdmitted, ProtocolViolation
+from dht.hardening.control import MAX_MESSAGE_BYTES, Control
+from dht.hardening.storage import MAX_SUBKEYS, RecordStorage
+from dht.identity import peer_id_to_str
+
+logger = logging.getLogger(__name__)
+
+BUCKET_SIZE = 20
+NUM_REPLICAS = 5
+DEPTH_MODULO = 5
+
+CALL_S = 3.0
+"""Seconds that a peer may take to answer a DHT call, admission included."""
+
+MAX_KEYS_PER_CALL = 64
+"""Most keys of one call."""
+
+MAX_ANSWER_BYTES = MAX_MESSAGE_BYTES - 2**18
+"""Bytes of values in one answer; p2pd carries 4 MiB."""
+
+MAX_RECORDS_PER_STORE = 2 * MAX_SUBKEYS
+"""Most records of one store call, dictionaries counted by their entries."""
+
+_DICTIONARY_CODE = 0x50  # hivemind's msgpack extension type of a dictionary value
+
+StoredRecord = tuple[bytes, bytes, float]
+"""Subkey, envelope, expiry in unix seconds."""
+
+
+def dht_id_of(peer: PeerID) -> DHTID:
+    """Give the one DHT id that a peer may have."""
+    return DHTID.generate(source=peer.to_bytes())
+
+
+def unpack_dictionary(packed: bytes, *, wrapped: bool) -> list[StoredRecord]:
+    """Read a dictionary of records as hivemind packs it, without ever building its objects.
+
+    Args:
+        packed: msgpack extension 0x50 around ``[maxsize, latest expiry, [[subkey, value, expiry], ...]]``.
+        wrapped: False when the extension's header has been taken off.
+
+    Raises:
+        ProtocolViolation: Anything else.
+    """
+    try:
+        if wrapped:
+            outer = msgpack.unpackb(packed, ext_hook=lambda code, data: (code, data), max_ext_len=len(packed))
+            if not isinstance(outer, tuple) or outer[0] != _DICTIONARY_CODE:
+                raise ProtocolViolation("no dictionary of records")
+            packed = outer[1]
+        fields = msgpack.unpackb(packed, max_ext_len=0, max_map_len=0, max_array_len=MAX_SUBKEYS, raw=True)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise ProtocolViolation("no dictionary of records") from error
+    if not isinstance(fields, list) or len(fields) != 3 or not isinstance(fields[2], list):
+        raise ProtocolViolation("no dictionary of records")
+    return [_checked_entry(entry) for entry in fields[2]]
+
+
+def _checked_entry(entry: object) -> StoredRecord:
+    if not isinstance(entry, list) or len(entry) != 3:
+        raise ProtocolViolation("no dictionary of records")
+    subkey, value, expires_s = entry
+    if not isinstance(subkey, bytes) or not isinstance(value, bytes) or not isinstance(expires_s, int | float):
+        raise ProtocolViolation("no dictionary of records")
+    return subkey, value, float(expires_s)
+
+
+class _AdmittedStub:
+    """Calls to one peer, each after admission; a peer that forgot us is asked to admit us once more."""
+
+    def __init__(
+        self, stub: Any, ensure: Callable[[str], Awaitable[None]], forget: Callable[[str], None], peer: PeerID
+    ):
+        self._stub = stub
+        self._ensure = ensure
+        self._forget = forget
+        self._peer = peer.to_base58()
+
+    async def rpc_ping(self, request: dht_pb2.PingRequest, timeout: float) -> dht_pb2.PingResponse:
+        return await self._call(self._stub.rpc_ping, request, timeout)
+
+    async def rpc_store(self, request: dht_pb2.StoreRequest, timeout: float) -> dht_pb2.StoreResponse:
+        return await self._call(self._stub.rpc_store, request, timeout)
+
+    async def rpc_find(self, request: dht_pb2.FindRequest, timeout: float) -> dht_pb2.FindResponse:
+        return await self._call(self._stub.rpc_find, request, timeout)
+
+    async def _call(self, method: Callable[..., Awaitable[Any]], request: Any, timeout: float) -> Any:
+        await self._ensure(self._peer)
+        try:
+            return await method(request, timeout=timeout)
+        except NotAdmitted:
+            self._forget(self._peer)
+            await self._ensure(self._peer)
+            return await method(request, timeout=timeout)
+
+
+class AdmittedProtocol(DHTProtocol):  # type: ignore[misc]
+    """The DHT's calls between members of one swarm; made by ``launch``."""
+
+    # ServicerBase caches these per class and would otherwise take the stock ones.
+    _rpc_handlers = None
+    _stub_type = None
+
+    _tasks: set[asyncio.Task[None]]
+
+    @classmethod
+    async def launch(
+        cls,
+        control: Control,
+        *,
+        validator: RecordValidatorBase,
+        is_admitted: Callable[[str], bool],
+        ensure: Callable[[str], Awaitable[None]],
+        forget: Callable[[str], None],
+        named: Callable[[str, str], None],
+        client_mode: bool,
+    ) -> "AdmittedProtocol":
+        """Start answering DHT calls, unless in client mode.
+
+        Args:
+            control: The connection to p2pd.
+            validator: Decides which records are stored and believed.
+            is_admitted: Says whether a peer is a member.
+            ensure: Makes a peer and us members of each other, or raises.
+            forget: Drops what we hold about a peer's membership.
+            named: Is told (peer, by whom) of every peer that another one names.
+            client_mode: True: we ask and do not answer, and no one puts us into a routing table.
+        """
+        assert control.peer_id is not None
+        self = cls(_initialized_with_create=True)
+        self.p2p = control
+        self.node_id = dht_id_of(control.peer_id)
+        self.bucket_size, self.num_replicas, self.wait_timeout = BUCKET_SIZE, NUM_REPLICAS, CALL_S
+        self.storage, self.cache = RecordStorage(), DHTLocalStorage(maxsize=1)
+        self.routing_table = RoutingTable(self.node_id, BUCKET_SIZE, DEPTH_MODULO)
+        self.rpc_semaphore = _Unlimited()
+        self.client_mode, self.record_validator, self.authorizer = client_mode, validator, None
+        self._is_admitted, self._ensure, self._forget, self._named = is_admitted, ensure, forget, named
+        self._tasks = set()
+        self.node_info = dht_pb2.NodeInfo(node_id=b"" if client_mode else self.node_id.to_bytes())
+        if not client_mode:
+            await self.add_p2p_handlers(control)
+        return self
+
+    @classmethod
+    def _get_handle_name(cls, namespace: str | None, method_name: str) -> str:
+        """Name the calls independently of this class's name; the name is part of the wire."""
+        del namespace
+        return f"DHTProtocol.{method_name}"
+
+    def get_stub(self, peer: PeerID) -> _AdmittedStub:
+        """Give the calls to ``peer``, which admit it first."""
+        stub = super(DHTProtocol, self).get_stub(self.p2p, peer)
+        return _AdmittedStub(stub, self._ensure, self._forget, peer)
+
+    def _refuse_strangers(self, context: P2PContext) -> None:
+        if not self._is_admitted(context.remote_id.to_base58()):
+            raise NotAdmitted("not admitted")
+
+    # -- answering ---------------------------------------------------------------------------------------------------
+
+    async def rpc_ping(self, request: dht_pb2.PingRequest, context: P2PContext) -> dht_pb2.PingResponse:
+        """Answer a member's ping."""
+        self._refuse_strangers(context)
+        return await super().rpc_ping(request, context)
+
+    async def rpc_store(self, request: dht_pb2.StoreRequest, context: P2PContext) -> dht_pb2.StoreResponse:
+        """Store what a member sends, record by record, if the validator lets it."""
+        self._refuse_strangers(context)
+        self._meet(request.peer, context.remote_id)
+        aligned = len(request.keys) == len(request.subkeys) == len(request.values) == len(request.expiration_time)
+        if not aligned or len(request.keys) > MAX_RECORDS_PER_STORE or any(len(key) != 20 for key in request.keys):
+            raise ProtocolViolation("a store call's lists do not match")
+        answers = [
+            self._store_one(*item)
+            for item in zip(request.keys, request.subkeys, request.values, request.expiration_time, strict=True)
+        ]
+        return dht_pb2.StoreResponse(store_ok=answers, peer=self.node_info)
+
+    def _store_one(self, key: bytes, tag: bytes, value: bytes, expires_s: float) -> bool:
+        if tag == self.IS_DICTIONARY:
+            try:
+                records = unpack_dictionary(value, wrapped=True)
+            except ProtocolViolation:
+                return False
+            outcomes = [self._store_record(key, *record) for record in records]  # each one, also after a refusal
+            return all(outcomes)
+        try:
+            subkey = msgpack.unpackb(tag, max_ext_len=0, max_map_len=0, max_array_len=0)
+        except (ValueError, TypeError, msgpack.UnpackException):
+            return False
+        return isinstance(subkey, bytes) and self._store_record(key, subkey, value, expires_s)
+
+    def _store_record(self, key: bytes, subkey: bytes, value: bytes, expires_s: float) -> bool:
+        if not self.is_valid(key, subkey, value, expires_s):
+            return False
+        stored: bool = self.storage.store_subkey(DHTID.from_bytes(key), subkey, value, expires_s)
+        return stored
+
+    def is_valid(self, key: bytes, subkey: bytes, value: bytes, expires_s: float) -> bool:
+        """Ask the validator about one record."""
+        if not math.isfinite(expires_s):
+            return False
+        accepted: bool = self.record_validator.validate(DHTRecord(key, self.serializer.dumps(subkey), value, expires_s))
+        return accepted
+
+    async def rpc_find(self, request: dht_pb2.FindRequest, context: P2PContext) -> dht_pb2.FindResponse:
+        """Answer with the records that stand here and the nearest members that we know."""
+        self._refuse_strangers(context)
+        self._meet(request.peer, context.remote_id)
+        if len(request.keys) > MAX_KEYS_PER_CALL or any(len(key) != 20 for key in request.keys):
+            raise ProtocolViolation("a find call asks for too much")
+        asker, room = dht_id_of(context.remote_id), MAX_ANSWER_BYTES
+        response = dht_pb2.FindResponse(results=[], peer=self.node_info)
+        for key in map(DHTID.from_bytes, request.keys):
+            result = dht_pb2.FindResult(type=dht_pb2.NOT_FOUND)
+            standing = self.storage.get(key)
+            if standing is not None and len(standing.value):
+                value = self.serializer.dumps(standing.value)
+                if len(value) <= room:
+                    room -= len(value)
+                    result.type, result.value = dht_pb2.FOUND_DICTIONARY, value
+                    result.expiration_time = standing.expiration_time
+            for node_id, peer in self.routing_table.get_nearest_neighbors(key, k=BUCKET_SIZE, exclude=asker):
+                result.nearest_node_ids.append(node_id.to_bytes())
+                result.nearest_peer_ids.append(peer.to_bytes())
+            response.results.append(result)
+        return response
+
+    def _meet(self, info: dht_pb2.NodeInfo, peer: PeerID) -> None:
+        """Put a member that called us into the routing table, if it answers calls itself."""
+        if info.node_id and info.node_id == dht_id_of(peer).to_bytes():
+            task = asyncio.get_running_loop().create_task(self.update_routing_table(dht_id_of(peer), peer))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def shutdown(self) -> None:
+        """Stop what this side still does; p2pd ends right after, so its handlers need not be taken off one by one."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -- asking ------------------------------------------------------------------------------------------------------
+
+    async def call_find(
+        self, peer: PeerID, keys: Collection[DHTID]
+    ) -> dict[DHTID, tuple[list[StoredRecord], dict[DHTID, PeerID]]] | None:
+        """Ask a peer for records and neighbours; None when it does not answer.
+
+        Returns:
+            For each key the records that the validator lets pass, and the neighbours whose id is their own.
+        """
+        keys = list(keys)
+        request = dht_pb2.FindRequest(keys=[key.to_bytes() for key in keys], peer=self.node_info)
+        try:
+            response = await self.get_stub(peer).rpc_find(request, timeout=CALL_S)
+        except (DhtError, TimeoutError, OSError) as error:
+            logger.debug("find at %s: %s", peer, error)
+            await self.update_routing_table(None, peer, responded=False)
+            return None
+        self._meet(response.peer, peer)
+        answers: dict[DHTID, tuple[list[StoredRecord], dict[DHTID, PeerID]]] = {key: ([], {}) for key in keys}
+        for key, result in zip(keys, response.results, strict=False):
+            answers[key] = (self._believed(key, result), self._neighbours(result, peer))
+        return answers
+
+    def _believed(self, key: DHTID, result: dht_pb2.FindResult) -> list[StoredRecord]:
+        if result.type != dht_pb2.FOUND_DICTIONARY:
+            return []
+        try:
+            records = unpack_dictionary(result.value, wrapped=True)
+        except ProtocolViolation as error:
+            logger.debug("an answer holds %s", error)
+            return []
+        key_id = key.to_bytes()
+        return [record for record in records if self.is_valid(key_id, *record)]
+
+    def _neighbours(self, result: dht_pb2.FindResult, named_by: PeerID) -> dict[DHTID, PeerID]:
+        neighbours = {}
+        pairs = zip(result.nearest_node_ids, result.nearest_peer_ids, strict=False)
+        for node_id, peer_bytes in list(pairs)[:BUCKET_SIZE]:
+            try:
+                peer_id_to_str(peer_bytes)
+            except ValueError:
+                continue
+            peer = PeerID(peer_bytes)
+            if node_id == dht_id_of(peer).to_bytes() and node_id != self.node_id.to_bytes():
+                neighbours[dht_id_of(peer)] = peer
+                self._named(peer.to_base58(), named_by.to_base58())
+        return neighbours
+
+    async def call_store(
+        self,
+        peer: PeerID,
+        keys: Sequence[DHTID],
+        values: Sequence[bytes | DictionaryDHTValue],
+        expiration_time: float | Sequence[float],
+        subkeys: Sequence[bytes | None] | None = None,
+        in_cache: bool | Sequence[bool] | None = None,
+    ) -> list[bool] | None:
+        """Ask a peer to store records; in as many calls as p2pd's message limit needs. None when it does not answer."""
+        del in_cache
+        expiries = [expiration_time] * len(keys) if isinstance(expiration_time, float) else list(expiration_time)
+        marks = [None] * len(keys) if subkeys is None else list(subkeys)
+        items = list(zip(keys, values, expiries, marks, strict=True))
+        answers: list[bool] = []
+        for part in _parts(items):
+            part_keys, part_values, part_expiries, part_marks = map(list, zip(*part, strict=True))
+            stored = await super().call_store(peer, part_keys, part_values, part_expiries, part_marks)
+            if stored is None:
+                return None
+            answers.extend(stored)
+        return answers
+
+    async def update_routing_table(self, node_id: DHTID | None, peer_id: PeerID, responded: bool = True) -> None:
+        """Note that a peer did or did not answer, if the id it goes by is its own."""
+        if peer_id == self.p2p.peer_id or (node_id is not None and node_id != dht_id_of(peer_id)):
+            return
+        if responded and node_id is None:
+            return
+        await super().update_routing_table(node_id, peer_id, responded=responded)
+
+
+def _parts(items: list[tuple[DHTID, Any, float, Any]]) -> Iterator[list[tuple[DHTID, Any, float, Any]]]:
+    """Cut a store call so that no part is longer than p2pd carries."""
+    part: list[tuple[DHTID, Any, float, Any]] = []
+    size = 0
+    for item in items:
+        value = item[1]
+        item_bytes = 128 + (
+            sum(128 + len(each) for _, (each, _) in value.items())
+            if isinstance(value, DictionaryDHTValue)
+            else len(value)
+        )
+        if part and size + item_bytes > MAX_ANSWER_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(item)
+        size += item_bytes
+    if part:
+        yield part
+
+
+class _Unlimited:
+    """Stands where stock hivemind has a semaphore that it never limits."""
+
+    async def __aenter__(self) -> None:
+        return None
+
+    async def __aexit__(self, *_: object) -> None:
+        return None

@@ -1,0 +1,217 @@
+"""Keep the one Ed25519 key of a node: it is the libp2p peer id, and it signs every record.
+
+The file is a libp2p ``PrivateKey`` protobuf, so that p2pd loads the same one. A signature is checked from the peer id
+alone, by the ``cryptography`` package and nothing else, because Ed25519 libraries disagree on edge cases.
+This file does not know what is signed, nor anything of the network. It runs at start-up, on the caller's thread.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import base58
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from dht.errors import IdentityDamaged, IdentityInUse, IdentityNotWritten
+
+PEER_ID_BYTES = 38
+"""Length of a binary peer id: 6 bytes of prefix and the 32-byte public key."""
+
+_PEER_ID_PREFIX = bytes.fromhex("002408011220")  # identity multihash, 36 bytes | PublicKey{Ed25519, 32 bytes}
+_KEY_FILE_PREFIX = bytes.fromhex("08011240")  # PrivateKey{key_type: Ed25519, data: 64 bytes}
+_DOMAIN = b"efed/trust/1"
+
+
+def peer_id_to_str(peer_id: bytes) -> str:
+    """Write a binary peer id in base58 ("12D3KooW...").
+
+    Raises:
+        ValueError: Not 38 bytes of an inlined Ed25519 key.
+    """
+    if len(peer_id) != PEER_ID_BYTES or not peer_id.startswith(_PEER_ID_PREFIX):
+        raise ValueError("not the peer id of an Ed25519 key")
+    text: str = base58.b58encode(peer_id).decode()
+    return text
+
+
+def peer_id_to_bytes(peer_id: str) -> bytes:
+    """Read a base58 peer id.
+
+    Raises:
+        ValueError: Not base58, or not the peer id of an Ed25519 key.
+    """
+    if len(peer_id) > 64 or not peer_id.isascii():
+        raise ValueError("not the peer id of an Ed25519 key")
+    data: bytes = base58.b58decode(peer_id)
+    if peer_id_to_str(data) != peer_id:
+        raise ValueError("not the peer id of an Ed25519 key")
+    return data
+
+
+def signed_bytes(domain_type: int, body: bytes) -> bytes:
+    """Frame a body for signing (libp2p RFC 0002), so that no signature counts in two contexts.
+
+    Args:
+        domain_type: What kind of body this is, 0 to 255.
+        body: The bytes to be signed.
+    """
+    parts = (_DOMAIN, bytes([domain_type]), body)
+    return b"".join(_varint(len(part)) + part for part in parts)
+
+
+def verify(peer_id: bytes, domain_type: int, body: bytes, signature: bytes) -> bool:
+    """Say whether the owner of the 38-byte ``peer_id`` signed ``body`` as ``domain_type``; junk is just not signed."""
+    if len(peer_id) != PEER_ID_BYTES or not peer_id.startswith(_PEER_ID_PREFIX) or len(signature) != 64:
+        return False
+    try:
+        key = Ed25519PublicKey.from_public_bytes(peer_id[len(_PEER_ID_PREFIX) :])
+        key.verify(signature, signed_bytes(domain_type, body))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+class Identity:
+    """One Ed25519 key, kept in a file or, when ``path`` is None, only in memory."""
+
+    def __init__(self, key: Ed25519PrivateKey, path: Path | None) -> None:
+        self._key = key
+        self._public = key.public_key().public_bytes_raw()
+        self.path = path
+        self.peer_id_bytes = _PEER_ID_PREFIX + self._public
+        self.peer_id = peer_id_to_str(self.peer_id_bytes)
+
+    @classmethod
+    def load_or_create(cls, path: Path) -> Self:
+        """Load the key from ``path``, or make one and write it there with mode 0600.
+
+        The file appears whole or not at all, also on a full disk. When two processes create it at once, one wins
+        and both load the winner's.
+
+        Raises:
+            IdentityDamaged: The file holds something else.
+            IdentityNotWritten: The directory or the file could not be written.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            return cls._load(path)
+        fresh = cls(Ed25519PrivateKey.generate(), path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh.write_new()
+        except OSError as error:
+            raise IdentityNotWritten(_why_not_written(path, error)) from error
+        return cls._load(path)
+
+    @classmethod
+    def ephemeral(cls) -> Self:
+        """Make a key that lives as long as this object: for clients, which earn nothing under their id."""
+        return cls(Ed25519PrivateKey.generate(), None)
+
+    @classmethod
+    def _load(cls, path: Path) -> Self:
+        mend = "restore it from a backup, or move it away to get a new identity"
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise IdentityDamaged(f"identity {path} cannot be read ({error.strerror}): {mend}") from error
+        seed = data[len(_KEY_FILE_PREFIX) : -32]
+        if len(data) != len(_KEY_FILE_PREFIX) + 64 or not data.startswith(_KEY_FILE_PREFIX):
+            raise IdentityDamaged(f"identity {path} holds no Ed25519 key: {mend}")
+        identity = cls(Ed25519PrivateKey.from_private_bytes(seed), path)
+        if identity._file_bytes() != data:
+            raise IdentityDamaged(f"identity {path} holds a public key that is not its secret key's: {mend}")
+        return identity
+
+    def _file_bytes(self) -> bytes:
+        return _KEY_FILE_PREFIX + self._key.private_bytes_raw() + self._public
+
+    def write_new(self) -> None:
+        """Write to a sibling, force it to disk, then link it into place unless a file is already there."""
+        if self.path is None:
+            return
+        draft = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}")
+        try:
+            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(self._file_bytes())
+                file.flush()
+                os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):
+                os.link(draft, self.path)
+        finally:
+            draft.unlink(missing_ok=True)
+        directory = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def sign(self, domain_type: int, body: bytes) -> bytes:
+        """Sign ``body`` as ``domain_type``; 64 bytes."""
+        return self._key.sign(signed_bytes(domain_type, body))
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the identity for one running node; the lock goes with the process, however it ends.
+
+        Raises:
+            IdentityInUse: Another swarm, of this process or another, runs with the file.
+        """
+        if self.path is None:
+            yield
+            return
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise
+                raise IdentityInUse(
+                    f"another node runs with the identity {self.path}: stop it, or give this one its own identity"
+                ) from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def key_file(self) -> Iterator[Path]:
+        """Give the path of a file that p2pd can load; of an ephemeral identity it exists only inside the context."""
+        if self.path is not None:
+            yield self.path
+            return
+        with tempfile.TemporaryDirectory(prefix="efedllm-key-") as directory:
+            held = type(self)(self._key, Path(directory) / "identity")
+            try:
+                held.write_new()
+            except OSError as error:
+                raise IdentityNotWritten(_why_not_written(Path(directory), error)) from error
+            yield Path(directory) / "identity"
+
+
+def _why_not_written(path: Path, error: OSError) -> str:
+    mend = {
+        errno.ENOSPC: "free some space on that disk",
+        errno.EDQUOT: "free some of your disk quota",
+        errno.EACCES: "make its directory writable or choose another",
+        errno.EPERM: "make its directory writable or choose another",
+        errno.EROFS: "choose a directory on a writable disk",
+    }.get(error.errno or 0, "choose another directory")
+    return f"identity {path} cannot be written ({error.strerror}): {mend}"
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)

@@ -1,0 +1,340 @@
+"""Define every record that stands on the DHT: fields with meaning and unit, key, subkey, lifetime, size, authors.
+
+A record is a frozen dataclass; sealed, it is an envelope ``[version, kind, body, [signatures]]`` in canonical form.
+Key and expiry are functions of the signed body, so a peer can neither move a record to another key nor lengthen or
+shorten its life. ``dht.parameters`` holds one more kind; ``dht.validation`` has the registry and the rules' order.
+This file does no I/O, reads no clock and does not know the DHT's code. It runs wherever it is called.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import ClassVar, Protocol, Self
+
+from dht.codec import Fields, decode, encode
+from dht.errors import BadRecord
+from dht.identity import PEER_ID_BYTES, Identity, peer_id_to_bytes, peer_id_to_str
+
+ENVELOPE_VERSION = 1
+KEY_TAG = "efed1"
+
+MAX_ENVELOPE_BYTES = 4096
+"""No record of any kind is longer; each kind has its own, smaller bound."""
+
+MAX_FUTURE_S = 120
+"""Seconds that the signed time of a record may lie ahead of the reader's clock."""
+
+MAX_TIME_S = 2**40
+"""Bound of unix times in seconds; keeps expiry exact as a float."""
+
+MAX_LIFE_S = 3600
+"""Longest life of an announcement or a manifest record, in seconds."""
+
+MAX_BLOCKS = 4096
+"""Most transformer blocks of one model."""
+
+MAX_ADDRESSES = 8
+"""Most multiaddrs that one peer may claim."""
+
+MAX_ADDRESS_BYTES = 256
+"""Longest multiaddr as text, in bytes."""
+
+MAX_NAME_BYTES = 200
+"""Longest name of a model or swarm, in UTF-8 bytes."""
+
+KeyPart = int | bytes | str
+
+
+class Kind(IntEnum):
+    """Numbers of the record kinds; also the domain type of their signatures. 1 to 7 are reserved for receipts."""
+
+    ANNOUNCE = 16
+    MANIFEST = 17
+    PARAMETERS = 18
+
+
+class ServerState(IntEnum):
+    """State of a server; only ``ONLINE`` ones are routed to."""
+
+    OFFLINE = 0  # withdrawn: a tombstone that outlives the announcement it replaces
+    JOINING = 1  # loading its blocks
+    ONLINE = 2
+    DRAINING = 3  # finishes its sessions, takes no new ones
+
+
+class Record(Protocol):
+    """What every kind of record offers to the validator and the swarm."""
+
+    KIND: ClassVar[int]
+    """Number of the kind."""
+    MAX_BYTES: ClassVar[int]
+    """Longest envelope of this kind, in bytes."""
+    MAX_LIFE_S: ClassVar[int]
+    """Longest life of this kind, in seconds."""
+
+    @property
+    def t(self) -> int:
+        """Signed time, in unix seconds."""
+        ...
+
+    @property
+    def life_s(self) -> int:
+        """Seconds from ``t`` to the expiry."""
+        ...
+
+    @property
+    def authors(self) -> tuple[str, ...]:
+        """Peer ids that must have signed the body, in this order."""
+        ...
+
+    @property
+    def subkey(self) -> bytes:
+        """Where the record stands under its key."""
+        ...
+
+    def key_parts(self, envelope: bytes) -> tuple[KeyPart, ...]:
+        """Parts of the key; content-addressed kinds derive them from the envelope."""
+        ...
+
+    def to_body(self) -> bytes:
+        """Encode canonically."""
+        ...
+
+    @classmethod
+    def from_body(cls, body: bytes) -> Self:
+        """Decode and check every field's type and range; raises ``BadRecord``."""
+        ...
+
+
+def key_bytes(kind: int, parts: tuple[KeyPart, ...]) -> bytes:
+    """Build the preimage of a DHT key; its SHA-1 is the 20-byte id under which peers store."""
+    return encode([KEY_TAG, int(kind), *parts])
+
+
+def dht_id(key: bytes) -> bytes:
+    """Hash a key preimage, or a binary peer id, to its 20-byte place in the DHT."""
+    return hashlib.sha1(key, usedforsecurity=False).digest()
+
+
+def take_peer_id(fields: Fields, name: str) -> str:
+    """Take a 38-byte peer id and write it in base58."""
+    try:
+        return peer_id_to_str(fields.blob(name, PEER_ID_BYTES))
+    except ValueError:
+        raise BadRecord(f"{name} is not the peer id of an Ed25519 key") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """ANNOUNCE: one server's offer for one model. Key ``(manifest, shard)``, subkey the owner's 38 bytes."""
+
+    KIND: ClassVar[int] = Kind.ANNOUNCE
+    MAX_BYTES: ClassVar[int] = 3072
+    MAX_LIFE_S: ClassVar[int] = MAX_LIFE_S
+
+    manifest: bytes  # identity of the model, 32 bytes
+    shard: int  # which part of the model's servers this key lists, 0 to 255; 0 until there are hundreds
+    owner: str  # peer id of the server, the only author
+    t: int  # when it was signed, unix seconds; rises by at least 1 with every announcement
+    life_s: int  # seconds until it expires, three refreshes
+    state: ServerState  # what the server does now
+    start: int  # first block served
+    end: int  # one past the last block served
+    dtype: str  # compute dtype of the span, torch's name ("float32", "bfloat16")
+    throughput_milli: int  # measured rate, thousandths of a block-token per second
+    max_length: int  # tokens that one session may hold
+    cache_free_tokens: int  # tokens that the cache can still take, over all sessions
+    addresses: tuple[str, ...]  # multiaddrs where the server listens, with /p2p/<owner> at the end; at most 8
+    version: str  # software version of the server ("0.1.0")
+
+    @property
+    def authors(self) -> tuple[str, ...]:
+        """The server alone."""
+        return (self.owner,)
+
+    @property
+    def subkey(self) -> bytes:
+        """The owner's 38 bytes."""
+        return peer_id_to_bytes(self.owner)
+
+    def key_parts(self, envelope: bytes = b"") -> tuple[KeyPart, ...]:
+        """``(manifest, shard)``."""
+        return (self.manifest, self.shard)
+
+    def to_body(self) -> bytes:
+        """Encode canonically."""
+        return encode(
+            [
+                self.manifest,
+                self.shard,
+                peer_id_to_bytes(self.owner),
+                self.t,
+                self.life_s,
+                int(self.state),
+                self.start,
+                self.end,
+                self.dtype,
+                self.throughput_milli,
+                self.max_length,
+                self.cache_free_tokens,
+                list(self.addresses),
+                self.version,
+            ]
+        )
+
+    @classmethod
+    def from_body(cls, body: bytes) -> Self:
+        """Decode and check; raises ``BadRecord``."""
+        fields = Fields(decode(body, cls.MAX_BYTES))
+        record = cls(
+            manifest=fields.blob("manifest", 32),
+            shard=fields.uint("shard", 255),
+            owner=take_peer_id(fields, "owner"),
+            t=fields.uint("t", MAX_TIME_S),
+            life_s=fields.uint("life_s", cls.MAX_LIFE_S, min_value=1),
+            state=ServerState(fields.uint("state", max(ServerState))),
+            start=fields.uint("start", MAX_BLOCKS),
+            end=fields.uint("end", MAX_BLOCKS),
+            dtype=fields.text("dtype", 32),
+            throughput_milli=fields.uint("throughput_milli", 2**48),
+            max_length=fields.uint("max_length", 2**40),
+            cache_free_tokens=fields.uint("cache_free_tokens", 2**40),
+            addresses=fields.texts("addresses", MAX_ADDRESSES, MAX_ADDRESS_BYTES),
+            version=fields.text("version", 32),
+        )
+        fields.end()
+        if record.start >= record.end:
+            raise BadRecord("the span is empty")
+        return record
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRecord:
+    """MANIFEST: a model that a peer serves. One key for the whole swarm, subkey owner || manifest."""
+
+    KIND: ClassVar[int] = Kind.MANIFEST
+    MAX_BYTES: ClassVar[int] = 1024
+    MAX_LIFE_S: ClassVar[int] = MAX_LIFE_S
+
+    manifest: bytes  # identity of the model, 32 bytes
+    owner: str  # peer id of the publisher, the only author
+    t: int  # when it was signed, unix seconds
+    life_s: int  # seconds until it expires
+    name: str  # name for people ("gpt2"); many may publish the same name, the manifest decides
+    model_type: str  # transformers' model_type ("llama")
+    num_blocks: int  # transformer blocks of the whole model
+    hidden_size: int  # width of the hidden states
+    vocab_size: int  # tokens of the vocabulary
+
+    @property
+    def authors(self) -> tuple[str, ...]:
+        """The publisher alone."""
+        return (self.owner,)
+
+    @property
+    def subkey(self) -> bytes:
+        """The owner's 38 bytes, then the manifest's 32."""
+        return peer_id_to_bytes(self.owner) + self.manifest
+
+    def key_parts(self, envelope: bytes = b"") -> tuple[KeyPart, ...]:
+        """``MODELS_KEY``: one look-up lists all models of the swarm."""
+        return MODELS_KEY
+
+    def to_body(self) -> bytes:
+        """Encode canonically."""
+        return encode(
+            [
+                self.manifest,
+                peer_id_to_bytes(self.owner),
+                self.t,
+                self.life_s,
+                self.name,
+                self.model_type,
+                self.num_blocks,
+                self.hidden_size,
+                self.vocab_size,
+            ]
+        )
+
+    @classmethod
+    def from_body(cls, body: bytes) -> Self:
+        """Decode and check; raises ``BadRecord``."""
+        fields = Fields(decode(body, cls.MAX_BYTES))
+        record = cls(
+            manifest=fields.blob("manifest", 32),
+            owner=take_peer_id(fields, "owner"),
+            t=fields.uint("t", MAX_TIME_S),
+            life_s=fields.uint("life_s", cls.MAX_LIFE_S, min_value=1),
+            name=fields.text("name", MAX_NAME_BYTES),
+            model_type=fields.text("model_type", 64),
+            num_blocks=fields.uint("num_blocks", MAX_BLOCKS, min_value=1),
+            hidden_size=fields.uint("hidden_size", 2**24, min_value=1),
+            vocab_size=fields.uint("vocab_size", 2**32, min_value=1),
+        )
+        fields.end()
+        return record
+
+
+MODELS_KEY: tuple[KeyPart, ...] = (0,)
+"""Key parts of the one key under which every manifest record stands; the number is the shard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A record as it travels: body and signatures, not yet checked against one another."""
+
+    kind: int  # number of the kind, also the domain type of the signatures
+    body: bytes  # canonical body of the record
+    signatures: tuple[bytes, ...]  # 64 bytes each, in the order of the record's authors
+
+    def to_bytes(self) -> bytes:
+        """Encode canonically."""
+        return encode([ENVELOPE_VERSION, self.kind, self.body, list(self.signatures)])
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Decode; raises ``BadRecord``."""
+        fields = Fields(decode(data, MAX_ENVELOPE_BYTES))
+        fields.uint("version", ENVELOPE_VERSION, min_value=ENVELOPE_VERSION)
+        kind = fields.uint("kind", 255)
+        body = fields.some_bytes("body", MAX_ENVELOPE_BYTES)
+        signatures = Fields(fields.items("signatures", 8))
+        fields.end()
+        taken = []
+        while signatures.more():
+            taken.append(signatures.blob("signature", 64))
+        return cls(kind, body, tuple(taken))
+
+
+@dataclass(frozen=True, slots=True)
+class SignedRecord:
+    """A sealed record with the place where it belongs."""
+
+    record: Record
+    envelope: bytes  # what is stored, byte for byte the same at every replica
+    key: bytes  # preimage of the DHT key
+    subkey: bytes  # place under the key
+    expires_s: int  # unix seconds; exactly t + life_s
+
+
+def seal(record: Record, *authors: Identity) -> SignedRecord:
+    """Sign a record with the identities of its authors, in their order.
+
+    Raises:
+        ValueError: The identities are not the record's authors, or a field is out of bounds.
+    """
+    if tuple(author.peer_id for author in authors) != record.authors:
+        raise ValueError("a record is signed by its authors and no one else")
+    body = record.to_body()
+    try:
+        type(record).from_body(body)
+    except BadRecord as error:
+        raise ValueError(f"the record breaks its own rules: {error}") from None
+    signatures = tuple(author.sign(record.KIND, body) for author in authors)
+    return place(record, Envelope(record.KIND, body, signatures).to_bytes())
+
+
+def place(record: Record, envelope: bytes) -> SignedRecord:
+    """Say where an envelope that holds ``record`` belongs on the DHT."""
+    key = key_bytes(record.KIND, record.key_parts(envelope))
+    return SignedRecord(record, envelope, key, record.subkey, record.t + record.life_s)

@@ -1,0 +1,345 @@
+"""Run one node's place in one swarm: p2pd, membership, DHT, streams; the only door through which ``node`` uses them.
+
+    Swarm
+     ├── Identity.lock, Daemon (p2pd), Control      a process and its socket
+     ├── Membership                                 who belongs; streams among members
+     └── Overlay over AdmittedProtocol              records among members
+
+This file does not know models, sessions or what travels in streams. It runs on the caller's event loop.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Self
+
+from dht.errors import (
+    BadRecord,
+    ClockSkew,
+    DaemonDied,
+    DhtError,
+    IdentityInUse,
+    NotAdmitted,
+    PeerUnreachable,
+)
+from dht.hardening.control import Control, parse_address
+from dht.hardening.daemon import Daemon, DaemonOptions
+from dht.hardening.overlay import Overlay
+from dht.hardening.protocol import AdmittedProtocol
+from dht.identity import Identity
+from dht.membership.handshake import membership_key
+from dht.membership.members import PEERS_PROTOCOL, Membership, Stream, is_listening, read_message, write_message
+from dht.parameters import PUBLIC_NAME, JoinCode, split_address
+from dht.records import Announcement, KeyPart, Record, SignedRecord, key_bytes
+from dht.validation import RecordValidator, parse_envelope
+
+__all__ = ["Stream", "Swarm"]
+
+logger = logging.getLogger(__name__)
+
+LOOPBACK_LISTEN = ("/ip4/127.0.0.1/tcp/0",)
+"""Where a swarm listens unless it is asked to be open to other machines."""
+
+MAX_CLOCK_SKEW_S = 20.0
+"""Seconds by which our clock may differ from the swarm's; records live for a minute."""
+
+WATCH_S = 1.0
+"""Seconds between two looks at the peers through which we joined."""
+
+REFRESH_S = 60.0
+"""Seconds between two looks at our own neighbourhood in the DHT."""
+
+_EMPTY_QUESTION = b"\x90"
+
+
+class Swarm:
+    """An async context manager; inside it, this node is a member of the swarm."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        join: JoinCode | None = None,
+        name: str = PUBLIC_NAME,
+        secret: bytes | None = None,
+        listen: Sequence[str] = LOOPBACK_LISTEN,
+        announce: Sequence[str] = (),
+        client_mode: bool = False,
+    ) -> None:
+        """Describe the place; entering the context takes it.
+
+        Args:
+            identity: Who we are; locked while the swarm runs.
+            join: Where to join; None: we are the first. Its name and secret replace the next two.
+            name: The swarm's name.
+            secret: Of a private swarm, 32 bytes; None: public.
+            listen: Multiaddrs to listen on.
+            announce: Multiaddrs to give to others instead of those.
+            client_mode: True: store nothing for others.
+
+        Raises:
+            BadAddress: One of the addresses is malformed.
+        """
+        self._identity = identity
+        self._join = [split_address(address) for address in join.addresses] if join is not None else []
+        self.name = join.name if join is not None else name
+        self.parameters_hash = join.parameters_hash if join is not None else b""
+        self._secret = join.secret if join is not None else secret
+        for address in (*listen, *announce, *(transport for transport, _ in self._join)):
+            parse_address(address)
+        self._listen, self._announce = tuple(listen), tuple(announce)
+        self._client_mode = client_mode
+        self._own_addresses: list[str] = []
+        self._leaving = False
+        self._entered: contextlib.AsyncExitStack | None = None
+        self.peer_id = identity.peer_id
+        self.validator = RecordValidator()
+
+    @property
+    def is_private(self) -> bool:
+        """Say whether admission needs a secret."""
+        return self._secret is not None
+
+    @property
+    def addresses(self) -> list[str]:
+        """Multiaddrs of this node, each with /p2p/ and its id: what others join through."""
+        return [f"{address}/p2p/{self.peer_id}" for address in self._own_addresses]
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as stack:
+            await self._enter(stack)
+            self._entered = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._entered is not None
+        self._leaving = True
+        await self._entered.aclose()
+
+    async def _enter(self, stack: contextlib.AsyncExitStack) -> None:
+        stack.enter_context(self._identity.lock())
+        with self._identity.key_file() as key_file:
+            self._daemon = await Daemon.launch(self._daemon_options(), key_file)
+        stack.push_async_callback(self._daemon.stop)
+        stack.callback(self._mark_leaving)
+        self._control = Control(self._daemon.socket, self._daemon.own_socket)
+        stack.push_async_callback(self._control.close)
+        await self._control.open()
+        await self._refresh_addresses()
+        self._membership = Membership(
+            self._control,
+            membership_key(self.name, self._secret),
+            self.peer_id,
+            answers_dht=not self._client_mode,
+            addresses=lambda: self._own_addresses,
+        )
+        stack.push_async_callback(self._membership.stop)
+        protocol = await AdmittedProtocol.launch(
+            self._control,
+            validator=self.validator,
+            is_admitted=self._membership.is_admitted,
+            ensure=self._membership.ensure,
+            forget=self._membership.forget,
+            named=self._membership.book.named,
+            client_mode=self._client_mode,
+        )
+        stack.push_async_callback(protocol.shutdown)
+        self._overlay = Overlay(protocol)
+        await self._membership.start()
+        await self._join_through()
+        watch = asyncio.get_running_loop().create_task(self._watch())
+        stack.push_async_callback(_cancelled, watch)
+
+    def _mark_leaving(self) -> None:
+        self._leaving = True
+
+    def _daemon_options(self) -> DaemonOptions:
+        loopback_only = all(_is_loopback(address) for address in self._listen)
+        relays = [f"{transport}/p2p/{peer}" for transport, peer in self._join if peer != self.peer_id]
+        return DaemonOptions(
+            listen=self._listen,
+            announce=self._announce,
+            reach_out=not loopback_only,
+            relay_service=not self.is_private and not loopback_only,
+            relays=relays if not self.is_private and not loopback_only else (),
+        )
+
+    async def _refresh_addresses(self) -> None:
+        _, found = await self._control.identify()
+        own = [address for address in found if "/p2p-circuit" not in address or not self.is_private]
+        self._own_addresses = [address for address in own if not _is_loopback(address)] or own
+
+    # -- joining -----------------------------------------------------------------------------------------------------
+
+    async def _join_through(self) -> None:
+        """Become a member through the first bootstrap that answers; the others are met by the watch."""
+        for transport, peer in self._join:
+            self._membership.learn(peer, [*self._membership.book.addresses(peer), transport])
+        peers = {peer for _, peer in self._join if peer != self.peer_id}
+        if not peers:
+            return
+        attempts = {asyncio.get_running_loop().create_task(self._membership.ensure(peer)): peer for peer in peers}
+        waiting, admitted = set(attempts), list[str]()
+        try:
+            while waiting and not admitted:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                admitted = [attempts[task] for task in done if task.exception() is None]
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        if not admitted:
+            raise _why_not_joined([task.exception() for task in attempts])
+        skew_s = min((self._membership.skew_s(peer) for peer in admitted), key=abs)
+        if abs(skew_s) > MAX_CLOCK_SKEW_S:
+            raise ClockSkew(
+                f"this machine's clock is {abs(skew_s):.0f} s {'behind' if skew_s > 0 else 'ahead of'} the swarm's: "
+                "set it, or let NTP do so"
+            )
+        await self._overlay.join(admitted)
+
+    async def _watch(self) -> None:
+        """Meet the peers through which we joined again whenever they are gone, and keep our neighbourhood fresh."""
+        bootstraps = {peer: transport for transport, peer in self._join if peer != self.peer_id}
+        refreshed = time.monotonic()
+        while True:
+            await asyncio.sleep(WATCH_S)
+            try:
+                connected = await self._control.connected_peers()
+                for peer, transport in bootstraps.items():
+                    if peer not in connected or not self._overlay.knows(peer):
+                        await self._meet_again(peer, transport)
+                if time.monotonic() - refreshed > REFRESH_S:
+                    refreshed = time.monotonic()
+                    await self._refresh_addresses()
+                    await self._overlay.join(self._membership.members()[-3:])
+            except DaemonDied:
+                return
+            except (DhtError, TimeoutError, OSError) as error:
+                logger.debug("watching the swarm: %s", error)
+
+    async def _meet_again(self, peer: str, transport: str) -> None:
+        # p2pd shuns an address that failed for longer and longer; so look whether anyone is there before it tries.
+        if "/tcp/" in transport and not await is_listening(transport):
+            return
+        self._membership.learn(peer, [transport])
+        with contextlib.suppress(PeerUnreachable, NotAdmitted):
+            await self._membership.ensure(peer)
+            await self._overlay.join([peer])
+
+    # -- records -----------------------------------------------------------------------------------------------------
+
+    async def store(self, signed: SignedRecord) -> bool:
+        """Publish a record at the members nearest to its key.
+
+        Returns:
+            True when at least one member holds it; False when a newer one stands there or it breaks the rules.
+        """
+        return await self._overlay.publish(signed.key, signed.subkey, signed.envelope, float(signed.expires_s)) > 0
+
+    async def fetch(self, kind: int, key_parts: Sequence[KeyPart]) -> list[Record]:
+        """Read the newest record of each subkey under a key, from all members that should hold some.
+
+        Args:
+            kind: Number of the kind.
+            key_parts: Parts of the key, as the kind defines them.
+
+        Returns:
+            Records of that kind, signatures checked, none expired, tombstones included; in no particular order.
+        """
+        records = []
+        for envelope in await self._overlay.collect(key_bytes(kind, tuple(key_parts))):
+            try:
+                _, placed = parse_envelope(envelope)
+            except BadRecord:
+                continue
+            if int(kind) == placed.record.KIND and placed.expires_s > time.time():
+                records.append(placed.record)
+                if isinstance(placed.record, Announcement):
+                    self._membership.learn(placed.record.owner, placed.record.addresses, own_word=True)
+        return records
+
+    # -- streams -----------------------------------------------------------------------------------------------------
+
+    async def dial(
+        self, peer_id: str, protocol: str, *, addresses: Sequence[str] = (), timeout_s: float = 5.0
+    ) -> Stream:
+        """Open a raw stream to a peer's handler, admission included.
+
+        Args:
+            peer_id: Whom to call.
+            protocol: Name of its handler.
+            addresses: Where it may be, when the caller knows.
+            timeout_s: Seconds until it counts as unreachable.
+
+        Raises:
+            PeerUnreachable: It does not answer in time, or has no such handler.
+            NotAdmitted: It is not of this swarm.
+            DaemonDied: Our own p2pd has ended.
+        """
+        if addresses:
+            self._membership.learn(peer_id, addresses)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._membership.dial(peer_id, protocol)
+        except TimeoutError:
+            raise PeerUnreachable(f"peer {peer_id} does not answer within {timeout_s:g} s") from None
+
+    async def serve(self, protocol: str, handler: Callable[[Stream], Coroutine[Any, Any, None]]) -> None:
+        """Call ``handler`` for every stream that a member opens; the stream is closed when it returns or raises."""
+        await self._membership.serve(protocol, handler)
+
+    async def ping(self, peer_id: str) -> float:
+        """Measure one round trip to a member over an open stream, in seconds.
+
+        Raises:
+            PeerUnreachable: No answer within 5 s.
+            NotAdmitted: It is not of this swarm.
+        """
+        stream = await self.dial(peer_id, PEERS_PROTOCOL)
+        try:
+            async with asyncio.timeout(5.0):
+                started = time.perf_counter()
+                await write_message(stream.writer, _EMPTY_QUESTION)
+                await read_message(stream.reader, len(_EMPTY_QUESTION))
+                return time.perf_counter() - started
+        except (TimeoutError, EOFError, ConnectionError):
+            raise PeerUnreachable(f"peer {peer_id} does not answer") from None
+        finally:
+            await stream.close()
+
+    def members(self) -> list[str]:
+        """List the peers that are members with us, ourselves not among them."""
+        return self._membership.members()
+
+    async def wait_closed(self) -> None:
+        """Wait until p2pd ends: return when we are leaving.
+
+        Raises:
+            DaemonDied: It ended by itself.
+        """
+        last_line = await self._daemon.wait()
+        if not self._leaving:
+            raise DaemonDied(f"the p2pd process of this node has ended ({last_line}): start the node again")
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith(("/ip4/127.", "/ip6/::1/", "/unix/"))
+
+
+def _why_not_joined(errors: Sequence[BaseException | None]) -> DhtError:
+    """Choose what to say when no bootstrap let us in: what the user can mend first."""
+    for family in (IdentityInUse, NotAdmitted, DaemonDied):
+        for error in errors:
+            if isinstance(error, family):
+                return error
+    return PeerUnreachable(
+        "no peer of the swarm answers: " + "; ".join(str(error) for error in errors if error is not None)
+    )
