@@ -6,6 +6,7 @@ Imports of torch and of hivemind take seconds, so a command imports what it runs
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import re
 import sys
@@ -44,9 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: Exception, *, verbose: bool) -> int:
-    from node.run.exit_codes import INTERNAL, exit_code
+    from node.run.exit_codes import DISK_FULL, INTERNAL, exit_code
 
     code = exit_code(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        sys.stderr.write(f"efedllm: The disk is full ({error.filename or 'no file named'}); free some space.\n")
+        return DISK_FULL
     if code == INTERNAL or verbose:
         traceback.print_exc()
     if code == INTERNAL:

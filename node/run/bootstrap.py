@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
 import secrets
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from node.run.events import Reporter
 from node.run.lifetime import until_told_to_stop
 
 _LIFE_S = 10 * 365 * 86400
+_REPUBLISH_S = 600.0
 _STATE_FILE = "bootstrap.json"
 
 
@@ -79,17 +83,19 @@ async def run_bootstrap(options: BootstrapOptions, reporter: Reporter) -> None:
     listen = options.listen or founding.listen or ("/ip4/127.0.0.1/tcp/0",)
     others = options.join.addresses if options.join else ()
     peers = JoinCode(others, founding.name, founding.parameters_hash, founding.secret)
-    with identity.lock():
-        async with Swarm(identity, join=peers, listen=listen, announce=options.announce) as swarm:
-            _save(state_path, _with_ports(founding, swarm.listening))
-            if founding.parameters:
-                await swarm.store(_as_record(founding.parameters))
-            code = JoinCode(
-                (*swarm.addresses, *others), founding.name, founding.parameters_hash, founding.secret
-            ).encode()
+    async with Swarm(identity, join=peers, listen=listen, announce=options.announce) as swarm:
+        founding = replace(founding, listen=_with_ports(listen, swarm.addresses))
+        _save(state_path, founding)
+        addresses = tuple(swarm.addresses)
+        code = JoinCode((*addresses, *others), founding.name, founding.parameters_hash, founding.secret).encode()
+        publishing = asyncio.create_task(_publish_parameters(swarm, founding.parameters))
+        try:
             _announce_start(reporter, swarm, code, private=founding.secret is not None)
             reason = await until_told_to_stop(exit_with_stdin=options.exit_with_stdin)
             reporter.say(f"Stopping ({reason}).")
+        finally:
+            publishing.cancel()
+            await asyncio.gather(publishing, return_exceptions=True)
 
 
 def _load_or_found(path: Path, identity: Identity, options: BootstrapOptions) -> Founding:
@@ -113,12 +119,21 @@ def _load_or_found(path: Path, identity: Identity, options: BootstrapOptions) ->
     return Founding(options.name, secret, envelope, parameters_hash(envelope), ())
 
 
+async def _publish_parameters(swarm: Swarm, envelope: bytes) -> None:
+    """Keep the swarm's parameters on the DHT for as long as this bootstrap runs."""
+    while envelope:
+        await swarm.store(_as_record(envelope))
+        await asyncio.sleep(_REPUBLISH_S)
+
+
 def _as_record(envelope: bytes) -> SignedRecord:
     return place(SwarmParameters.from_body(Envelope.from_bytes(envelope).body), envelope)
 
 
-def _with_ports(founding: Founding, listening: tuple[str, ...]) -> Founding:
-    return Founding(founding.name, founding.secret, founding.parameters, founding.parameters_hash, listening)
+def _with_ports(listen: Sequence[str], addresses: Sequence[str]) -> tuple[str, ...]:
+    """Replace port 0 by the port that the system gave us, so that a restart is found at the same address."""
+    ports = [match[1] for address in addresses if (match := re.search(r"/tcp/(\d+)", address))]
+    return tuple(re.sub(r"/tcp/0$", f"/tcp/{ports[0]}", each) if ports else each for each in listen)
 
 
 def _save(path: Path, founding: Founding) -> None:

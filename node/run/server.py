@@ -83,7 +83,6 @@ async def run_server(options: ServeOptions, reporter: Reporter) -> None:
         reporter.say(f"Memory: {plan.memory}")
         identity = Identity.load_or_create(options.home / "identity")
         async with contextlib.AsyncExitStack() as exits:
-            exits.enter_context(identity.lock())
             manifest = await asyncio.to_thread(lambda: checkpoint.manifest32)
             swarm = await exits.enter_async_context(
                 Swarm(identity, join=options.join, listen=options.listen, announce=options.announce)
