@@ -44,7 +44,7 @@ class RemoteBlocks(nn.Module):
         self._call = threading.local()
 
     def aim(self, runner: StepRunner, left_padding: tuple[int, ...]) -> None:
-        """Say where the next forward pass of this thread goes."""
+        """Say where the next forward pass of this thread goes, and only that one."""
         self._call.target = (runner, left_padding)
 
     def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor | tuple[torch.Tensor]:
@@ -53,5 +53,6 @@ class RemoteBlocks(nn.Module):
         if target is None:
             raise LocalError("Call the model itself, not its inner modules: they do not know the session.")
         runner, left_padding = target
+        self._call.target = None  # A session ends with the last reference to its cache; this is none of them.
         hidden: torch.Tensor = runner.step(hidden_states, left_padding)
         return (hidden,) if self.returns_tuple else hidden

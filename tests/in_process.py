@@ -1,0 +1,99 @@
+"""A swarm without sockets: every hop goes through the frames, the session and the span that a server runs."""
+
+import itertools
+from collections.abc import Sequence
+
+from node.client.route import Route, Stage
+from node.errors import LocalError
+from node.model.span import Span
+from node.serve.handler import _compute, _Live
+from node.serve.session import Compute, StageSession
+from node.wire import LENGTH_BYTES, Frame, Open, Result, Sendable, Step, decode, decode_length, encode
+
+
+class InProcessChain:
+    """One session at every stage; what ``node.client.chain.Chain`` is on a network."""
+
+    def __init__(self, session: bytes, spans: Sequence[Span], opened: Open, hidden_size: int) -> None:
+        self.session = session
+        self.route = Route(tuple(Stage(f"peer{n}", span.start, span.end, ()) for n, span in enumerate(spans)))
+        self.stages = [
+            _Live(StageSession(opened, hidden_size), span, span.new_cache(opened.max_length), None, None, 0.0)
+            for span in spans
+        ]
+        self.is_closed = False
+
+    @property
+    def length(self) -> int:
+        """Positions in the caches of the stages, which must agree."""
+        (length,) = {live.cache.length for live in self.stages}
+        return length
+
+
+class InProcessSwarm:
+    """Implements ``node.client.remote_session.Connector`` over spans in this process."""
+
+    def __init__(self, spans: Sequence[Span], hidden_size: int) -> None:
+        assert [span.start for span in spans[1:]] == [span.end for span in spans[:-1]]
+        self.chains: list[InProcessChain] = []
+        self.num_steps = 0
+        self.num_tokens = 0
+        self.num_crops = 0
+        self.num_selections = 0
+        self._spans = spans
+        self._hidden_size = hidden_size
+        self._numbers = itertools.count()
+
+    def open(self, batch: int, left_padding: tuple[int, ...], max_length: int, codec: str) -> InProcessChain:
+        """Open a session at every span."""
+        session = next(self._numbers).to_bytes(16, "big")
+        opened = Open(session, bytes(32), 0, 1, batch, left_padding, max_length, codec, "", "", ())
+        received = over_the_wire(opened)
+        assert isinstance(received, Open)
+        chain = InProcessChain(session, self._spans, received, self._hidden_size)
+        self.chains.append(chain)
+        return chain
+
+    def run(self, chain: InProcessChain, steps: list[Step]) -> list[Result]:
+        """Pass each step through all stages."""
+        if chain.is_closed:
+            raise LocalError("The session is closed.")
+        return [self._run_one(chain, step) for step in steps]
+
+    def _run_one(self, chain: InProcessChain, step: Step) -> Result:
+        self.num_steps += 1
+        self.num_tokens += step.shape[1]
+        self.num_crops += step.crop is not None
+        self.num_selections += step.rows is not None
+        for live in chain.stages:
+            arrived = over_the_wire(step)
+            assert isinstance(arrived, Step)
+            order = live.state.receive(arrived)
+            assert isinstance(order, Compute)
+            payload, shape = _compute(live, order)
+            step = Step(step.session, step.position, shape, step.codec, payload, step.crop, step.rows)
+        result = over_the_wire(Result(step.session, step.position, step.shape, step.codec, step.payload))
+        assert isinstance(result, Result)
+        return result
+
+    def close_later(self, chain: InProcessChain) -> None:
+        """End a session."""
+        chain.is_closed = True
+
+    def close(self) -> None:
+        """End all sessions."""
+        for chain in self.chains:
+            chain.is_closed = True
+
+    @property
+    def num_open(self) -> int:
+        """Sessions not closed yet."""
+        return sum(not chain.is_closed for chain in self.chains)
+
+
+def over_the_wire(frame: Sendable) -> Frame:
+    """Return ``frame`` as it arrives at the other end."""
+    head, payload = encode(frame)
+    body = head[LENGTH_BYTES:] + bytes(payload)
+    assert decode_length(head[:LENGTH_BYTES]) == len(body)
+    return decode(body)
