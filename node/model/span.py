@@ -16,27 +16,24 @@ from transformers import AutoModel
 
 from node.errors import ConfigMismatch, UnsupportedFamily
 from node.model.cache import SpanCache
+from node.model.packed import pack_linears
 from node.model.trunk import Trunk, find_trunk, keep_only_layers, slice_config
 
 
 class Span:
     """The blocks ``[start, end)`` of a model, ready to compute."""
 
-    def __init__(self, model: nn.Module, trunk: Trunk, start: int, end: int, config: Any) -> None:
+    def __init__(
+        self, model: nn.Module, trunk: Trunk, start: int, end: int, config: Any, dtype: torch.dtype, device: torch.device
+    ) -> None:  # fmt: skip
         self.start = start
         self.end = end
+        self.dtype = dtype
+        self.device = device
         self._model = model
         self._trunk = trunk
         self._config = config
         self._views: dict[tuple[int, int], Span] = {(start, end): self}
-        parameter = next(model.parameters())
-        self.dtype: torch.dtype = parameter.dtype
-        self.device: torch.device = parameter.device
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the span's weights."""
-        return sum(part.nbytes for part in self._model.parameters())
 
     def new_cache(self, max_length: int) -> SpanCache:
         """Return an empty cache for one session of at most ``max_length`` positions."""
@@ -57,7 +54,7 @@ class Span:
         first, last = start - self.start, end - self.start
         setattr(holder, name, nn.ModuleList(list(trunk.layers)[first:last]))
         _set_config(model, slice_config(self._config, start, end))
-        return Span(model, trunk, start, end, self._config)
+        return Span(model, trunk, start, end, self._config, self.dtype, self.device)
 
     @torch.inference_mode()
     def forward(self, hidden: torch.Tensor, cache: SpanCache, left_padding: torch.Tensor | None = None) -> torch.Tensor:
@@ -129,7 +126,8 @@ def build_span(
     trunk = find_trunk(model, end - start)
     _set_config(model, slice_config(config, start, end))
     _probe_identity(model, trunk, config)
-    return Span(model, trunk, start, end, config)
+    pack_linears(model)
+    return Span(model, trunk, start, end, config, dtype, device)
 
 
 def on_meta(auto_class: Any, config: Any) -> nn.Module:
