@@ -24,13 +24,13 @@ from dht.errors import (
     NotAdmitted,
     PeerUnreachable,
 )
-from dht.hardening.control import Control, parse_address
+from dht.hardening.control import Control, address_bytes
 from dht.hardening.daemon import Daemon, DaemonOptions
 from dht.hardening.overlay import Overlay
 from dht.hardening.protocol import AdmittedProtocol
 from dht.identity import Identity
 from dht.membership.handshake import membership_key
-from dht.membership.members import PEERS_PROTOCOL, Membership, Stream, is_listening, read_message, write_message
+from dht.membership.members import PEERS_PROTOCOL, Membership, Stream, read_message, write_message
 from dht.parameters import PUBLIC_NAME, JoinCode, split_address
 from dht.records import Announcement, KeyPart, Record, SignedRecord, key_bytes
 from dht.validation import RecordValidator, parse_envelope
@@ -88,7 +88,7 @@ class Swarm:
         self.parameters_hash = join.parameters_hash if join is not None else b""
         self._secret = join.secret if join is not None else secret
         for address in (*listen, *announce, *(transport for transport, _ in self._join)):
-            parse_address(address)
+            address_bytes(address)
         self._listen, self._announce = tuple(listen), tuple(announce)
         self._client_mode = client_mode
         self._own_addresses: list[str] = []
@@ -162,7 +162,7 @@ class Swarm:
             listen=self._listen,
             announce=self._announce,
             reach_out=not loopback_only,
-            relay_service=not self.is_private and not loopback_only,
+            relay=not self.is_private and not loopback_only,
             relays=relays if not self.is_private and not loopback_only else (),
         )
 
@@ -221,9 +221,6 @@ class Swarm:
                 logger.debug("watching the swarm: %s", error)
 
     async def _meet_again(self, peer: str, transport: str) -> None:
-        # p2pd shuns an address that failed for longer and longer; so look whether anyone is there before it tries.
-        if "/tcp/" in transport and not await is_listening(transport):
-            return
         self._membership.learn(peer, [transport])
         with contextlib.suppress(PeerUnreachable, NotAdmitted):
             await self._membership.ensure(peer)

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,16 @@ from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerID
 from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 
-from dht.errors import BadAddress, DaemonDied, DhtError, NotAdmitted, PeerUnreachable, ProtocolViolation
+from dht.errors import (
+    BadAddress,
+    DaemonDied,
+    DhtError,
+    NotAdmitted,
+    PeerUnreachable,
+    ProtocolViolation,
+    UnavailableError,
+)
+from dht.identity import peer_id_to_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +49,8 @@ READ_LIMIT_BYTES = 2**20
 
 HANDSHAKE_S = 5.0
 """Seconds within which p2pd must say who a new inbound stream is from."""
+
+_P2P_CODE = bytes.fromhex("a50326")  # code 421 and the length 38, as varints
 
 _NOT_ADMITTED = b"not admitted"
 _FAILED = b"failed"
@@ -143,7 +155,7 @@ class Control:
             type=p2pd_pb2.Request.CONNECT,
             connect=p2pd_pb2.ConnectRequest(
                 peer=PeerID.from_base58(peer_id).to_bytes(),
-                addrs=[parse_address(each).to_bytes() for each in addresses],
+                addrs=[address_bytes(each) for each in addresses],
             ),
         )
         try:
@@ -243,7 +255,8 @@ class Control:
 
         Raises:
             NotAdmitted: The peer does not count us as a member.
-            PeerUnreachable: No answer, or the peer's handler failed.
+            PeerUnreachable: No connection to the peer.
+            UnavailableError: The peer's handler failed or is busy.
             ProtocolViolation: The answer is no such message.
         """
         call = p2pd_pb2.CallUnaryRequest(peer=peer_id.to_bytes(), proto=name, data=request.SerializeToString())
@@ -314,7 +327,7 @@ class Control:
         elif message.callUnaryResponse.error == _NOT_ADMITTED:
             future.set_exception(NotAdmitted("the peer does not count us as a member"))
         else:
-            future.set_exception(PeerUnreachable(f"the peer failed: {message.callUnaryResponse.error[:80]!r}"))
+            future.set_exception(UnavailableError(f"the peer failed: {message.callUnaryResponse.error[:80]!r}"))
 
     def _serve_call(self, call_id: bytes, request: Any) -> None:
         if len(self._serving) >= MAX_UNARY_CALLS or call_id in self._serving:
@@ -343,20 +356,27 @@ class Control:
             self._writer.write(_framed(message.SerializeToString()))
 
 
-def parse_address(address: str) -> Multiaddr:
-    """Read a multiaddr.
+def address_bytes(address: str) -> bytes:
+    """Encode a multiaddr for p2pd.
+
+    A peer id inside it (of a relay) is written as libp2p does, as a multihash; hivemind's codec would write a CID,
+    which p2pd does not read.
 
     Raises:
-        BadAddress: It is none.
+        BadAddress: It is no multiaddr.
     """
     try:
-        parsed = Multiaddr(address)
-        parsed.to_bytes()
+        packed = b""
+        for index, part in enumerate(re.split(r"/p2p/([^/]+)", address)):
+            if index % 2:
+                packed += _P2P_CODE + peer_id_to_bytes(part)
+            elif part:
+                packed += Multiaddr(part).to_bytes()
     except (ValueError, LookupError, OSError) as error:
         raise BadAddress(
             f"{address[:100]!r} is no multiaddr ({error}): one looks like /ip4/0.0.0.0/tcp/31337"
         ) from None
-    return parsed
+    return packed
 
 
 async def close_writer(writer: asyncio.StreamWriter) -> None:

@@ -2,17 +2,20 @@
 
 In place of ``P2P.create``, whose stock behaviour this mends: p2pd outlives a killed parent; Ctrl-C in a terminal
 reaches p2pd before the node can say goodbye; its sockets lie in /tmp under guessable names; its own second DHT and a
-relay for strangers are always on; RSA identities only; a failed start does not say why.
+relay for strangers are always on (the latter even under -relay=0); RSA identities only; a failed start does not say why.
 This file does not speak to p2pd (``control`` does) nor know what a swarm is. It runs on the event loop.
 """
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
+import re
 import resource
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -33,6 +36,9 @@ OPEN_FILES = 65536
 
 _DIRECTORY_PREFIX = "efedllm-p2pd-"
 
+# Without a file p2pd starts from defaults in which its relay is on, and -relay=0 does not switch it off.
+_CONFIG = '{"Relay": {"Enabled": false}}'
+
 # PR_SET_PDEATHSIG (1) with SIGKILL (9) survives exec, so this process becomes p2pd and dies with its parent.
 _LAUNCHER = (
     "import ctypes,os,sys;ctypes.CDLL(None).prctl(1,9);"
@@ -47,14 +53,19 @@ class DaemonOptions:
     listen: Sequence[str]  # multiaddrs to listen on
     announce: Sequence[str]  # multiaddrs to tell peers instead of those; empty: what p2pd finds
     reach_out: bool  # ask the router for a port, ask peers whether we are reachable: False on loopback
-    relay_service: bool  # carry the connections of others; only public swarms
-    relays: Sequence[str]  # peers (with /p2p/) whose relay makes us reachable behind NAT
+    relay: bool  # carry the connections of others, and be carried by them; only public swarms
+    relays: Sequence[str]  # peers (with /p2p/) whose relay makes us reachable behind NAT; none without ``relay``
 
 
-def daemon_arguments(options: DaemonOptions, key_file: Path, socket: Path) -> list[str]:
-    """Write p2pd's command line, without the program. Its own DHT stays off: it would be a second, unguarded one."""
+def daemon_arguments(options: DaemonOptions, key_file: Path, control: Path, config: Path) -> list[str]:
+    """Write p2pd's command line, without the program.
+
+    p2pd's own DHT stays off, for it would be a second, unguarded one; but p2pd takes relays only together with it, so
+    a node that looks for relays runs it as a client, which answers no one.
+    """
     arguments = {
-        "listen": f"/unix{socket}",
+        "f": str(config),
+        "listen": f"/unix{control}",
         "id": str(key_file),
         "hostAddrs": ",".join(options.listen),
         "announceAddrs": ",".join(options.announce),
@@ -63,10 +74,12 @@ def daemon_arguments(options: DaemonOptions, key_file: Path, socket: Path) -> li
         "idleTimeout": f"{START_S:g}s",
         "natPortMap": int(options.reach_out),
         "autonat": int(options.reach_out),
-        "relay": int(options.reach_out),
-        "relayService": int(options.relay_service),
-        "autoRelay": int(options.reach_out and bool(options.relays)),
+        "relay": int(options.relay),
+        "relayService": int(options.relay),
+        "autoRelay": int(bool(options.relays)),
+        "relayDiscovery": 0,
         "trustedRelays": ",".join(options.relays),
+        "dhtClient": int(bool(options.relays)),
     }
     return [f"-{name}={value}" for name, value in arguments.items() if value != ""]
 
@@ -92,11 +105,15 @@ class Daemon:
             BadAddress: p2pd cannot listen on what it was asked to.
             DaemonDied: It did not start; the message is p2pd's last line.
         """
+        for address in options.listen:
+            refuse_taken(address)
         raise_file_limit()
         remove_stale_directories()
         directory = Path(tempfile.mkdtemp(prefix=f"{_DIRECTORY_PREFIX}{os.getpid()}-", dir=_socket_root()))
         program = str(Path(hivemind.__file__).parent / "hivemind_cli" / "p2pd")
-        command = [program, *daemon_arguments(options, key_file, directory / "p2pd.sock")]
+        config = directory / "config.json"
+        config.write_text(_CONFIG)
+        command = [program, *daemon_arguments(options, key_file, directory / "p2pd.sock", config)]
         if sys.platform == "linux" and sys.executable:
             command = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command]
         try:
@@ -168,6 +185,25 @@ def _why_not_started(line: str) -> Exception:
     if "multiaddr" in line or "failed to listen" in line or "cannot assign" in line:
         return BadAddress(f"p2pd cannot listen there ({line}): give an address of this machine")
     return DaemonDied(f"p2pd did not start: {line}")
+
+
+def refuse_taken(address: str) -> None:
+    """Refuse a TCP port on which someone listens; p2pd itself would share it with another p2pd (SO_REUSEPORT).
+
+    Raises:
+        AddressInUse: Someone listens there.
+    """
+    match = re.match(r"^/ip([46])/([^/]+)/tcp/(\d+)(?:/|$)", address)
+    if match is None:
+        return
+    family = socket.AF_INET if match.group(1) == "4" else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((match.group(2), int(match.group(3))))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise AddressInUse(f"another program listens on {address}: stop it, or choose another port") from None
 
 
 def raise_file_limit() -> None:

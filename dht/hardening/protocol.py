@@ -27,7 +27,7 @@ from hivemind.p2p import P2PContext
 from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerID
 from hivemind.proto import dht_pb2
 
-from dht.errors import DhtError, NotAdmitted, ProtocolViolation
+from dht.errors import DhtError, NotAdmitted, PeerUnreachable, ProtocolViolation
 from dht.hardening.control import MAX_MESSAGE_BYTES, Control
 from dht.hardening.storage import MAX_SUBKEYS, RecordStorage
 from dht.identity import peer_id_to_str
@@ -118,6 +118,9 @@ class _AdmittedStub:
         await self._ensure(self._peer)
         try:
             return await method(request, timeout=timeout)
+        except PeerUnreachable:
+            self._forget(self._peer)  # so that the next call looks first whether anyone is there
+            raise
         except NotAdmitted:
             self._forget(self._peer)
             await self._ensure(self._peer)

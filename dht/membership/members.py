@@ -70,7 +70,7 @@ MAX_ASKED = 16
 MAX_PEERS_BYTES = 64 * 1024
 """Longest message of the peers protocol."""
 
-PROBE_S = 1.0
+PROBE_S = 2.0
 """Seconds after which an address counts as dead."""
 
 PEERS_IDLE_S = 30.0
@@ -86,6 +86,10 @@ class Transport(Protocol):
 
     async def connect(self, peer_id: str, addresses: Sequence[str], timeout_s: float) -> None:
         """Connect to a peer."""
+
+    async def connected_peers(self) -> set[str]:
+        """Give the peers that there is a connection with."""
+        ...
 
     async def open_stream(self, peer_id: str, protocol: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Open a raw stream."""
@@ -302,7 +306,7 @@ class Membership:
         """Connect to a peer: where we believe it to be, or where those who named it say."""
         tried = self.book.addresses(peer_id)
         try:
-            await self._transport.connect(peer_id, tried, HELLO_S)
+            await self._connect(peer_id, tried)
         except PeerUnreachable as error:
             self.book.doubt(peer_id)
             for namer in self.book.namers(peer_id):
@@ -311,10 +315,22 @@ class Membership:
                         await self.ask_where(namer, [peer_id])
                 found = self.book.addresses(peer_id)
                 if found and found != tried:
-                    await self._transport.connect(peer_id, found, HELLO_S)
+                    await self._connect(peer_id, found)
                     return
             where = ", ".join(tried) or "no address"
             raise PeerUnreachable(f"peer {peer_id} does not answer ({where}): {_short(error)}") from None
+
+    async def _connect(self, peer_id: str, addresses: Sequence[str]) -> None:
+        """Let p2pd connect, unless plain TCP shows that no one is there.
+
+        p2pd shuns an address that failed for longer and longer, and so would miss a peer that comes back; and it
+        takes its time over a dead one.
+        """
+        if addresses and all(_TCP.match(address) for address in addresses):
+            listening = await asyncio.gather(*(is_listening(address) for address in addresses))
+            if not any(listening) and peer_id not in await self._transport.connected_peers():
+                raise PeerUnreachable("no one listens there")
+        await self._transport.connect(peer_id, addresses, HELLO_S)
 
     async def ask_where(self, namer: str, peers: Sequence[str]) -> None:
         """Ask a member where other peers are, and remember what it says."""
@@ -380,7 +396,7 @@ class Membership:
         try:
             return await self._transport.open_stream(peer_id, protocol)
         except PeerUnreachable as error:
-            if "protocol" in str(error):  # p2pd: "failed to negotiate protocol: protocols not supported: [...]"
+            if "protocols not supported" in str(error):
                 raise PeerUnreachable(f"peer {peer_id} does not serve {protocol}") from None
         await self._reach(peer_id)
         return await self._transport.open_stream(peer_id, protocol)
