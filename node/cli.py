@@ -11,6 +11,7 @@ import logging
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -65,6 +66,8 @@ def _set_up_logging(*, verbose: bool) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
     for name in ("transformers", "hivemind", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.CRITICAL)
+    if not verbose:
+        warnings.simplefilter("ignore")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ A file counts as the same while its path, size, modification time in nanoseconds
 Hashing takes a second per gigabyte or so: run it in ``asyncio.to_thread``, never in the event loop.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -45,7 +46,7 @@ class DigestCache:
             return {}
         try:
             content = json.loads(self._path.read_text("utf-8"))
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):
             return {}  # a damaged cache is only a slow cache
         if not isinstance(content, dict):
             return {}
@@ -54,12 +55,10 @@ class DigestCache:
     def _remember(self, key: str, entry: list[str]) -> None:
         if self._path is None:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         content = {**self._load(), key: entry}
-        handle, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=self._path.name)
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump(content, stream, indent=0, sort_keys=True)
-        Path(temporary).replace(self._path)
+        with contextlib.suppress(OSError):  # so is one that cannot be written, on a full disk for example
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            _replace(self._path, json.dumps(content, indent=0, sort_keys=True))
 
 
 def hash_file(file: Path, on_bytes: Callable[[int], None] | None = None) -> bytes:
@@ -71,6 +70,16 @@ def hash_file(file: Path, on_bytes: Callable[[int], None] | None = None) -> byte
             if on_bytes is not None:
                 on_bytes(len(chunk))
     return whole.digest()
+
+
+def _replace(path: Path, text: str) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
 def _state(file: Path) -> list[str]:

@@ -19,11 +19,13 @@ from node.errors import DoesNotFit
 from node.model.checkpoint import Checkpoint
 from node.model.devices import free_bytes, pick_device, pick_dtype
 from node.model.families import CHECKED_FAMILIES, check_family
+from node.run.libraries import silence_libraries
 from node.serve.placement import MIB, plan_memory
 
 
 async def run_doctor(model: str | None, home: Path, *, device: str, dtype: str, as_json: bool) -> bool:
     """Print what was found; return whether everything works."""
+    silence_libraries()
     where = pick_device(device)
     found: dict[str, Any] = {
         "python": platform.python_version(),

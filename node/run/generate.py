@@ -15,6 +15,7 @@ from node.client.distributed_model import AutoDistributedModelForCausalLM, Infer
 from node.errors import ModelNotFound, PromptTooLong
 from node.model.checkpoint import Checkpoint
 from node.run.events import Reporter
+from node.run.libraries import silence_libraries
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ def _read_line(reporter: Reporter) -> str | None:
 
 
 def _load_tokenizer(options: GenerateOptions) -> Any:
+    silence_libraries()
     checkpoint = Checkpoint.open(options.model, revision=options.revision)
     try:
         return AutoTokenizer.from_pretrained(checkpoint.tokenizer_dir)

@@ -1,7 +1,7 @@
 """``efedllm serve``: one span of one model, announced until the process is told to stop.
 
-The order of start-up is cheap checks first: config and family, blocks and memory, identity, then the swarm, and only
-then the weights, so that whatever is wrong is said before anything is downloaded.
+The order of start-up is cheap checks first: identity and addresses, config and family, blocks and memory, then the
+swarm, and only then the weights, so that whatever is wrong is said before anything is hashed or downloaded.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from node.model.devices import free_bytes, pick_device, pick_dtype
 from node.model.families import check_family
 from node.model.span import Span, build_span
 from node.run.events import Reporter
+from node.run.libraries import silence_libraries
 from node.run.lifetime import until_told_to_stop
 from node.serve.handler import Handler, Served
 from node.serve.measure import SpanCost, measure
@@ -75,18 +76,18 @@ class _Plan:
 
 async def run_server(options: ServeOptions, reporter: Reporter) -> None:
     """Serve until told to stop."""
+    silence_libraries()
+    identity = Identity.load_or_create(options.home / "identity")
+    place = Swarm(identity, join=options.join, listen=options.listen, announce=options.announce)
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
     with reporter.progress() as bar:
         checkpoint = await asyncio.to_thread(_open_checkpoint, options, bar.update)
         plan = await asyncio.to_thread(_plan, options, checkpoint)
-        reporter.say(f"Memory: {plan.memory}")
-        identity = Identity.load_or_create(options.home / "identity")
         async with contextlib.AsyncExitStack() as exits:
+            swarm = await exits.enter_async_context(place)
+            reporter.say(f"Memory: {plan.memory}")
             manifest = await asyncio.to_thread(lambda: checkpoint.manifest32)
-            swarm = await exits.enter_async_context(
-                Swarm(identity, join=options.join, listen=options.listen, announce=options.announce)
-            )
             start, end = plan.span or await _needed_span(swarm, manifest, plan)
             reporter.say(f"Loading blocks {start}:{end} of {checkpoint.short_name} ...")
             announcing = _Announcing(identity, swarm, checkpoint, plan, (start, end))
