@@ -99,7 +99,7 @@ class Identity:
             IdentityDamaged: The file holds something else.
             IdentityNotWritten: The directory or the file could not be written.
         """
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             return cls._load(path)
         fresh = cls(Ed25519PrivateKey.generate(), path)
         try:
@@ -119,7 +119,7 @@ class Identity:
         mend = "restore it from a backup, or move it away to get a new identity"
         try:
             data = path.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise
         except OSError as error:
             raise IdentityDamaged(f"identity {path} cannot be read ({error.strerror}): {mend}") from error

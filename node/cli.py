@@ -13,7 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from node import __version__
 from node.config import JOIN_VARIABLE, default_home, default_join
@@ -70,8 +70,16 @@ def _set_up_logging(*, verbose: bool) -> None:
         warnings.simplefilter("ignore")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one line, where argparse prints its whole usage as well."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the process with ``message`` and the way to help."""
+        self.exit(2, f"efedllm: {message}; see `{self.prog} --help`.\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="efedllm",
         description="A peer-to-peer node for large language models: serve some blocks, generate through many.",
     )
@@ -82,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 
 def _command(commands: Commands, name: str, run: Callable[[Arguments], int], summary: str) -> argparse.ArgumentParser:

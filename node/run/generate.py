@@ -14,6 +14,7 @@ from transformers.generation.streamers import TextStreamer
 from node.client.distributed_model import AutoDistributedModelForCausalLM, InferenceSession
 from node.errors import ModelNotFound, PromptTooLong
 from node.model.checkpoint import Checkpoint
+from node.model.families import check_family
 from node.run.events import Reporter
 from node.run.libraries import silence_libraries
 
@@ -51,10 +52,10 @@ class _Printer(TextStreamer):  # type: ignore[misc]
 
 def run_generate(options: GenerateOptions, reporter: Reporter) -> None:
     """Write the continuation of the prompt to stdout, and nothing else."""
-    tokenizer = _load_tokenizer(options)
+    config, tokenizer = _load_tokenizer(options)
+    inputs = _encode(tokenizer, options.prompt)
+    _check_length(config, inputs["input_ids"].shape[1], options.max_new_tokens)
     with _connect(options) as model:
-        inputs = _encode(tokenizer, options.prompt)
-        _check_length(model, inputs["input_ids"].shape[1], options.max_new_tokens)
         with model.inference_session(inputs["input_ids"].shape[1] + options.max_new_tokens + 1) as session:
             told = _RouteTeller(session, reporter)
 
@@ -87,10 +88,10 @@ class _RouteTeller:
 
 def run_chat(options: GenerateOptions, reporter: Reporter) -> None:
     """Hold a conversation on the terminal: one line in, one answer out, until the input ends."""
-    tokenizer = _load_tokenizer(options)
+    config, tokenizer = _load_tokenizer(options)
     with _connect(options) as model:
         reporter.say("Type a line and press Enter; end with Ctrl-D.")
-        limit = _max_positions(model)
+        limit = _max_positions(config)
         text, seen = "", torch.empty((1, 0), dtype=torch.long)
         messages: list[dict[str, str]] = []
         with model.inference_session(limit) as session:
@@ -121,7 +122,7 @@ def _answer(
     model: Any, tokenizer: Any, inputs: Any, options: GenerateOptions, reporter: Reporter
 ) -> tuple[str, torch.Tensor]:
     """Stream one answer; return it with all token ids that the session has been given."""
-    _check_length(model, inputs["input_ids"].shape[1], options.max_new_tokens)
+    _check_length(model.config, inputs["input_ids"].shape[1], options.max_new_tokens)
     pieces: list[str] = []
 
     def write(piece: str) -> None:
@@ -140,11 +141,13 @@ def _read_line(reporter: Reporter) -> str | None:
     return line.rstrip("\n") if line else None
 
 
-def _load_tokenizer(options: GenerateOptions) -> Any:
+def _load_tokenizer(options: GenerateOptions) -> tuple[Any, Any]:
+    """Return the model's config and its tokenizer."""
     silence_libraries()
     checkpoint = Checkpoint.open(options.model, revision=options.revision)
+    check_family(checkpoint.config)
     try:
-        return AutoTokenizer.from_pretrained(checkpoint.tokenizer_dir)
+        return checkpoint.config, AutoTokenizer.from_pretrained(checkpoint.tokenizer_dir)
     except (OSError, ValueError) as error:
         raise ModelNotFound(
             f"The model {options.model} has no tokenizer that can be loaded; use the client library with token ids, or "
@@ -167,12 +170,12 @@ def _encode(tokenizer: Any, text: str) -> Any:
     return inputs
 
 
-def _max_positions(model: Any) -> int:
-    return int(getattr(model.config, "max_position_embeddings", 0) or 2048)
+def _max_positions(config: Any) -> int:
+    return int(getattr(config, "max_position_embeddings", 0) or 2048)
 
 
-def _check_length(model: Any, num_prompt: int, max_new_tokens: int) -> None:
-    limit = _max_positions(model)
+def _check_length(config: Any, num_prompt: int, max_new_tokens: int) -> None:
+    limit = _max_positions(config)
     if num_prompt + max_new_tokens > limit:
         raise PromptTooLong(
             f"The prompt has {num_prompt} tokens and {max_new_tokens} are to be generated, but the model takes {limit} "
