@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from node.errors import BadBlocks, DamagedCheckpoint, ModelNotFound, UnsupportedFamily
@@ -310,6 +311,11 @@ def _read_config(path: Path, name: str) -> Any:
         raise UnsupportedFamily(
             f"transformers cannot build {name} from its {CONFIG_FILE} without code of the model's own, which is never "
             f"run: choose a model of a family that transformers holds ({error})"
+        ) from error
+    except StrictDataclassError as error:
+        reason = str(error).strip().rpartition("\n")[2].strip()
+        raise DamagedCheckpoint(
+            f"{CONFIG_FILE} of {name} contradicts itself or transformers ({reason}): fetch or copy the file again"
         ) from error
     if not isinstance(getattr(config.get_text_config(), "num_hidden_layers", None), int):
         raise UnsupportedFamily(

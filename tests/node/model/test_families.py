@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
 from node.client.distributed_model import build_model
-from node.errors import UnsupportedFamily
+from node.errors import DamagedCheckpoint, UnsupportedFamily
 from node.model.checkpoint import Checkpoint
 from node.model.families import _REASONS, CHECKED_FAMILIES, check_family
 from node.model.span import build_span
@@ -54,9 +54,9 @@ class Case:
 @pytest.fixture(scope="module", params=CASES)
 def case(request, tmp_path_factory):
     family, values = CASES[request.param]
-    local = build(family, values)
     directory = tmp_path_factory.mktemp("model")
-    local.save_pretrained(directory)
+    build(family, values).save_pretrained(directory)
+    local = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     checkpoint = Checkpoint.open(str(directory))
     check_family(checkpoint.config)
     remote, blocks = build_model(
@@ -209,8 +209,7 @@ def test_windows_are_shorter_than_the_text_and_models_have_more_layers_than_stag
 
 @pytest.mark.parametrize("family", sorted(_REASONS))
 def test_a_family_that_cannot_work_is_refused_by_name_before_any_weight_is_read(family, tmp_path):
-    config = {"model_type": family, "num_hidden_layers": 4, "vocab_size": 99}
-    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family, "vocab_size": 99}), "utf-8")
     with pytest.raises(UnsupportedFamily, match=family) as refusal:
         check_family(Checkpoint.open(str(tmp_path)).config)
     assert "choose a model of" in str(refusal.value)
@@ -221,3 +220,10 @@ def test_a_family_that_nobody_checked_is_refused_and_the_message_names_those_tha
     with pytest.raises(UnsupportedFamily, match="llama") as refusal:
         check_family(CONFIG_MAPPING[family]())
     assert family in str(refusal.value)
+
+
+def test_a_config_that_contradicts_itself_is_named_as_damaged(tmp_path):
+    config = {"model_type": "qwen2", "num_hidden_layers": 3, "layer_types": ["full_attention"] * 4}
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    with pytest.raises(DamagedCheckpoint, match=r"config.json of .* contradicts itself .*layer_types"):
+        Checkpoint.open(str(tmp_path))
