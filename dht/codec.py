@@ -69,7 +69,7 @@ def _check(value: object, depth: int) -> None:
     if isinstance(value, int):  # bool included
         if not INT64_MIN <= value <= UINT64_MAX:
             raise ValueError("integer outside 64 bits")
-    elif isinstance(value, list | tuple):
+    elif type(value) is list or type(value) is tuple:  # exactly: msgpack's extension type is a kind of tuple
         if depth == 0 or len(value) > MAX_ITEMS:
             raise ValueError("array too long or nested too deep")
         for item in value:

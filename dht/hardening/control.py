@@ -365,17 +365,18 @@ def address_bytes(address: str) -> bytes:
     Raises:
         BadAddress: It is no multiaddr.
     """
+    mend = "one looks like /ip4/0.0.0.0/tcp/31337"
+    if not address.startswith("/"):
+        raise BadAddress(f"{address[:100]!r} is no multiaddr: {mend}")
+    packed = b""
     try:
-        packed = b""
         for index, part in enumerate(re.split(r"/p2p/([^/]+)", address)):
             if index % 2:
                 packed += _P2P_CODE + peer_id_to_bytes(part)
             elif part:
                 packed += Multiaddr(part).to_bytes()
     except (ValueError, LookupError, OSError) as error:
-        raise BadAddress(
-            f"{address[:100]!r} is no multiaddr ({error}): one looks like /ip4/0.0.0.0/tcp/31337"
-        ) from None
+        raise BadAddress(f"{address[:100]!r} is no multiaddr ({error}): {mend}") from None
     return packed
 
 

@@ -2,7 +2,8 @@
 
 In place of ``P2P.create``, whose stock behaviour this mends: p2pd outlives a killed parent; Ctrl-C in a terminal
 reaches p2pd before the node can say goodbye; its sockets lie in /tmp under guessable names; its own second DHT and a
-relay for strangers are always on (the latter even under -relay=0); RSA identities only; a failed start does not say why.
+relay for strangers are always on (the latter even under -relay=0); only RSA identities can join; a failed start does
+not say why.
 This file does not speak to p2pd (``control`` does) nor know what a swarm is. It runs on the event loop.
 """
 
