@@ -9,15 +9,18 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from node.client.network import Network
 from node.client.remote_blocks import Echo, RemoteBlocks
 from node.client.remote_session import Connector, RemoteCache
 from node.config import default_home
-from node.errors import UserError
+from node.errors import DamagedCheckpoint, UserError
 from node.model.checkpoint import Checkpoint
 from node.model.client_model import build_client_model, probe_returns_tuple
 from node.model.families import check_family
@@ -158,7 +161,13 @@ def _aim_at_session(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             cache = RemoteCache(model._connector, model._max_length if keep else inputs.shape[1])  # noqa: SLF001
         kwargs["past_key_values"] = cache
     _check_cache(cache)
-    padding = _left_padding(kwargs.get("attention_mask")) if cache.history.length == 0 else ()
+    mask = kwargs.get("attention_mask")
+    padding = _left_padding(mask)
+    if mask is not None and cache.history.length and padding != cache.history.left_padding:
+        raise UserError(
+            "The attention_mask hides other positions than it did when this session began; keep the padding of its "
+            "first call."
+        )
     model._remote.aim(cache, padding)  # noqa: SLF001
     return args, kwargs
 
@@ -215,6 +224,26 @@ def build_model(
     return model, remote
 
 
+def use_generation_config(model: Any, directory: Path) -> None:
+    """Give ``model`` the defaults for ``generate`` that its author ships, where there are any, as transformers does.
+
+    Args:
+        model: made by ``build_model``.
+        directory: where ``generation_config.json`` stands, if the checkpoint has one.
+
+    Raises:
+        DamagedCheckpoint: the file cannot be read.
+    """
+    if not (directory / GENERATION_CONFIG_NAME).is_file():
+        return
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(directory)
+    except (OSError, ValueError, TypeError) as error:
+        raise DamagedCheckpoint(
+            f"{directory / GENERATION_CONFIG_NAME} cannot be read: fetch or copy the file again"
+        ) from error
+
+
 class AutoDistributedModelForCausalLM:
     """Loads the client's part of a model and connects it to a swarm that serves the rest."""
 
@@ -259,6 +288,7 @@ class AutoDistributedModelForCausalLM:
         where = torch.device(device)
         tensors = checkpoint.load_client(dtype=dtype, device=where)
         model, remote = build_model(checkpoint.config, tensors, dtype=dtype, device=where)
+        use_generation_config(model, checkpoint.tokenizer_dir)
         network = Network.connect(
             manifest=checkpoint.manifest32,
             num_blocks=checkpoint.num_blocks,

@@ -33,6 +33,8 @@ class History:
         self.length = 0
         self.batch: int | None = None
         """Rows of the next step; None before the first."""
+        self.left_padding: tuple[int, ...] = ()
+        """Padding positions at the start of each row; empty for none. Given when the session opens."""
         self._crop: int | None = None
         self._rows: tuple[int, ...] | None = None
 
@@ -55,6 +57,13 @@ class History:
         selected = tuple(rows) if self._rows is None else tuple(self._rows[row] for row in rows)
         self._rows = selected
         self.batch = len(rows)
+        if self.left_padding:
+            self.left_padding = tuple(self.left_padding[row] for row in rows)
+
+    def restart(self, left_padding: tuple[int, ...]) -> None:
+        """Begin anew with rows of this padding, as if nothing had been planned."""
+        self.length, self.batch, self._crop, self._rows = 0, None, None, None
+        self.left_padding = left_padding
 
     def plan(self, batch: int, num_tokens: int, max_tokens_per_step: int) -> list[PlannedStep]:
         """Return the steps that append ``num_tokens`` positions, and count them as done.

@@ -101,7 +101,6 @@ class RemoteCache(Cache):
         super().__init__(layers=[_Lengths(self.history)])
         self._connector = connector
         self._chain: Chain | None = None
-        self._padding: tuple[int, ...] = ()
         self._finalizer: Callable[[], Any] | None = None
         self._is_closed = False
 
@@ -115,7 +114,7 @@ class RemoteCache(Cache):
 
         Args:
             hidden: ``[batch, seq, hidden]``.
-            left_padding: padding positions per row, empty for none; counts for the first step of a session.
+            left_padding: padding positions per row, empty for none; counts when the history is empty.
 
         Returns:
             ``[batch, seq, hidden]`` of the same dtype and device.
@@ -126,7 +125,7 @@ class RemoteCache(Cache):
         codec = str(hidden.dtype).removeprefix("torch.")
         if codec not in ITEM_BYTES:
             raise UserError(f"Hidden states in {codec} do not travel; load the model with dtype=torch.float32.")
-        if self._chain is None:
+        if self.history.length == 0:  # Not begun, or cropped to nothing: rows and padding may be others than before.
             self._open(batch, left_padding, codec)
         assert self._chain is not None
         at_once = max(1, _MAX_STEP_BYTES // (batch * hidden_size * ITEM_BYTES[codec]))
@@ -140,7 +139,10 @@ class RemoteCache(Cache):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _open(self, batch: int, left_padding: tuple[int, ...], codec: str) -> None:
+        if self._finalizer is not None:
+            self._finalizer()
         self._chain = self._connector.open(batch, left_padding, self.history.max_length, codec)
+        self.history.restart(left_padding)
         self._finalizer = weakref.finalize(self, self._connector.close_later, self._chain)
 
     @staticmethod

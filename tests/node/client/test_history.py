@@ -23,6 +23,7 @@ class BothSidesMachine(RuleBasedStateMachine):
         paddings = data.draw(st.lists(st.integers(0, 4), min_size=batch, max_size=batch))
         opened = Open(bytes(16), bytes(32), 0, 4, batch, tuple(paddings), MAX_LENGTH, "float32", "", "", ())
         self.history, self.session = History(MAX_LENGTH), StageSession(opened, hidden_size=4)
+        self.history.restart(tuple(paddings))
         self.numbers = itertools.count()
         self.asked, self.served = [[] for _ in range(batch)], [[] for _ in range(batch)]
         self.asked_padding, self.served_padding = list(paddings), list(paddings)
@@ -92,6 +93,7 @@ class BothSidesMachine(RuleBasedStateMachine):
         if hasattr(self, "asked"):
             assert {len(row) for row in self.asked} == {self.history.length}
             assert self.history.batch in {None, len(self.asked)}
+            assert self.history.left_padding == tuple(self.asked_padding)
 
 
 TestBothSidesMachine = BothSidesMachine.TestCase
@@ -136,3 +138,14 @@ def test_a_history_is_not_cropped_to_less_than_nothing():
     history.plan(1, 3, 99)
     with pytest.raises(LocalError, match="cannot be cropped"):
         history.crop_to(-1)
+
+
+def test_a_history_that_restarts_remembers_nothing():
+    history = History(max_length=4)
+    history.restart((1, 0))
+    history.plan(2, 3, 99)
+    history.select_rows([0, 0, 0])
+    history.crop_to(1)
+    history.restart((2,))
+    assert (history.length, history.batch, history.left_padding) == (0, None, (2,))
+    assert history.plan(1, 4, 99) == [PlannedStep(0, 0, 4, None, None)]

@@ -1,0 +1,332 @@
+"""A client's model beside transformers' own: sessions, masks, long prompts, and what it refuses."""
+
+import gc
+import json
+import threading
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
+
+from node.client import remote_session
+from node.client.distributed_model import AutoDistributedModelForCausalLM, build_model, use_generation_config
+from node.client.remote_session import RemoteCache
+from node.errors import DamagedCheckpoint, LocalError, PromptTooLong, UserError
+from node.model.checkpoint import Checkpoint
+from node.model.span import build_span
+from tests.families import FAMILIES, VOCABULARY, build
+from tests.in_process import InProcessSwarm
+
+CPU = torch.device("cpu")
+TEXT = torch.randint(3, VOCABULARY, (1, 12), generator=torch.Generator().manual_seed(3))
+BATCH = torch.randint(3, VOCABULARY, (2, 10), generator=torch.Generator().manual_seed(4))
+MASK = torch.ones_like(BATCH)
+MASK[0, :4] = 0
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    build("qwen3", FAMILIES["qwen3"]).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def local(directory):
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(directory):
+    return Checkpoint.open(str(directory))
+
+
+def connect(checkpoint, dtype=torch.float32, max_length=64):
+    model, remote = build_model(checkpoint.config, checkpoint.load_client(dtype=dtype), dtype=dtype, device=CPU)
+    use_generation_config(model, checkpoint.tokenizer_dir)
+    spans = [
+        build_span(checkpoint.config, checkpoint.load_span(*span, dtype=dtype), *span, dtype=dtype, device=CPU)
+        for span in ((0, 2), (2, 4))
+    ]
+    swarm = InProcessSwarm(spans, checkpoint.config.hidden_size)
+    model.attach(swarm, remote, max_length)
+    return model, swarm
+
+
+@pytest.fixture
+def connected(checkpoint):
+    return connect(checkpoint)
+
+
+@pytest.fixture
+def model(connected):
+    return connected[0]
+
+
+@pytest.fixture
+def swarm(connected):
+    return connected[1]
+
+
+def test_the_client_holds_no_block_and_is_of_the_familys_own_class(model, local):
+    assert len(model.model.layers) == 1
+    assert not list(model.model.layers.parameters())
+    whole, blocks = (sum(p.numel() for p in part.parameters()) for part in (local, local.model.layers))
+    assert sum(p.numel() for p in model.parameters()) <= whole - blocks
+    assert type(model).__name__ == type(local).__name__
+    assert isinstance(model, type(local))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_long_prompt_is_sent_in_several_steps_and_gives_the_same(rows, model, swarm, local, monkeypatch):
+    monkeypatch.setattr(remote_session, "_MAX_STEP_BYTES", 3 * rows * 32 * 4)
+    text = TEXT.repeat(rows, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(model(text).logits, local(text).logits, atol=1e-5, rtol=1e-5)
+    assert swarm.num_steps == 4
+    options = {"num_beams": 2, "max_new_tokens": 4}
+    assert torch.equal(model.generate(text, **options), local.generate(text, **options))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_travels_as_it_is_computed(checkpoint, directory, dtype):
+    local = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+    model, swarm = connect(checkpoint, dtype)
+    with torch.no_grad():
+        remote_logits, local_logits = model(TEXT).logits, local(TEXT).logits
+    assert remote_logits.dtype == dtype
+    assert torch.equal(remote_logits, local_logits)
+    assert {chain.stages[0].state.opened.codec for chain in swarm.chains} == {str(dtype).removeprefix("torch.")}
+
+
+def test_a_dtype_that_no_codec_carries_is_refused_with_the_mend(checkpoint):
+    model, _ = connect(checkpoint, torch.float64)
+    with pytest.raises(UserError, match=r"torch\.float32"):
+        model(TEXT)
+
+
+def test_generate_closes_the_session_it_opened(model, swarm):
+    model.generate(TEXT, max_new_tokens=3)
+    assert len(swarm.chains) == 1
+    assert swarm.num_open == 0
+
+
+def test_generate_closes_its_session_when_it_fails(model, swarm):
+    def fail(*_):
+        raise RuntimeError("stop here")
+
+    with pytest.raises(RuntimeError, match="stop here"):
+        model.generate(TEXT, max_new_tokens=3, stopping_criteria=[fail])
+    assert swarm.num_open == 0
+
+
+def test_a_cache_that_generate_returns_stays_open_and_can_be_continued(model, swarm, local):
+    options = {"max_new_tokens": 3, "return_dict_in_generate": True}
+    output = model.generate(TEXT, **options)
+    assert swarm.num_open == 1
+    token = output.sequences[:, -1:]
+    with torch.no_grad():
+        remote_logits = model(token, past_key_values=output.past_key_values).logits
+        local_logits = local(output.sequences).logits[:, -1:]
+    torch.testing.assert_close(remote_logits, local_logits, atol=1e-5, rtol=1e-5)
+    del output
+    gc.collect()
+    assert swarm.num_open == 0
+
+
+def test_generating_without_a_cache_gives_the_same(model, swarm, local):
+    options = {"max_new_tokens": 3, "use_cache": False}
+    assert torch.equal(model.generate(TEXT, **options), local.generate(TEXT, **options))
+    assert swarm.num_open == 0
+
+
+def test_a_call_without_a_session_leaves_none_behind(model, swarm):
+    model(TEXT)
+    assert len(swarm.chains) == 1
+    assert swarm.num_open == 0
+
+
+def test_every_call_inside_a_session_continues_it(model, swarm, local):
+    with model.inference_session(max_length=20) as session, torch.no_grad():
+        parts = [model(TEXT[:, :5]).logits, model(TEXT[:, 5:6]).logits, model(input_ids=TEXT[:, 6:]).logits]
+        assert session.length == TEXT.shape[1]
+        assert "peer0" in session.route
+        torch.testing.assert_close(torch.cat(parts, 1), local(TEXT).logits, atol=1e-5, rtol=1e-5)
+    assert len(swarm.chains) == 1
+    assert swarm.num_open == 0
+
+
+def test_a_session_generates_over_a_padded_batch_and_goes_on(model, local):
+    with model.inference_session(max_length=30):
+        first = model.generate(BATCH, attention_mask=MASK, max_new_tokens=3)
+        mask = torch.cat([MASK, torch.ones(2, 3, dtype=torch.long)], dim=1)
+        second = model.generate(first, attention_mask=mask, max_new_tokens=3)
+    assert torch.equal(first, local.generate(BATCH, attention_mask=MASK, max_new_tokens=3))
+    assert torch.equal(second, local.generate(first, attention_mask=mask, max_new_tokens=3))
+
+
+def test_sessions_nest_and_the_outer_one_goes_on_afterwards(model, swarm):
+    with model.inference_session(max_length=20) as outer:
+        model(TEXT[:, :4])
+        with model.inference_session(max_length=20) as inner:
+            model(TEXT)
+            assert (outer.length, inner.length) == (4, 12)
+        model(TEXT[:, 4:6])
+        assert outer.length == 6
+    assert swarm.num_open == 0
+
+
+def test_a_session_that_is_closed_is_refused(model):
+    with model.inference_session(max_length=20) as session:
+        model(TEXT)
+    with pytest.raises(UserError, match="closed"):
+        model(TEXT, past_key_values=session.cache)
+
+
+def test_a_text_longer_than_its_session_is_refused_and_what_was_there_stays(model):
+    with model.inference_session(max_length=8) as session:
+        with pytest.raises(PromptTooLong, match="max_length"):
+            model(TEXT)
+        model(TEXT[:, :8])
+        assert session.length == 8
+        with pytest.raises(PromptTooLong):
+            model(TEXT[:, 8:9])
+
+
+@pytest.mark.parametrize("max_length", [0, -3])
+def test_a_session_of_no_length_is_refused(model, max_length):
+    with pytest.raises(UserError, match="at least 1"), model.inference_session(max_length=max_length):
+        pass
+
+
+def test_a_session_cropped_to_nothing_takes_other_rows_and_padding(model, swarm, local):
+    with model.inference_session(max_length=20) as session, torch.no_grad():
+        model(TEXT)
+        session.cache.crop(-session.length)
+        assert session.length == 0
+        positions = (MASK.cumsum(1) - 1).clamp_min(0)
+        remote_logits = model(BATCH, attention_mask=MASK, position_ids=positions).logits
+        local_logits = local(BATCH, attention_mask=MASK, position_ids=positions).logits
+        kept = MASK.bool()
+        torch.testing.assert_close(remote_logits[kept], local_logits[kept], atol=1e-5, rtol=1e-5)
+    assert swarm.num_open == 0
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        torch.tensor([[1, 1, 1, 1, 1, 1, 1, 1, 1, 0]] * 2),
+        torch.tensor([[1, 1, 1, 0, 1, 1, 1, 1, 1, 1]] * 2),
+        torch.tensor([[0] * 10, [1] * 10]),
+        torch.ones(2, 1, 10, 10).tril(),
+    ],
+    ids=["padding on the right", "a hole", "an empty row", "four dimensions"],
+)
+def test_a_mask_that_is_not_left_padding_is_refused(model, swarm, mask):
+    with pytest.raises(UserError, match="attention_mask"):
+        model(BATCH, attention_mask=mask)
+    assert swarm.num_open == 0
+
+
+def test_a_mask_that_hides_other_positions_than_at_the_start_is_refused(model):
+    with model.inference_session(max_length=20):
+        model(BATCH[:, :9], attention_mask=MASK[:, :9])
+        for wrong in (torch.ones_like(BATCH), MASK.flip(0)):
+            with pytest.raises(UserError, match="than it did when this session began"):
+                model(BATCH[:, 9:], attention_mask=wrong)
+        model(BATCH[:, 9:], attention_mask=MASK)
+
+
+def test_padding_ids_inside_a_sessions_text_are_not_silently_taken_for_padding(model):
+    with model.inference_session(max_length=30):
+        text = model.generate(TEXT, max_new_tokens=2)
+        text[0, -1] = model.generation_config.pad_token_id
+        with pytest.raises(UserError, match="attention_mask"):
+            model.generate(torch.cat([text, TEXT[:, :2]], dim=1), max_new_tokens=2)
+
+
+def test_a_cache_of_another_kind_is_refused(model):
+    with pytest.raises(UserError, match="DynamicCache"):
+        model(TEXT, past_key_values=DynamicCache())
+    with pytest.raises(UserError, match="DynamicCache"):
+        model.generate(TEXT, past_key_values=DynamicCache(), max_new_tokens=2)
+    with pytest.raises(UserError, match="cache_implementation"):
+        model.generate(TEXT, cache_implementation="static", max_new_tokens=2)
+
+
+def test_the_inner_modules_cannot_be_called_past_the_model(model):
+    with pytest.raises(LocalError, match="Call the model itself"):
+        model.model(TEXT)
+
+
+def test_keys_and_values_cannot_be_written_to_a_remote_session(swarm):
+    with pytest.raises(LocalError, match="hidden states"):
+        RemoteCache(swarm, 8).update(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), 0)
+
+
+def test_rows_are_selected_and_repeated_as_transformers_asks(model, swarm, local):
+    mask_after = torch.tensor([True, False])
+    with torch.no_grad():
+        cache = model(BATCH[:, :9]).past_key_values
+        cache.batch_repeat_interleave(2)
+        cache.reorder_cache(torch.tensor([3, 0]))
+        cache.batch_select_indices(mask_after)
+        logits = model(BATCH[1:, 9:], past_key_values=cache).logits
+        torch.testing.assert_close(logits, local(BATCH[1:]).logits[:, -1:], atol=1e-5, rtol=1e-5)
+    assert swarm.num_selections == 1
+
+
+def test_two_threads_each_have_their_own_session(model, local):
+    expected = {seed: local.generate(TEXT + seed, max_new_tokens=5) for seed in range(3)}
+    results = {}
+
+    def work(seed):
+        results[seed] = model.generate(TEXT + seed, max_new_tokens=5)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in expected]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(results[seed], expected[seed]) for seed in expected)
+
+
+@pytest.mark.parametrize("num_drafts", [1, 5, 30])
+def test_drafts_never_run_past_the_room_that_generate_reserves(model, local, num_drafts):
+    text = TEXT.repeat(1, 2)
+    options = {"max_new_tokens": 3, "prompt_lookup_num_tokens": num_drafts}
+    assert torch.equal(model.generate(text, **options), local.generate(text, max_new_tokens=3))
+    local.generation_config.num_assistant_tokens = num_drafts
+    assert torch.equal(
+        model.generate(text, max_new_tokens=3, assistant_model=local), local.generate(text, max_new_tokens=3)
+    )
+
+
+def test_the_authors_own_generation_settings_are_used(tmp_path):
+    whole = build("llama", FAMILIES["llama"])
+    whole.generation_config = GenerationConfig(
+        max_new_tokens=7, repetition_penalty=1.9, eos_token_id=[5, 6], pad_token_id=0, bos_token_id=1
+    )
+    whole.save_pretrained(tmp_path)
+    model, _ = connect(Checkpoint.open(str(tmp_path)))
+    assert model.generation_config.eos_token_id == [5, 6]
+    generated = model.generate(TEXT)
+    assert torch.equal(generated, AutoModelForCausalLM.from_pretrained(tmp_path).generate(TEXT))
+    assert not torch.equal(generated, model.generate(TEXT, repetition_penalty=1.0))
+
+
+def test_damaged_generation_settings_are_named(tmp_path, model):
+    (tmp_path / "generation_config.json").write_text("{", "utf-8")
+    with pytest.raises(DamagedCheckpoint, match=r"generation_config\.json"):
+        use_generation_config(model, tmp_path)
+
+
+def test_a_model_without_generation_settings_keeps_those_of_its_config(tmp_path, model):
+    before = json.loads(model.generation_config.to_json_string())
+    use_generation_config(model, tmp_path)
+    assert json.loads(model.generation_config.to_json_string()) == before
+
+
+def test_the_entry_point_is_a_function_and_not_an_object():
+    with pytest.raises(TypeError, match="from_pretrained"):
+        AutoDistributedModelForCausalLM()
