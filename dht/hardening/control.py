@@ -366,7 +366,7 @@ def address_bytes(address: str) -> bytes:
         BadAddress: It is no multiaddr.
     """
     mend = "one looks like /ip4/0.0.0.0/tcp/31337"
-    if not address.startswith("/"):
+    if not address.startswith("/") or len(address) < 2:
         raise BadAddress(f"{address[:100]!r} is no multiaddr: {mend}")
     packed = b""
     try:

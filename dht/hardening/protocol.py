@@ -50,6 +50,9 @@ MAX_ANSWER_BYTES = MAX_MESSAGE_BYTES - 2**18
 MAX_RECORDS_PER_STORE = 2 * MAX_SUBKEYS
 """Most records of one store call, dictionaries counted by their entries."""
 
+CHECKS_AT_ONCE = 32
+"""Records that are checked before the event loop gets its turn."""
+
 _DICTIONARY_CODE = 0x50  # hivemind's msgpack extension type of a dictionary value
 
 StoredRecord = tuple[bytes, bytes, float]
@@ -135,6 +138,7 @@ class AdmittedProtocol(DHTProtocol):  # type: ignore[misc]
     _stub_type = None
 
     _tasks: set[asyncio.Task[None]]
+    _num_checked = 0
 
     @classmethod
     async def launch(
@@ -204,27 +208,26 @@ class AdmittedProtocol(DHTProtocol):  # type: ignore[misc]
         aligned = len(request.keys) == len(request.subkeys) == len(request.values) == len(request.expiration_time)
         if not aligned or len(request.keys) > MAX_RECORDS_PER_STORE or any(len(key) != 20 for key in request.keys):
             raise ProtocolViolation("a store call's lists do not match")
-        answers = [
-            self._store_one(*item)
-            for item in zip(request.keys, request.subkeys, request.values, request.expiration_time, strict=True)
-        ]
+        items = zip(request.keys, request.subkeys, request.values, request.expiration_time, strict=True)
+        answers = [await self._store_one(*item) for item in items]
         return dht_pb2.StoreResponse(store_ok=answers, peer=self.node_info)
 
-    def _store_one(self, key: bytes, tag: bytes, value: bytes, expires_s: float) -> bool:
+    async def _store_one(self, key: bytes, tag: bytes, value: bytes, expires_s: float) -> bool:
         if tag == self.IS_DICTIONARY:
             try:
                 records = unpack_dictionary(value, wrapped=True)
             except ProtocolViolation:
                 return False
-            outcomes = [self._store_record(key, *record) for record in records]  # each one, also after a refusal
+            outcomes = [await self._store_record(key, *record) for record in records]  # each, also after a refusal
             return all(outcomes)
         try:
             subkey = msgpack.unpackb(tag, max_ext_len=0, max_map_len=0, max_array_len=0)
         except (ValueError, TypeError, msgpack.UnpackException):
             return False
-        return isinstance(subkey, bytes) and self._store_record(key, subkey, value, expires_s)
+        return isinstance(subkey, bytes) and await self._store_record(key, subkey, value, expires_s)
 
-    def _store_record(self, key: bytes, subkey: bytes, value: bytes, expires_s: float) -> bool:
+    async def _store_record(self, key: bytes, subkey: bytes, value: bytes, expires_s: float) -> bool:
+        await self._pause()
         if not self.is_valid(key, subkey, value, expires_s):
             return False
         stored: bool = self.storage.store_subkey(DHTID.from_bytes(key), subkey, value, expires_s)
@@ -295,10 +298,10 @@ class AdmittedProtocol(DHTProtocol):  # type: ignore[misc]
         self._meet(response.peer, peer)
         answers: dict[DHTID, tuple[list[StoredRecord], dict[DHTID, PeerID]]] = {key: ([], {}) for key in keys}
         for key, result in zip(keys, response.results, strict=False):
-            answers[key] = (self._believed(key, result), self._neighbours(result, peer))
+            answers[key] = (await self._believed(key, result), self._neighbours(result, peer))
         return answers
 
-    def _believed(self, key: DHTID, result: dht_pb2.FindResult) -> list[StoredRecord]:
+    async def _believed(self, key: DHTID, result: dht_pb2.FindResult) -> list[StoredRecord]:
         if result.type != dht_pb2.FOUND_DICTIONARY:
             return []
         try:
@@ -307,7 +310,18 @@ class AdmittedProtocol(DHTProtocol):  # type: ignore[misc]
             logger.debug("an answer holds %s", error)
             return []
         key_id = key.to_bytes()
-        return [record for record in records if self.is_valid(key_id, *record)]
+        believed = []
+        for record in records:
+            await self._pause()
+            if self.is_valid(key_id, *record):
+                believed.append(record)
+        return believed
+
+    async def _pause(self) -> None:
+        """Let others run now and then: a large answer holds thousands of signatures of 0.1 ms each."""
+        self._num_checked += 1
+        if self._num_checked % CHECKS_AT_ONCE == 0:
+            await asyncio.sleep(0)
 
     def _neighbours(self, result: dht_pb2.FindResult, named_by: PeerID) -> dict[DHTID, PeerID]:
         neighbours = {}

@@ -1,0 +1,72 @@
+import msgpack
+import pytest
+from hivemind.dht.storage import DictionaryDHTValue
+from hivemind.utils import MSGPackSerializer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dht.errors import ProtocolViolation
+from dht.hardening.protocol import MAX_ANSWER_BYTES, _parts, unpack_dictionary
+
+entries = st.lists(st.tuples(st.binary(max_size=70), st.binary(max_size=50), st.floats(0, 2e9)), max_size=20)
+
+
+def packed_by_hivemind(records: list[tuple[object, object, float]]) -> bytes:
+    with DictionaryDHTValue().freeze() as dictionary:
+        for subkey, value, expires_s in records:
+            dictionary.store(subkey, value, expires_s)
+        return MSGPackSerializer.dumps(dictionary)
+
+
+@given(entries)
+def test_what_hivemind_packs_is_read_without_its_objects(records):
+    newest = {}
+    for subkey, value, expires_s in records:
+        if subkey not in newest or newest[subkey][1] < expires_s:
+            newest[subkey] = (value, expires_s)
+    expected = {(subkey, *rest) for subkey, rest in newest.items()}
+    assert set(unpack_dictionary(packed_by_hivemind(records), wrapped=True)) == expected
+
+
+@given(st.binary(max_size=100))
+def test_junk_is_a_violation_and_nothing_else(data):
+    for wrapped in (True, False):
+        try:
+            unpack_dictionary(data, wrapped=wrapped)
+        except ProtocolViolation:
+            continue
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        5,
+        [],
+        [1.0, 2.0],
+        [1.0, 2.0, 3],
+        [1.0, 2.0, [[b"a", b"b"]]],
+        [1.0, 2.0, [[1, b"b", 3.0]]],
+        [1.0, 2.0, [[b"a", 2, 3.0]]],
+        [1.0, 2.0, [[b"a", b"b", "soon"]]],
+        [1.0, 2.0, [[b"a", b"b", None]]],
+        [1.0, 2.0, [{}]],
+    ],
+)
+def test_another_shape_is_a_violation(fields):
+    packed = msgpack.packb(msgpack.ExtType(0x50, msgpack.packb(fields)))
+    with pytest.raises(ProtocolViolation):
+        unpack_dictionary(packed, wrapped=True)
+
+
+def test_another_extension_type_is_a_violation():
+    with pytest.raises(ProtocolViolation):
+        unpack_dictionary(msgpack.packb(msgpack.ExtType(0x40, msgpack.packb([1.0, 2.0, []]))), wrapped=True)
+
+
+def test_a_store_call_is_cut_where_p2pd_would_not_carry_it():
+    large = bytes(MAX_ANSWER_BYTES // 2)
+    items = [(number, large, 1.0, b"subkey") for number in range(5)]
+    parts = list(_parts(items))
+    assert [item for part in parts for item in part] == items
+    assert all(sum(len(item[1]) for item in part) <= MAX_ANSWER_BYTES for part in parts)
+    assert list(_parts([])) == []
