@@ -17,6 +17,7 @@ from node.model.checkpoint import Checkpoint
 from node.model.families import check_family
 from node.run.events import Reporter
 from node.run.libraries import silence_libraries
+from node.run.lifetime import end_on_terminate_as_on_interrupt
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class _Printer(TextStreamer):  # type: ignore[misc]
 
 def run_generate(options: GenerateOptions, reporter: Reporter) -> None:
     """Write the continuation of the prompt to stdout, and nothing else."""
+    end_on_terminate_as_on_interrupt()
     config, tokenizer = _load_tokenizer(options)
     inputs = _encode(tokenizer, options.prompt)
     _check_length(config, inputs["input_ids"].shape[1], options.max_new_tokens)
@@ -88,6 +90,7 @@ class _RouteTeller:
 
 def run_chat(options: GenerateOptions, reporter: Reporter) -> None:
     """Hold a conversation on the terminal: one line in, one answer out, until the input ends."""
+    end_on_terminate_as_on_interrupt()
     config, tokenizer = _load_tokenizer(options)
     with _connect(options) as model:
         reporter.say("Type a line and press Enter; end with Ctrl-D.")

@@ -20,6 +20,11 @@ def run_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
         return runner.run(main())
 
 
+def end_on_terminate_as_on_interrupt() -> None:
+    """Let SIGTERM raise KeyboardInterrupt, so that a command without a loop of its own closes what it has opened."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 async def until_told_to_stop(*, exit_with_stdin: bool) -> str:
     """Wait for SIGINT, SIGTERM or, if asked for, the end of standard input; return which it was.
 

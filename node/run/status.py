@@ -16,6 +16,9 @@ from dht.parameters import JoinCode
 from dht.records import ManifestRecord
 from dht.swarm import Swarm
 
+_WIDTH_OF_A_FILE = 160
+"""Columns of the table where no terminal says how many there are: nothing in it is cut."""
+
 
 async def run_status(join: JoinCode, *, as_json: bool) -> None:
     """Print the models of a swarm with their servers."""
@@ -26,7 +29,7 @@ async def run_status(join: JoinCode, *, as_json: bool) -> None:
         listed = {_uid(models[key]): _as_json(models[key], directories[key]) for key in models}
         sys.stdout.write(json.dumps({"models": listed}) + "\n")
         return
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE)
     if not models:
         console.print("No model is served in this swarm; start a server with `efedllm serve MODEL --join CODE`.")
     for key, model in models.items():
@@ -68,7 +71,7 @@ def _as_json(model: ManifestRecord, directory: Directory) -> dict[str, Any]:
 def _as_table(model: ManifestRecord, directory: Directory) -> Table:
     table = Table(title=f"{_uid(model)} ({model.model_type}, {model.num_blocks} blocks)", title_justify="left")
     for column in ("blocks", "peer", "state", "dtype", "block-tokens/s", "free cache (tokens)", "score"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for server in sorted(directory.servers, key=lambda server: (server.start, server.owner)):
         table.add_row(
             f"{server.start}:{server.end}",
