@@ -46,7 +46,7 @@ def text():
     """Ids of one text, ``[1, TEXT_LENGTH]``, longer than any sliding window, with a passage that repeats."""
     ids = torch.randint(3, VOCABULARY, (1, TEXT_LENGTH), generator=torch.Generator().manual_seed(1))
     ids[0, -5:] = ids[0, 2:7]
-    assert TEXT_LENGTH > WINDOW + max(PADDING)
+    assert WINDOW + max(PADDING) < TEXT_LENGTH
     return ids
 
 
