@@ -170,7 +170,10 @@ class JoinCode:
 
         Raises:
             BadAddress: An address does not end with a peer id.
+            ValueError: The secret or the hash has another length than it must.
         """
+        if len(self.secret or bytes(SECRET_BYTES)) != SECRET_BYTES or len(self.parameters_hash) not in (0, 32):
+            raise ValueError(f"a secret has {SECRET_BYTES} bytes and a hash 32")
         entries: list[Value] = []
         for address in self.addresses:
             transport, peer_id = split_address(address)

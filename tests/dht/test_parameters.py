@@ -88,6 +88,12 @@ def test_a_code_with_a_good_checksum_and_wrong_contents_is_refused(fields):
         JoinCode.parse(base58.b58encode(payload + _checksum(payload)).decode())
 
 
+@pytest.mark.parametrize("code", [JoinCode((), secret=b"short"), JoinCode((), parameters_hash=b"short")])
+def test_a_code_that_could_not_be_read_again_is_not_written(code):
+    with pytest.raises(ValueError):
+        code.encode()
+
+
 def test_the_secret_does_not_show_when_a_code_is_printed():
     assert "ssss" not in repr(CODE)
     assert "7373" not in repr(CODE)

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import errno
 import socket
 from pathlib import Path
@@ -6,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dht.errors import AddressInUse, BadAddress, DaemonDied
-from dht.hardening.control import address_bytes
-from dht.hardening.daemon import DaemonOptions, _why_not_started, daemon_arguments, refuse_taken
+from dht.hardening.control import Control, address_bytes, close_writer
+from dht.hardening.daemon import Daemon, DaemonOptions, _why_not_started, daemon_arguments, refuse_taken
 from dht.identity import Identity
 
 
@@ -83,8 +84,6 @@ def test_what_is_no_address_is_refused(address):
 
 
 async def test_a_program_that_cannot_be_started_leaves_nothing(tmp_path, monkeypatch):
-    from dht.hardening.daemon import Daemon
-
     async def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOEXEC, "Exec format error")
 
@@ -93,3 +92,26 @@ async def test_a_program_that_cannot_be_started_leaves_nothing(tmp_path, monkeyp
     with pytest.raises(DaemonDied, match="install hivemind again"):
         await Daemon.launch(DaemonOptions(["/ip4/127.0.0.1/tcp/0"], [], False, False, []), tmp_path / "key")
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_p2pd_starts_with_relays_on_and_offers_its_own():
+    first, second = Identity.ephemeral(), Identity.ephemeral()
+    listen = ["/ip4/127.0.0.1/tcp/0"]
+    async with contextlib.AsyncExitStack() as stack:
+        controls = []
+        relays: list[str] = []
+        for identity in (first, second):
+            with identity.key_file() as key_file:
+                daemon = await Daemon.launch(DaemonOptions(listen, [], False, True, relays), key_file)
+            stack.push_async_callback(daemon.stop)
+            control = Control(daemon.socket, daemon.own_socket)
+            stack.push_async_callback(control.close)
+            await control.open()
+            controls.append(control)
+            relays = [f"{address}/p2p/{first.peer_id}" for address in (await control.identify())[1]]
+        await controls[1].connect(first.peer_id, (await controls[0].identify())[1], 5.0)
+        assert await controls[0].connected_peers() == {second.peer_id}
+        _, writer = await controls[1].open_stream(first.peer_id, "/libp2p/circuit/relay/0.2.0/hop")
+        await close_writer(writer)
+        await controls[1].disconnect(first.peer_id)
+        assert await controls[1].connected_peers() == set()
