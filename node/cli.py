@@ -137,7 +137,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 def _reporter(arguments: Arguments) -> Reporter:
     from node.run.events import Reporter
 
-    return Reporter(events_json=arguments.events == "json")
+    return Reporter(events_json=arguments.events == "json", out=sys.stdout, err=sys.stderr)
 
 
 def _join(arguments: Arguments) -> JoinCode:

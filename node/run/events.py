@@ -7,7 +7,6 @@ print a result (``generate``, ``demo``) keep stdout for it.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
@@ -18,7 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 class Reporter:
     """Writes events and sentences; one per process."""
 
-    def __init__(self, *, events_json: bool, out: TextIO = sys.stdout, err: TextIO = sys.stderr) -> None:
+    def __init__(self, *, events_json: bool, out: TextIO, err: TextIO) -> None:
         self.events_json = events_json
         self._out = out
         self._err = err
