@@ -30,6 +30,9 @@ class BothSidesMachine(RuleBasedStateMachine):
 
     @rule(num_tokens=st.integers(1, 9), at_once=st.integers(1, 5))
     def append(self, num_tokens, at_once):
+        self.append_now(num_tokens, at_once)
+
+    def append_now(self, num_tokens, at_once=MAX_LENGTH):
         new = [next(self.numbers) for _ in range(num_tokens)]
         if len(self.asked[0]) + num_tokens > MAX_LENGTH:
             with pytest.raises(PromptTooLong):
@@ -64,6 +67,15 @@ class BothSidesMachine(RuleBasedStateMachine):
         length = data.draw(st.integers(0, self.history.length + 2))
         self.history.crop_to(length)
         self.asked = [row[:length] for row in self.asked]
+
+    @rule(num_tokens=st.integers(1, 3))
+    def take_back_and_try_again(self, num_tokens):
+        if self.history.length + num_tokens <= MAX_LENGTH:
+            for _ in range(2):
+                length = self.history.length
+                self.append_now(num_tokens)
+                self.history.crop_to(length)
+                self.asked = [row[:length] for row in self.asked]
 
     @rule(data=st.data())
     def select_rows(self, data):
