@@ -30,7 +30,9 @@ class Engine:
     """Runs submitted work in order in a thread of its own."""
 
     def __init__(self, max_waiting: int = 256) -> None:
-        self._queue: queue.Queue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = queue.Queue(max_waiting)
+        # The bound is checked in submit, in the loop's thread alone, so the faster queue without one will do.
+        self._queue: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = queue.SimpleQueue()
+        self._max_waiting = max_waiting
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_leaving = False
@@ -65,13 +67,11 @@ class Engine:
         assert self._loop is not None
         if self._is_leaving:  # Behind the end mark of the queue nothing is worked on any more.
             raise Refused("draining", "This server is leaving; choose another.", retryable=True)
+        if self._queue.qsize() >= self._max_waiting:
+            message = "This server has too much work waiting; try again."
+            raise Refused("busy", message, retryable=True, retry_after_s=1.0)
         future: asyncio.Future[T] = self._loop.create_future()
-        try:
-            self._queue.put_nowait((work, future))
-        except queue.Full:
-            raise Refused(
-                "busy", "This server has too much work waiting; try again.", retryable=True, retry_after_s=1.0
-            ) from None
+        self._queue.put((work, future))
         return await future
 
     def _run(self) -> None:

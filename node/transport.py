@@ -13,6 +13,8 @@ from node.wire import LENGTH_BYTES, Frame, Sendable, decode, decode_length, enco
 
 _JOIN_BELOW_BYTES = 64 * 2**10
 """A smaller payload is joined to its header, so that a decode step is one write."""
+_READ_BYTES = 16 * 2**10
+"""One read of a small frame; the rest of a large one is read by its length."""
 
 
 class ByteStream(Protocol):
@@ -34,6 +36,8 @@ class FrameStream:
         self.bytes_in = 0
         self.bytes_out = 0
         self._stream = stream
+        self._held = b""
+        """Bytes read beyond the last frame."""
 
     async def receive(self) -> Frame | None:
         """Return the next frame, or None when the peer has closed the stream.
@@ -41,17 +45,28 @@ class FrameStream:
         Raises:
             FrameError: the peer sent what is not a frame; the stream is of no use any more.
         """
-        reader = self._stream.reader
         try:
-            length = decode_length(await reader.readexactly(LENGTH_BYTES))
-            body = await reader.readexactly(length)
+            while len(self._held) < LENGTH_BYTES:
+                if not await self._read_some():
+                    return None
+            length = decode_length(self._held[:LENGTH_BYTES])
+            end = LENGTH_BYTES + length
+            if len(self._held) < end:
+                self._held += await self._stream.reader.readexactly(end - len(self._held))
         except (asyncio.IncompleteReadError, OSError):
             return None
-        self.bytes_in += LENGTH_BYTES + length
+        body, self._held = self._held[LENGTH_BYTES:end], self._held[end:]
+        self.bytes_in += end
         return decode(body)
 
-    async def send(self, frame: Sendable) -> None:
-        """Write ``frame`` and wait while the peer is slower than we are.
+    async def _read_some(self) -> bool:
+        """Read what is there, which is a whole frame in decoding; return False at the end of the stream."""
+        piece = await self._stream.reader.read(_READ_BYTES)
+        self._held += piece
+        return bool(piece)
+
+    def write(self, frame: Sendable) -> None:
+        """Hand ``frame`` to the stream without waiting; for frames that an answer follows, which bound what is queued.
 
         Raises:
             UnavailableError: the stream is closed.
@@ -59,17 +74,29 @@ class FrameStream:
         head, payload = encode(frame)
         size = memoryview(payload).nbytes
         writer = self._stream.writer
+        if writer.is_closing():
+            raise UnavailableError(f"The stream to {self.peer_id} is closed.")
         try:
             if size < _JOIN_BELOW_BYTES:
                 writer.write(b"".join((head, payload)) if size else head)
             else:
                 writer.write(head)
                 writer.write(payload)
-            await writer.drain()
         except (OSError, RuntimeError) as error:  # uvloop raises RuntimeError for a transport that is closing
             raise UnavailableError(f"The stream to {self.peer_id} is closed.") from error
         self.bytes_out += len(head) + size
 
+    async def send(self, frame: Sendable) -> None:
+        """Write ``frame`` and wait while the peer is slower than we are.
+
+        Raises:
+            UnavailableError: the stream is closed.
+        """
+        self.write(frame)
+        try:
+            await self._stream.writer.drain()
+        except (OSError, RuntimeError) as error:
+            raise UnavailableError(f"The stream to {self.peer_id} is closed.") from error
+
     async def close(self) -> None:
-        """End the stream."""
-        await self._stream.close()
+        """End the stream in both directions."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from dht.errors import UnavailableError as PeerUnavailable
 from dht.swarm import Swarm
@@ -19,6 +20,8 @@ from node.errors import NodeError, Refused, SessionError, StageLost, Unavailable
 from node.transport import FrameStream
 from node.wire import PROTOCOL, Accept, Close, Drain, Open, Refuse, Result, Step
 from node.wire import StageLost as StageLostFrame
+
+Settle: TypeAlias = Callable[[Result | None, NodeError | None], None]
 
 _RETRYABLE_WORDS = "try again, or let the swarm grow"
 
@@ -52,6 +55,8 @@ class Chain:
         self._streams = streams
         self._step_timeout_s = step_timeout_s
         self._results: asyncio.Queue[Result | NodeError] = asyncio.Queue()
+        self._waiting: tuple[Step, Settle, asyncio.TimerHandle] | None = None
+        self._failure: NodeError | None = None
         self._watchers = [
             asyncio.create_task(self._watch(stage, stream))
             for stage, stream in zip(route.stages, streams, strict=True)
@@ -75,9 +80,6 @@ class Chain:
             Refused: a stage ended the session, with its reason.
             SessionError: a stage broke the protocol.
         """
-        if len(steps) == 1:  # the decode path: no task of its own
-            await self._send(steps[0])
-            return [await self._receive(steps[0])]
         sending = asyncio.create_task(self._send_all(steps))
         try:
             return [await self._receive(step) for step in steps]
@@ -86,29 +88,65 @@ class Chain:
             with contextlib.suppress(asyncio.CancelledError, NodeError):
                 await sending
 
-    async def _send_all(self, steps: Sequence[Step]) -> None:
-        for step in steps:
-            await self._send(step)
-
-    async def _send(self, step: Step) -> None:
+    def run_one(self, step: Step, settle: Settle) -> None:
+        """Send one step and call ``settle(result, None)`` or ``settle(None, error)``: the decode path, without a task."""
+        if self._failure is not None:
+            settle(None, self._failure)
+            return
         try:
-            await self._streams[0].send(step)
+            self._streams[0].write(step)
         except UnavailableError:
-            # The watcher of the stream knows better what happened and has queued it, or is about to.
-            self._results.put_nowait(StageLost(f"The stage {self.route.stages[0]} is gone."))
+            settle(None, StageLost(f"The stage {self.route.stages[0]} is gone; {_RETRYABLE_WORDS}."))
+            return
+        timer = asyncio.get_running_loop().call_later(self._step_timeout_s, self._arrived, self._silence())
+        self._waiting = (step, settle, timer)
+
+    def _arrived(self, outcome: Result | NodeError) -> None:
+        """Take what a stage sent: to whoever waits for one step, or into the queue. A failure is the session's last."""
+        if isinstance(outcome, NodeError):
+            self._failure = self._failure or outcome
+        if self._waiting is None:
+            self._results.put_nowait(outcome)
+            return
+        step, settle, timer = self._waiting
+        self._waiting = None
+        timer.cancel()
+        try:
+            settle(self._checked(outcome, step), None)
+        except NodeError as error:
+            settle(None, error)
+
+    def _silence(self) -> StageLost:
+        return StageLost(f"No stage answered within {self._step_timeout_s:.0f} s; {_RETRYABLE_WORDS}.")
+
+    def abandon(self) -> None:
+        """Make every later step fail: the caller has gone away in the middle of one."""
+        self._arrived(StageLost("The session was interrupted in the middle of a step; open a new one."))
+
+    async def _send_all(self, steps: Sequence[Step]) -> None:
+        try:
+            for step in steps:
+                await self._streams[0].send(step)
+        except UnavailableError:
+            # The watcher of the stream may know better what happened; this is for when it does not.
+            self._arrived(StageLost(f"The stage {self.route.stages[0]} is gone; {_RETRYABLE_WORDS}."))
 
     async def _receive(self, step: Step) -> Result:
+        if self._failure is not None and self._results.empty():
+            raise self._failure
         try:
             async with asyncio.timeout(self._step_timeout_s):
-                result = await self._results.get()
+                return self._checked(await self._results.get(), step)
         except TimeoutError:
-            raise StageLost(f"No stage answered within {self._step_timeout_s:.0f} s; {_RETRYABLE_WORDS}.") from None
-        if isinstance(result, NodeError):
-            self._results.put_nowait(result)  # Every later step of this session fails for the same reason.
-            raise result
-        if result.position != step.position or result.shape != step.shape or result.codec != step.codec:
+            self._failure = self._silence()
+            raise self._failure from None
+
+    def _checked(self, outcome: Result | NodeError, step: Step) -> Result:
+        if isinstance(outcome, NodeError):
+            raise outcome
+        if outcome.position != step.position or outcome.shape != step.shape or outcome.codec != step.codec:
             raise SessionError(f"The stage {self.route.stages[-1]} answered another step than it was asked.")
-        return result
+        return outcome
 
     async def _watch(self, stage: Stage, stream: FrameStream) -> None:
         try:
@@ -116,20 +154,20 @@ class Chain:
                 frame = await stream.receive()
                 match frame:
                     case Result() if stream is self._streams[-1] and frame.session == self.session:
-                        self._results.put_nowait(frame)
+                        self._arrived(frame)
                     case Refuse():
-                        self._results.put_nowait(_as_error(stage, frame))
+                        self._arrived(_as_error(stage, frame))
                     case StageLostFrame():
-                        self._results.put_nowait(StageLost(f"The stage after {stage} is gone; {_RETRYABLE_WORDS}."))
+                        self._arrived(StageLost(f"The stage after {stage} is gone; {_RETRYABLE_WORDS}."))
                     case Drain():
                         continue
                     case None:
-                        self._results.put_nowait(StageLost(f"The stage {stage} is gone; {_RETRYABLE_WORDS}."))
+                        self._arrived(StageLost(f"The stage {stage} is gone; {_RETRYABLE_WORDS}."))
                         return
                     case _:
                         raise SessionError(f"The stage {stage} sent a {frame.__class__.__name__} frame out of place.")
         except NodeError as error:
-            self._results.put_nowait(error)
+            self._arrived(error)
 
     async def close(self) -> None:
         """End the session at every stage."""

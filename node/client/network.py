@@ -113,7 +113,13 @@ class Network:
 
     def run(self, chain: Chain, steps: list[Step]) -> list[Result]:
         """Send ``steps`` along ``chain`` and wait for their results."""
-        return self._loop.run(chain.run(steps))
+        try:
+            if len(steps) == 1:
+                return [self._loop.call(lambda reply: chain.run_one(steps[0], reply.settle))]
+            return self._loop.run(chain.run(steps))
+        except KeyboardInterrupt:
+            self._loop.call_soon(chain.abandon)
+            raise
 
     def close_later(self, chain: Chain) -> None:
         """End a session without waiting for it."""
