@@ -1,4 +1,4 @@
-"""``efedllm bootstrap``: the first peer of a swarm. Founds it once, keeps identity, address and secret over restarts."""
+"""``efedllm bootstrap``: the first peer of a swarm. It is founded once and keeps identity, address and secret."""
 
 from __future__ import annotations
 
@@ -89,13 +89,15 @@ async def run_bootstrap(options: BootstrapOptions, reporter: Reporter) -> None:
         addresses = tuple(swarm.addresses)
         code = JoinCode((*addresses, *others), founding.name, founding.parameters_hash, founding.secret).encode()
         publishing = asyncio.create_task(_publish_parameters(swarm, founding.parameters))
+        told = asyncio.create_task(until_told_to_stop(exit_with_stdin=options.exit_with_stdin))
         try:
+            await asyncio.sleep(0)  # It listens for signals before anyone hears that we are ready.
             _announce_start(reporter, swarm, code, private=founding.secret is not None)
-            reason = await until_told_to_stop(exit_with_stdin=options.exit_with_stdin)
-            reporter.say(f"Stopping ({reason}).")
+            reporter.say(f"Stopping ({await told}).")
         finally:
-            publishing.cancel()
-            await asyncio.gather(publishing, return_exceptions=True)
+            for task in (publishing, told):
+                task.cancel()
+            await asyncio.gather(publishing, told, return_exceptions=True)
 
 
 def _load_or_found(path: Path, identity: Identity, options: BootstrapOptions) -> Founding:
@@ -104,10 +106,12 @@ def _load_or_found(path: Path, identity: Identity, options: BootstrapOptions) ->
             founding = Founding.from_json(json.loads(path.read_text()))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"The state of the bootstrap in {path} cannot be read; restore it, or move it away to found a new swarm."
+                f"The state of the bootstrap in {path} cannot be read; restore it, or move it away to found another."
             ) from error
         if options.private and founding.secret is None:
-            raise UserError(f"The swarm founded in {path.parent} is public; use another EFEDLLM_HOME for a private one.")
+            raise UserError(
+                f"The swarm founded in {path.parent} is public; use another EFEDLLM_HOME for a private one."
+            )
         return founding
     if options.join is not None:
         return Founding(options.join.name, options.join.secret, b"", options.join.parameters_hash, ())

@@ -28,7 +28,9 @@ class ChildFailed(UnavailableError):
 class Child:
     """One running ``efedllm`` command; an async context manager."""
 
-    def __init__(self, arguments: Sequence[str], home: Path, *, extra_environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, arguments: Sequence[str], home: Path, *, extra_environment: Mapping[str, str] | None = None
+    ) -> None:
         self._arguments = list(arguments)
         self._environment = {**child_environment(home), **(extra_environment or {})}
         self._process: asyncio.subprocess.Process | None = None
@@ -110,9 +112,10 @@ class Child:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await asyncio.shield(self._stop())
+        await asyncio.shield(self.stop())
 
-    async def _stop(self) -> None:
+    async def stop(self) -> None:
+        """End the child and wait for it; doing so twice is fine."""
         process = self._process
         assert process is not None
         if process.returncode is None:
@@ -127,3 +130,24 @@ class Child:
             await process.wait()
         if self._reading is not None:
             await self._reading
+
+
+class Children:
+    """Child processes that are ended all at once; an async context manager."""
+
+    def __init__(self) -> None:
+        self._started: list[Child] = []
+
+    async def start(self, arguments: Sequence[str], home: Path) -> Child:
+        """Start the command ``arguments`` with the state directory ``home``."""
+        child = await Child(arguments, home).__aenter__()
+        self._started.append(child)
+        return child
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.shield(asyncio.gather(*(child.stop() for child in self._started)))

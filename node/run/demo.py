@@ -7,7 +7,7 @@ that goes with the demo.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import itertools
 import tempfile
 import time
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from node.errors import UnavailableError
 from node.model.checkpoint import EMBEDDED, Checkpoint
-from node.run.children import Child, ChildFailed
+from node.run.children import Child, ChildFailed, Children
 from node.run.events import Reporter
 from node.run.lifetime import until_told_to_stop
 
@@ -61,20 +61,18 @@ async def _demo(options: DemoOptions, reporter: Reporter) -> None:
     cuts = [num_blocks * part // NUM_SERVERS for part in range(NUM_SERVERS + 1)]
     with tempfile.TemporaryDirectory(prefix="efedllm-demo-") as directory:
         homes = Path(directory)
-        async with contextlib.AsyncExitStack() as exits:
-            reporter.say(f"Starting a private swarm on this machine: a bootstrap and {NUM_SERVERS} servers ...")
-            bootstrap = await exits.enter_async_context(
-                Child(["bootstrap", "--private", "--exit-with-stdin"], homes / "bootstrap")
-            )
+        reporter.say(f"Starting a private swarm on this machine: a bootstrap and {NUM_SERVERS} servers ...")
+        first = Child(["bootstrap", "--private", "--exit-with-stdin"], homes / "bootstrap")
+        async with first as bootstrap, Children() as nodes:
             join = (await bootstrap.ready(_START_TIMEOUT_S))["join"]
             servers = [
-                await exits.enter_async_context(Child(_serve_arguments(join, start, end), homes / f"server{start}"))
-                for start, end in zip(cuts, cuts[1:], strict=False)
+                await nodes.start(_serve_arguments(join, start, end), homes / f"server{start}")
+                for start, end in itertools.pairwise(cuts)
             ]
             for ready in await asyncio.gather(*(server.ready(_START_TIMEOUT_S) for server in servers)):
                 reporter.say(f"  {ready['peer_id']} serves blocks {ready['blocks']} of {ready['model']}")
                 reporter.event("server", {"peer_id": ready["peer_id"], "blocks": ready["blocks"]})
-            client = await exits.enter_async_context(Child(_generate_arguments(join, options), homes / "client"))
+            client = await nodes.start(_generate_arguments(join, options), homes / "client")
             await _relay(client, options, reporter)
     reporter.say(f"\nDone in {time.monotonic() - started_s:.1f} s; every process of the swarm has ended.")
 

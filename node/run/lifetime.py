@@ -15,9 +15,23 @@ T = TypeVar("T")
 
 
 def run_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run ``main`` in a uvloop event loop to its end."""
+    """Run ``main`` in a uvloop event loop to its end.
+
+    SIGTERM ends it as Ctrl-C does: ``main`` is cancelled, closes what it has opened, and KeyboardInterrupt is raised
+    here. A ``main`` that wants to end otherwise waits in ``until_told_to_stop``.
+    """
+
+    async def run() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await main()
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main())
+        try:
+            return runner.run(run())
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
 
 
 def end_on_terminate_as_on_interrupt() -> None:

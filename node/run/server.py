@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +101,8 @@ async def run_server(options: ServeOptions, reporter: Reporter) -> None:
             handler = _make_handler(plan, span, cost, manifest, swarm, engine, options)
             await swarm.serve(PROTOCOL, handler.handle)
             await announcing.online(handler, cost)
-            _announce_start(reporter, swarm, checkpoint, span, cost)
-            reason = await _serve_until_stopped(handler, swarm, announcing, options)
+            announce_start = partial(_announce_start, reporter, swarm, checkpoint, span, cost)
+            reason = await _serve_until_stopped(handler, swarm, options, announce_start)
             reporter.say(f"Stopping ({reason}): the announcement is withdrawn.")
 
 
@@ -205,9 +207,7 @@ class _Announcing:
         return [announcement, model]
 
 
-def _announce_start(
-    reporter: Reporter, swarm: Swarm, checkpoint: Checkpoint, span: Span, cost: SpanCost
-) -> None:
+def _announce_start(reporter: Reporter, swarm: Swarm, checkpoint: Checkpoint, span: Span, cost: SpanCost) -> None:
     blocks = f"{span.start}:{span.end}"
     reporter.say(
         f"Serving blocks {blocks} of {checkpoint.short_name} as {swarm.peer_id} on {span.device} in "
@@ -223,7 +223,7 @@ def _announce_start(
 
 
 async def _serve_until_stopped(
-    handler: Handler, swarm: Swarm, announcing: _Announcing, options: ServeOptions
+    handler: Handler, swarm: Swarm, options: ServeOptions, announce_start: Callable[[], None]
 ) -> str:
     """Return why the server should stop; raises if its p2pd dies."""
 
@@ -235,6 +235,8 @@ async def _serve_until_stopped(
     told = asyncio.create_task(until_told_to_stop(exit_with_stdin=options.exit_with_stdin))
     tasks = [told, asyncio.create_task(sweep()), asyncio.create_task(swarm.wait_closed())]
     try:
+        await asyncio.sleep(0)  # Signals are listened for before anyone hears that we are ready.
+        announce_start()
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
