@@ -58,7 +58,7 @@ def parse_envelope(envelope: bytes) -> tuple[Envelope, SignedRecord]:
     return opened, place(kind.from_body(opened.body), envelope)
 
 
-class RecordValidator(RecordValidatorBase):  # type: ignore[misc]
+class RecordValidator(RecordValidatorBase):
     """Accept registered records under their own key and subkey, with their own expiry and signatures; nothing else.
 
     ``refusals`` counts what was refused, by reason.

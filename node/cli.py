@@ -85,12 +85,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"efedllm {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_bootstrap, _add_serve, _add_generate, _add_chat, _add_status, _add_doctor, _add_identity):
+    for add in (
+        _add_demo,
+        _add_bootstrap,
+        _add_serve,
+        _add_generate,
+        _add_chat,
+        _add_status,
+        _add_doctor,
+        _add_identity,
+    ):
         add(commands)
     return parser
 
 
-Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"  # noqa: SLF001 - argparse has no public name for it
 
 
 def _command(commands: Commands, name: str, run: Callable[[Arguments], int], summary: str) -> argparse.ArgumentParser:

@@ -1,7 +1,7 @@
 """The engine: one compute thread beside the event loop, fed by a bounded queue.
 
-Work is a callable that runs in the thread and returns a value; exceptions cross back as values
-(an unexpected one as ``ComputeFailed``, without its inner text: that goes to the log, not to a peer). It knows nothing of
+Work is a callable that runs in the thread and returns a value; exceptions cross back as values (an
+unexpected one as ``ComputeFailed``, without its inner text: that goes to the log, not to a peer). It knows nothing of
 tensors, sessions or peers: whoever submits decides what a piece of work is.
 """
 

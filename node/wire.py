@@ -13,7 +13,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
-from functools import cache
 from math import prod
 from typing import Any, ClassVar, Protocol, TypeAlias
 
@@ -254,17 +253,19 @@ RESERVED_KINDS = frozenset({"replay", "offer", "checkpoint", "cosign", "reveal",
 NO_SESSION = bytes(16)
 
 
-@cache
-def _checks(frame: type[Sendable]) -> dict[str, tuple[Check, Any]]:
+def _header_fields(frame: type[Sendable]) -> dict[str, tuple[Check, Any]]:
     """Return each header field's check and default."""
     return {part.name: (part.metadata["check"], part.default) for part in fields(frame) if part.name != "payload"}
+
+
+_HEADERS = {kind: _header_fields(frame) for kind, frame in _FRAMES.items()}
 
 
 def encode(frame: Sendable) -> tuple[bytes, Payload]:
     """Return the bytes to write for ``frame``: prefix with header, then the payload, which is not copied."""
     payload: Payload = frame.payload if isinstance(frame, Step | Result) else b""
     header: dict[str, Any] = {"kind": frame.KIND}
-    for name, (_, default) in _checks(type(frame)).items():
+    for name, (_, default) in _HEADERS[frame.KIND].items():
         value = getattr(frame, name)
         if value != default:
             header[name] = value
@@ -330,7 +331,7 @@ def _unpack_header(view: memoryview) -> tuple[dict[Any, Any], int]:
 
 def _checked_values(frame: type[Sendable], header: dict[Any, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for name, (check, default) in _checks(frame).items():
+    for name, (check, default) in _HEADERS[frame.KIND].items():
         if name not in header:
             if default is MISSING:
                 raise FrameError(f"A {frame.KIND} frame lacks the field {name}.")

@@ -9,6 +9,7 @@ round, because absolute times on shared machines do not repeat.
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -101,7 +102,7 @@ async def swarm(model_dir: Path, homes: Path) -> AsyncIterator[str]:
         join = (await bootstrap.ready(START_TIMEOUT_S))["join"]
         cuts = [NUM_LAYERS * part // NUM_SERVERS for part in range(NUM_SERVERS + 1)]
         servers = []
-        for start, end in zip(cuts, cuts[1:], strict=False):
+        for start, end in itertools.pairwise(cuts):
             arguments = ["serve", str(model_dir), "--join", join, "--blocks", f"{start}:{end}", "--device", "cpu"]
             arguments += ["--num-threads", "1", "--exit-with-stdin"]
             child = Child(arguments, homes / f"server{start}", extra_environment=one_thread)
@@ -144,7 +145,9 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "bench": "decode",
         "commit": _commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
         "seed": arguments.seed,
         "rounds": arguments.rounds,
         "vocab_size": arguments.vocab_size,

@@ -10,6 +10,7 @@ On several:      scripts/bootstrap_swarm.py MODEL --hosts 10.0.0.1,10.0.0.2,10.0
 import argparse
 import asyncio
 import contextlib
+import itertools
 import sys
 import tempfile
 from pathlib import Path
@@ -30,7 +31,7 @@ SERVER_PORT = 31338
 def cut_evenly(num_blocks: int, num_servers: int) -> list[tuple[int, int]]:
     """Divide the blocks ``[0, num_blocks)`` into spans whose lengths differ by at most one."""
     cuts = [num_blocks * part // num_servers for part in range(num_servers + 1)]
-    return list(zip(cuts, cuts[1:], strict=False))
+    return list(itertools.pairwise(cuts))
 
 
 async def start_here(model: str, spans: list[tuple[int, int]], home: Path) -> None:
@@ -64,9 +65,7 @@ def print_commands(model: str, spans: list[tuple[int, int]], hosts: list[str]) -
     print(f"  efedllm bootstrap --private --listen /ip4/{hosts[0]}/tcp/{BOOTSTRAP_PORT}\n")
     for host, (start, end) in zip(hosts, spans, strict=True):
         print(f"On {host}, with that code in place of CODE:\n")
-        print(
-            f"  efedllm serve {model} --blocks {start}:{end} --listen /ip4/{host}/tcp/{SERVER_PORT} --join CODE\n"
-        )
+        print(f"  efedllm serve {model} --blocks {start}:{end} --listen /ip4/{host}/tcp/{SERVER_PORT} --join CODE\n")
     print(f"Then, from any machine that reaches them:\n\n  efedllm generate {model} --join CODE --prompt 'Hello'")
     if len(hosts) != len(set(hosts)):
         print("\nA host named twice needs another EFEDLLM_HOME and port for its second server.", file=sys.stderr)

@@ -107,7 +107,9 @@ def bootstrap(home: Path, *extra: str, private: bool = True) -> Iterator[tuple[N
 
 
 @contextlib.contextmanager
-def servers(model: Path | str, join: str, spans: Sequence[tuple[int, int]], home: Path, *extra: str) -> Iterator[list[NodeProcess]]:
+def servers(
+    model: Path | str, join: str, spans: Sequence[tuple[int, int]], home: Path, *extra: str
+) -> Iterator[list[NodeProcess]]:
     """Run one server per span, started at once; yield them when all are ready."""
     started = [
         NodeProcess(
@@ -128,7 +130,9 @@ def servers(model: Path | str, join: str, spans: Sequence[tuple[int, int]], home
             process.stop()
 
 
-def run_command(arguments: Sequence[str], home: Path, *, timeout_s: float = 120.0, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_command(
+    arguments: Sequence[str], home: Path, *, timeout_s: float = 120.0, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run one ``efedllm`` command to its end."""
     return subprocess.run(
         [sys.executable, "-m", "node", *arguments],

@@ -130,7 +130,7 @@ class _AdmittedStub:
             return await method(request, timeout=timeout)
 
 
-class AdmittedProtocol(DHTProtocol):  # type: ignore[misc]
+class AdmittedProtocol(DHTProtocol):
     """The DHT's calls between members of one swarm; made by ``launch``."""
 
     # ServicerBase caches these per class and would otherwise take the stock ones.

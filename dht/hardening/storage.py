@@ -23,7 +23,7 @@ MAX_KEYS = 65536
 """Most keys."""
 
 
-class RecordStorage(DHTLocalStorage):  # type: ignore[misc]
+class RecordStorage(DHTLocalStorage):
     """Subkeyed records only; of two records for one place the later expiry stays."""
 
     def store(self, key: DHTID, value: object, expiration_time: float, subkey: object = None) -> bool:

@@ -58,8 +58,7 @@ class Chain:
         self._waiting: tuple[Step, Settle, asyncio.TimerHandle] | None = None
         self._failure: NodeError | None = None
         self._watchers = [
-            asyncio.create_task(self._watch(stage, stream))
-            for stage, stream in zip(route.stages, streams, strict=True)
+            asyncio.create_task(self._watch(stage, stream)) for stage, stream in zip(route.stages, streams, strict=True)
         ]
 
     @property
@@ -89,7 +88,7 @@ class Chain:
                 await sending
 
     def run_one(self, step: Step, settle: Settle) -> None:
-        """Send one step and call ``settle(result, None)`` or ``settle(None, error)``: the decode path, without a task."""
+        """Send one step; call ``settle(result, None)`` or ``settle(None, error)``. The decode path: without a task."""
         if self._failure is not None:
             settle(None, self._failure)
             return
@@ -189,7 +188,9 @@ async def open_chain(swarm: Swarm, route: Route, shape: SessionShape, *, step_ti
         StageFailed: a stage is not reachable or refuses; every other stage is closed again.
     """
     session = os.urandom(16)
-    openings = [asyncio.create_task(_open_stage(swarm, route, index, session, shape)) for index in range(len(route.stages))]
+    openings = [
+        asyncio.create_task(_open_stage(swarm, route, index, session, shape)) for index in range(len(route.stages))
+    ]
     done = await asyncio.gather(*openings, return_exceptions=True)
     streams = [outcome for outcome in done if isinstance(outcome, FrameStream)]
     failures = [outcome for outcome in done if isinstance(outcome, BaseException)]

@@ -125,7 +125,7 @@ class DistributedMixin:
         if given is None and self._active is not None:
             given = model_kwargs["past_key_values"] = self._active.cache
         if given is not None:
-            _check_cache(given)
+            _checked_cache(given)
             return
         if generation_config.use_cache is False:
             return
@@ -149,7 +149,7 @@ class DistributedMixin:
         self.close()
 
 
-def _aim_at_session(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _aim_at_session(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Tell the remote layer which session this forward pass belongs to; runs before every call of the model."""
     cache = kwargs.get("past_key_values")
     if cache is None:
@@ -160,7 +160,7 @@ def _aim_at_session(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             keep = kwargs.get("use_cache", model.config.use_cache)
             cache = RemoteCache(model._connector, model._max_length if keep else inputs.shape[1])  # noqa: SLF001
         kwargs["past_key_values"] = cache
-    _check_cache(cache)
+    cache = _checked_cache(cache)
     mask = kwargs.get("attention_mask")
     padding = _left_padding(mask)
     if mask is not None and cache.history.length and padding != cache.history.left_padding:
@@ -172,12 +172,13 @@ def _aim_at_session(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return args, kwargs
 
 
-def _check_cache(cache: Any) -> None:
+def _checked_cache(cache: Any) -> RemoteCache:
     if not isinstance(cache, RemoteCache):
         raise UserError(
             f"past_key_values is a {type(cache).__name__}; the blocks run remotely, so leave it out or pass the cache "
             "of an inference_session()."
         )
+    return cache
 
 
 def _left_padding(mask: torch.Tensor | None) -> tuple[int, ...]:
@@ -248,6 +249,7 @@ class AutoDistributedModelForCausalLM:
     """Loads the client's part of a model and connects it to a swarm that serves the rest."""
 
     def __new__(cls) -> Any:
+        """Refuse: there is nothing to make without a model."""
         raise TypeError("Use AutoDistributedModelForCausalLM.from_pretrained(...).")
 
     @classmethod

@@ -1,0 +1,1 @@
+"""What a machine computes: checkpoints, spans, caches; no socket and no asyncio."""

@@ -50,7 +50,7 @@ def free_bytes(device: torch.device) -> int:
     """Return the memory of ``device`` that nobody uses now, in bytes."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return free
+        return int(free)
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
     meminfo = Path("/proc/meminfo")

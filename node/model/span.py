@@ -24,8 +24,15 @@ class Span:
     """The blocks ``[start, end)`` of a model, ready to compute."""
 
     def __init__(
-        self, model: nn.Module, trunk: Trunk, start: int, end: int, config: Any, dtype: torch.dtype, device: torch.device
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        trunk: Trunk,
+        start: int,
+        end: int,
+        config: Any,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
         self.start = start
         self.end = end
         self.dtype = dtype

@@ -38,7 +38,7 @@ class GenerateOptions:
     dtype: torch.dtype
 
 
-class _Printer(TextStreamer):  # type: ignore[misc]
+class _Printer(TextStreamer):
     """Hands finalized text on as it is generated; the prompt is not repeated."""
 
     def __init__(self, tokenizer: Any, write: Callable[[str], None]) -> None:

@@ -311,4 +311,3 @@ def _compute(live: _Live, order: Compute) -> tuple[memoryview, tuple[int, ...]]:
     hidden = from_payload(step.payload, step.shape, step.codec, dtype=span.dtype, device=span.device)
     output = span.forward(hidden, cache, live.padding)
     return to_payload(output, step.codec), tuple(output.shape)
-
