@@ -65,6 +65,18 @@ class History:
         self.length, self.batch, self._crop, self._rows = 0, None, None, None
         self.left_padding = left_padding
 
+    def check_room(self, num_tokens: int) -> None:
+        """Pass if ``num_tokens`` more positions fit.
+
+        Raises:
+            PromptTooLong: the history would exceed the session's maximum length.
+        """
+        if self.length + num_tokens > self.max_length:
+            raise PromptTooLong(
+                f"The session was opened for {self.max_length} positions and would reach {self.length + num_tokens}; "
+                "open it with a larger max_length or generate less."
+            )
+
     def plan(self, batch: int, num_tokens: int, max_tokens_per_step: int) -> list[PlannedStep]:
         """Return the steps that append ``num_tokens`` positions, and count them as done.
 
@@ -74,11 +86,7 @@ class History:
         """
         if self.batch is not None and batch != self.batch:
             raise LocalError(f"The session has {self.batch} rows; {batch} were given.")
-        if self.length + num_tokens > self.max_length:
-            raise PromptTooLong(
-                f"The session was opened for {self.max_length} positions and would reach {self.length + num_tokens}; "
-                "open it with a larger max_length or generate less."
-            )
+        self.check_room(num_tokens)
         steps = []
         for first in range(0, num_tokens, max_tokens_per_step):
             count = min(max_tokens_per_step, num_tokens - first)

@@ -20,12 +20,14 @@ from dht.swarm import Swarm
 from node.client.chain import Chain, SessionShape, StageFailed, open_chain
 from node.client.loop_thread import LoopThread
 from node.client.route import Route, plan_route
-from node.errors import UserError
+from node.errors import MissingBlocks, Refused, UserError
 from node.wire import Result, Step
 
 _AVOID_S = 30.0
 """How long a server that failed to open a stage is left out of routes, s."""
 _MAX_OPEN_ATTEMPTS = 8
+_HOPELESS_CODES = frozenset({"too_long", "bad_open", "unsupported"})
+"""Refusals that every other server would repeat."""
 
 
 class Network:
@@ -99,17 +101,25 @@ class Network:
         return await read_directory(self._swarm, self._manifest, time.time())
 
     async def _open(self, shape: SessionShape) -> Chain:
-        for attempt in range(_MAX_OPEN_ATTEMPTS):
+        last_failure: StageFailed | None = None
+        for _ in range(_MAX_OPEN_ATTEMPTS):
             now = time.monotonic()
             self._avoid = {peer: until for peer, until in self._avoid.items() if until > now}
-            route = plan_route(await self._directory(), self._num_blocks, self._avoid)
+            try:
+                route = plan_route(await self._directory(), self._num_blocks, self._avoid)
+            except MissingBlocks:
+                break
             try:
                 return await open_chain(self._swarm, route, shape, step_timeout_s=self._step_timeout_s)
             except StageFailed as failure:
-                if attempt == _MAX_OPEN_ATTEMPTS - 1:
-                    raise
+                if isinstance(failure.reason, Refused) and failure.reason.code in _HOPELESS_CODES:
+                    raise failure.reason from failure
+                last_failure = failure
                 self._avoid[failure.stage.peer_id] = now + _AVOID_S
-        raise AssertionError("unreachable")
+        if last_failure is not None:  # It says more than that blocks are missing once its server is left out.
+            raise last_failure
+        route = plan_route(await self._directory(), self._num_blocks)
+        return await open_chain(self._swarm, route, shape, step_timeout_s=self._step_timeout_s)
 
     def run(self, chain: Chain, steps: list[Step]) -> list[Result]:
         """Send ``steps`` along ``chain`` and wait for their results."""

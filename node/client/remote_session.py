@@ -125,6 +125,7 @@ class RemoteCache(Cache):
         codec = str(hidden.dtype).removeprefix("torch.")
         if codec not in ITEM_BYTES:
             raise UserError(f"Hidden states in {codec} do not travel; load the model with dtype=torch.float32.")
+        self.history.check_room(num_tokens)
         if self.history.length == 0:  # Not begun, or cropped to nothing: rows and padding may be others than before.
             self._open(batch, left_padding, codec)
         assert self._chain is not None

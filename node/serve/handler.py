@@ -7,6 +7,7 @@ what is computed runs in the engine's thread. Two kinds of streams arrive: a cli
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -134,7 +135,7 @@ class Handler:
             await frames.close()
 
     async def _serve(self, frames: FrameStream) -> None:
-        first = await frames.receive()
+        first = await self._receive_in_time(frames)
         match first:
             case None:
                 return
@@ -144,6 +145,14 @@ class Handler:
                 await self._serve_pushes(frames, first)
             case _:
                 raise SessionError("A stream begins with open (a client) or step (a previous stage).")
+
+    async def _receive_in_time(self, frames: FrameStream) -> Frame | None:
+        """Return the next frame, or None when the peer has closed the stream or keeps silent for too long."""
+        try:
+            async with asyncio.timeout(self._served.idle_timeout_s):
+                return await frames.receive()
+        except TimeoutError:
+            return None
 
     async def _serve_client(self, frames: FrameStream, opened: Open) -> None:
         try:
@@ -157,7 +166,7 @@ class Handler:
             while (frame := await frames.receive()) is not None and not isinstance(frame, Close):
                 await self._obey_client(live, frame)
         except (SessionError, Refused, ComputeFailed) as error:
-            await self._end_with(live, error)
+            self._end_with(live, error)
         finally:
             await self._free(opened.session)
 
@@ -186,9 +195,9 @@ class Handler:
                 if self._sessions.get(first.session) is not live:
                     return
                 await self._run(live, frame)
-                frame = await frames.receive()
+                frame = await self._receive_in_time(frames)
         except (RemoteError, Refused, ComputeFailed) as error:
-            await self._end_with(live, error)
+            self._end_with(live, error)
             await self._free(first.session)
 
     async def _open(self, frames: FrameStream, opened: Open) -> _Live:
@@ -266,11 +275,11 @@ class Handler:
         except UnavailableError:
             await live.client.send(StageLost(step.session, live.state.opened.next))
 
-    async def _end_with(self, live: _Live, error: NodeError) -> None:
+    def _end_with(self, live: _Live, error: NodeError) -> None:
         """Tell the client why its session ends."""
         self.counters.broken += isinstance(error, RemoteError)
         with contextlib.suppress(UnavailableError):
-            await live.client.send(_refusal(live.state.opened.session, error))
+            live.client.write(_refusal(live.state.opened.session, error))  # not waiting: it may not be reading
 
     async def _free(self, session: bytes) -> None:
         live = self._sessions.pop(session, None)
@@ -286,7 +295,7 @@ class Handler:
             if now_s - live.last_used_s > self._served.idle_timeout_s
         ]
         for session, live in idle:
-            await self._end_with(live, Refused("idle", "The session was idle for too long; open it again."))
+            self._end_with(live, Refused("idle", "The session was idle for too long; open it again."))
             await self._free(session)
             await live.client.close()
         return len(idle)
@@ -294,7 +303,7 @@ class Handler:
 
 def _refusal(session: bytes, error: NodeError) -> Refuse:
     if isinstance(error, Refused):
-        return Refuse(session, error.code, str(error), error.retryable, int(error.retry_after_s * 1000))
+        return Refuse(session, error.code, str(error)[:512], error.retryable, int(error.retry_after_s * 1000))
     code = "failed" if isinstance(error, ComputeFailed) else "protocol"
     return Refuse(session, code, str(error)[:512], retryable=isinstance(error, ComputeFailed))
 
