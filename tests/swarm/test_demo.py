@@ -3,6 +3,7 @@
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -19,39 +20,39 @@ NUM_PROCESSES = 2 * 5
 """Bootstrap, three servers and the client: each our process and its p2pd."""
 
 
-@pytest.fixture
-def temporary(tmp_path_factory):
-    """A directory of its own for everything temporary that the demo writes; its path is short, as sockets want it."""
-    return tmp_path_factory.mktemp("t")
+class Demo(NodeProcess):
+    """A running demo with a directory of its own for everything temporary; its path is short, as sockets want it."""
+
+    def __init__(self, directory, *arguments):
+        self.temporary = directory / "t"
+        self.temporary.mkdir()
+        super().__init__(["demo", *arguments], directory / "home", {"TMPDIR": str(self.temporary)})
 
 
 @pytest.fixture
-def start(tmp_path, temporary):
-    """Start a demo; end it after the test, whatever happened."""
-    started = []
-
-    def start_demo(*arguments):
-        process = NodeProcess(["demo", *arguments], tmp_path / "home", {"TMPDIR": str(temporary)})
-        started.append(process)
-        return process
-
-    yield start_demo
-    for process in started:
-        process.stop()
+def load():
+    return MachineLoad()
 
 
-def events_until_text(process):
+@pytest.fixture
+def demo(tmp_path_factory):
+    demo = Demo(tmp_path_factory.mktemp("d"), "--max-new-tokens", "20")
+    yield demo
+    demo.stop()
+
+
+def events_until_text(demo):
     events = []
     while not events or events[-1]["event"] != "text":
-        event = process.events.get(timeout=EVENT_TIMEOUT_S)
-        assert event is not None, f"the demo ended with {process.wait()}: {process.errors}"
+        event = demo.events.get(timeout=EVENT_TIMEOUT_S)
+        if event is None:
+            pytest.fail(f"the demo ended with {demo.wait()}: {demo.errors}")
         events.append(event)
     return events
 
 
-def test_the_demo_streams_text_and_says_who_served_it_within_a_minute(start, temporary):
-    load, started_s = MachineLoad(), time.monotonic()
-    demo = start("--max-new-tokens", "20")
+def test_the_demo_streams_text_and_says_who_served_it_within_a_minute(load, demo):
+    started_s = time.monotonic()
     events = events_until_text(demo)
     text_s = time.monotonic() - started_s
     tree = descendants_of(demo.pid)
@@ -78,29 +79,62 @@ def test_the_demo_streams_text_and_says_who_served_it_within_a_minute(start, tem
 
     assert len(tree) == NUM_PROCESSES, f"not two processes a node: {tree}"
     assert left_after(tree, 0) == [], "every process has ended before the demo does"
-    assert left_in(temporary) == []
+    assert left_in(demo.temporary) == []
 
 
-def test_ctrl_c_in_mid_text_ends_every_process(start, temporary):
-    demo = start("--max-new-tokens", "500")
-    events_until_text(demo)
-    tree = descendants_of(demo.pid)
-    assert len(tree) == NUM_PROCESSES
+def test_ctrl_c_during_start_up_ends_every_process(demo):
+    deadline_s = time.monotonic() + EVENT_TIMEOUT_S
+    while len(tree := descendants_of(demo.pid)) < 5:  # bootstrap, its p2pd, three servers that are not ready yet
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    assert_ends_on_ctrl_c(demo, tree)
+
+
+def assert_ends_on_ctrl_c(demo, tree):
     demo.signal(signal.SIGINT)
     assert demo.wait() == 130
     assert left_after(tree, 0) == []
+    assert_said_goodbye(demo)
+
+
+def assert_said_goodbye(demo):
     assert demo.errors[-1] == "Interrupted; every process of the swarm has ended."
     assert not any("Traceback" in line for line in demo.errors)
-    assert left_in(temporary) == []
+    assert left_in(demo.temporary) == []
 
 
-def test_a_killed_demo_takes_its_processes_with_it(start):
-    demo = start("--max-new-tokens", "500")
-    events_until_text(demo)
-    tree = descendants_of(demo.pid)
-    assert len(tree) == NUM_PROCESSES
-    demo.signal(signal.SIGKILL)
-    killed_s = time.monotonic()
-    assert demo.wait() == -signal.SIGKILL
-    assert left_after(tree, 20.0) == []
-    print(f"demo: nothing left {time.monotonic() - killed_s:.1f} s after it was killed")
+@pytest.fixture(scope="module")
+def ended_in_mid_text(tmp_path_factory):
+    """Two demos, started side by side to save time, and sent SIGINT and SIGKILL when their first text is there.
+
+    Signal to: the ended demo, its exit code, the processes it had, and those that still ran some seconds later.
+    """
+
+    def end_in_mid_text(number, patience_s):
+        demo = Demo(tmp_path_factory.mktemp("d"), "--max-new-tokens", "500")
+        try:
+            events_until_text(demo)
+            tree = descendants_of(demo.pid)
+            demo.signal(number)
+            return demo, demo.wait(), tree, left_after(tree, patience_s)
+        finally:
+            demo.stop()
+
+    patience_s = {signal.SIGINT: 0.0, signal.SIGKILL: 20.0}
+    with ThreadPoolExecutor(2) as threads:
+        return dict(zip(patience_s, threads.map(end_in_mid_text, patience_s, patience_s.values()), strict=True))
+
+
+def test_ctrl_c_in_mid_text_ends_every_process(ended_in_mid_text):
+    demo, code, tree, left = ended_in_mid_text[signal.SIGINT]
+    assert len(tree) == NUM_PROCESSES, f"it was not in mid-text: {tree}"
+    assert code == 130
+    assert left == []
+    assert_said_goodbye(demo)
+
+
+def test_a_killed_demo_takes_its_processes_with_it(ended_in_mid_text):
+    _, code, tree, left = ended_in_mid_text[signal.SIGKILL]
+    assert len(tree) == NUM_PROCESSES, f"it was not in mid-text: {tree}"
+    assert code == -signal.SIGKILL
+    assert left == []
