@@ -100,3 +100,4 @@ class FrameStream:
 
     async def close(self) -> None:
         """End the stream in both directions."""
+        await self._stream.close()

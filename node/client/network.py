@@ -6,6 +6,7 @@ for a while; what happens when a stage is lost in mid-session is not decided her
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 import time
@@ -45,7 +46,9 @@ class Network:
         self._avoid: dict[str, float] = {}
         self.last_route: Route | None = None
         """The route of the session opened last."""
-        self._finalizer = weakref.finalize(self, _leave, loop, exits)
+        self._chains: set[Chain] = set()
+        """Sessions that are open; only the loop's thread touches it."""
+        self._finalizer = weakref.finalize(self, _leave, loop, exits, self._chains)
 
     @classmethod
     def connect(
@@ -93,8 +96,13 @@ class Network:
             StageFailed: servers keep refusing.
         """
         shape = SessionShape(self._manifest, batch, left_padding, max_length, codec)
-        chain = self._loop.run(self._open(shape))
+        chain = self._loop.run(self._open_and_keep(shape))
         self.last_route = chain.route
+        return chain
+
+    async def _open_and_keep(self, shape: SessionShape) -> Chain:
+        chain = await self._open(shape)
+        self._chains.add(chain)
         return chain
 
     async def _directory(self) -> Directory:
@@ -133,14 +141,22 @@ class Network:
 
     def close_later(self, chain: Chain) -> None:
         """End a session without waiting for it."""
-        self._loop.submit(chain.close())
+        self._loop.submit(self._close_chain(chain))
+
+    async def _close_chain(self, chain: Chain) -> None:
+        await chain.close()
+        self._chains.discard(chain)
 
     def close(self) -> None:
         """Leave the swarm; doing so twice is fine."""
         self._finalizer()
 
 
-def _leave(loop: LoopThread, exits: contextlib.AsyncExitStack) -> None:
+def _leave(loop: LoopThread, exits: contextlib.AsyncExitStack, chains: set[Chain]) -> None:
+    async def leave() -> None:
+        await asyncio.gather(*(chain.close() for chain in chains), return_exceptions=True)
+        await exits.aclose()
+
     if loop.is_running and threading.main_thread().is_alive():
-        loop.run(exits.aclose())
+        loop.run(leave())
         loop.stop()
