@@ -109,3 +109,20 @@ async def test_sending_waits_for_a_peer_that_does_not_read(ends):
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(send_many(stream, 64), 0.2)
     assert stream.bytes_out < 32 * 2**20
+
+
+async def test_closing_ends_the_stream_for_both_sides(ends):
+    here, there = (FrameStream(end) for end in ends)
+    await here.close()
+    async with asyncio.timeout(5):
+        assert await there.receive() is None
+    with pytest.raises(UnavailableError):
+        here.write(Close(bytes(16)))
+
+
+async def test_frames_that_arrive_in_one_piece_are_told_apart(ends):
+    here, there = ends
+    frames = [frame_of(256), Close(bytes(16)), frame_of(512)]
+    here.writer.write(b"".join(bytes(part) for frame in frames for part in encode(frame)))
+    stream = FrameStream(there)
+    assert [await stream.receive() for _ in frames] == frames
