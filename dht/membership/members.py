@@ -101,6 +101,10 @@ class Transport(Protocol):
         """Serve raw streams."""
 
 
+CLOSE_S = 2.0
+"""Seconds that a closing stream may take to hand over what is still to be sent."""
+
+
 @dataclass(slots=True)
 class Stream:
     """A raw two-way stream to an admitted peer; frame lengths are the user's to bound."""
@@ -110,10 +114,15 @@ class Stream:
     writer: asyncio.StreamWriter
 
     async def close(self) -> None:
-        """Close both directions; a peer that has gone already is no error."""
+        """Close both directions; a peer that has gone already is no error, one that does not read is not waited for."""
         self.writer.close()
-        with contextlib.suppress(OSError, EOFError):
-            await self.writer.wait_closed()
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await self.writer.wait_closed()
+        except TimeoutError:
+            self.writer.transport.abort()
+        except (OSError, EOFError):
+            pass
 
 
 class Membership:
