@@ -9,7 +9,6 @@ On several:      scripts/bootstrap_swarm.py MODEL --hosts 10.0.0.1,10.0.0.2,10.0
 
 import argparse
 import asyncio
-import contextlib
 import itertools
 import sys
 import tempfile
@@ -19,9 +18,9 @@ from dht.errors import DhtError
 from node.errors import NodeError
 from node.model.checkpoint import Checkpoint
 from node.model.families import check_family
-from node.run.children import Child
-from node.run.exit_codes import exit_code
-from node.run.lifetime import until_told_to_stop
+from node.run.children import Children
+from node.run.exit_codes import INTERRUPTED, exit_code
+from node.run.lifetime import run_loop, until_told_to_stop
 
 START_TIMEOUT_S = 600.0
 BOOTSTRAP_PORT = 31337
@@ -36,15 +35,13 @@ def cut_evenly(num_blocks: int, num_servers: int) -> list[tuple[int, int]]:
 
 async def start_here(model: str, spans: list[tuple[int, int]], home: Path) -> None:
     """Run the swarm until Ctrl-C."""
-    async with contextlib.AsyncExitStack() as exits:
-        bootstrap = await exits.enter_async_context(
-            Child(["bootstrap", "--private", "--exit-with-stdin"], home / "bootstrap")
-        )
+    async with Children() as children:
+        bootstrap = await children.start(["bootstrap", "--private", "--exit-with-stdin"], home / "bootstrap")
         join = (await bootstrap.ready(START_TIMEOUT_S))["join"]
         servers = []
         for start, end in spans:
             arguments = ["serve", model, "--join", join, "--blocks", f"{start}:{end}", "--exit-with-stdin"]
-            servers.append(await exits.enter_async_context(Child(arguments, home / f"server-{start}-{end}")))
+            servers.append(await children.start(arguments, home / f"server-{start}-{end}"))
         for server in servers:
             ready = await server.ready(START_TIMEOUT_S)
             print(f"{ready['peer_id']} serves blocks {ready['blocks']} of {ready['model']}", flush=True)
@@ -91,7 +88,9 @@ def main() -> int:
             print_commands(arguments.model, spans, hosts)
             return 0
         with tempfile.TemporaryDirectory(prefix="efedllm-swarm-") as directory:
-            asyncio.run(start_here(arguments.model, spans, arguments.home or Path(directory)))
+            run_loop(lambda: start_here(arguments.model, spans, arguments.home or Path(directory)))
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except (NodeError, DhtError) as error:
         print(f"bootstrap_swarm: {error}", file=sys.stderr)
         return exit_code(error)
