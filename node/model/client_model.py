@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from node.errors import UnsupportedFamily
 from node.model.packed import pack_linears
 from node.model.span import check_loaded, on_meta
-from node.model.trunk import find_trunk
+from node.model.trunk import Layers, find_trunk
 
 
 def build_client_model(
@@ -51,7 +51,7 @@ def build_client_model(
         def __init__(self, config: Any) -> None:
             super().__init__(config)
             trunk = find_trunk(self, num_blocks)
-            setattr(trunk.holder, trunk.name, nn.ModuleList([stand_in]))
+            setattr(trunk.holder, trunk.name, Layers([stand_in]))
 
     # transformers finds its checkpoint conversions by class name, for classes of its own modules only.
     ClientModel.__name__, ClientModel.__module__ = causal_class.__name__, causal_class.__module__

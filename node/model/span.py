@@ -17,7 +17,7 @@ from transformers import AutoModel
 from node.errors import ConfigMismatch, UnsupportedFamily
 from node.model.cache import SpanCache
 from node.model.packed import pack_linears
-from node.model.trunk import Trunk, find_trunk, keep_only_layers, slice_config
+from node.model.trunk import Layers, Trunk, find_trunk, keep_only_layers, slice_config
 
 
 class Span:
@@ -59,7 +59,7 @@ class Span:
         holder = model.get_submodule(parent)
         trunk = Trunk(holder, self._trunk.path, name)
         first, last = start - self.start, end - self.start
-        setattr(holder, name, nn.ModuleList(list(trunk.layers)[first:last]))
+        setattr(holder, name, Layers(list(trunk.layers)[first:last]))
         _set_config(model, slice_config(self._config, start, end))
         return Span(model, trunk, start, end, self._config, self.dtype, self.device)
 

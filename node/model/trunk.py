@@ -61,6 +61,15 @@ def find_trunk(model: nn.Module, num_blocks: int) -> Trunk:
     return Trunk(model.get_submodule(parent), path, name)
 
 
+class Layers(nn.ModuleList):
+    """A layer list whose whole slice is itself: families slice theirs on every forward, which builds a new list."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice) and index.indices(len(self)) == (0, len(self), 1):
+            return self
+        return super().__getitem__(index)
+
+
 class NoPositions(nn.Module):
     """Stand in for learned position embeddings on a server: the client has added them already."""
 
@@ -86,7 +95,7 @@ def keep_only_layers(trunk: Trunk, start: int, end: int) -> None:
     for scale in _ENTRY_SCALES:
         if hasattr(holder, scale):
             setattr(holder, scale, 1.0)
-    setattr(holder, trunk.name, nn.ModuleList(list(trunk.layers)[start:end]))
+    setattr(holder, trunk.name, Layers(list(trunk.layers)[start:end]))
 
 
 def slice_config(config: Any, start: int, end: int) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -97,6 +98,8 @@ async def run_server(options: ServeOptions, reporter: Reporter) -> None:
             engine = await exits.enter_async_context(Engine())
             span = await asyncio.to_thread(_load, plan, start, end)
             cost = await engine.submit(lambda: measure(span, checkpoint.config.hidden_size))
+            gc.collect()
+            gc.freeze()  # What start-up made stays; the collector need not walk it again between two steps.
             bar.__exit__()
             handler = _make_handler(plan, span, cost, manifest, swarm, engine, options)
             await swarm.serve(PROTOCOL, handler.handle)
