@@ -36,7 +36,11 @@ class Directory:
 
 
 async def read_models(swarm: Swarm) -> list[ManifestRecord]:
-    """List the models of a swarm, each once: the newest record of each manifest, by name."""
+    """List the models of a swarm, each once: the newest record of each manifest, by name.
+
+    Raises:
+        DaemonDied: Our own p2pd has ended.
+    """
     newest: dict[bytes, ManifestRecord] = {}
     for record in await swarm.fetch(Kind.MANIFEST, MODELS_KEY):
         if isinstance(record, ManifestRecord):
@@ -54,6 +58,9 @@ async def read_directory(swarm: Swarm, manifest: bytes, now_s: float, *, num_sha
         manifest: Identity of the model, 32 bytes.
         now_s: Unix seconds; what has expired by then is left out.
         num_shards: Keys over which the model's servers are spread.
+
+    Raises:
+        DaemonDied: Our own p2pd has ended.
     """
     found = [record for shard in range(num_shards) for record in await swarm.fetch(Kind.ANNOUNCE, (manifest, shard))]
     return Directory(manifest, serving(found, now_s))

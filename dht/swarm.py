@@ -233,6 +233,9 @@ class Swarm:
 
         Returns:
             True when at least one member holds it; False when a newer one stands there or it breaks the rules.
+
+        Raises:
+            DaemonDied: Our own p2pd has ended.
         """
         return await self._overlay.publish(signed.key, signed.subkey, signed.envelope, float(signed.expires_s)) > 0
 
@@ -245,6 +248,9 @@ class Swarm:
 
         Returns:
             Records of that kind, signatures checked, none expired, tombstones included; in no particular order.
+
+        Raises:
+            DaemonDied: Our own p2pd has ended.
         """
         records = []
         for envelope in await self._overlay.collect(key_bytes(kind, tuple(key_parts))):

@@ -2,8 +2,8 @@
 
 In place of ``DHTNode``, which cannot be given another protocol class, and whose stock behaviour this mends: ``get``
 merges remote records into the very dictionary that it stores for others, and prefers a stale cached value; ``store``
-tells the last replica's answer instead of what happened; a peer that failed often is shunned for hours. The search
-itself stays hivemind's ``traverse_dht``.
+tells the last replica's answer instead of what happened; a peer that failed often is shunned for hours; a dead p2pd of
+our own looks like an empty DHT. The search itself stays hivemind's ``traverse_dht``.
 This file does not know kinds of records. It runs on the event loop.
 """
 
@@ -16,7 +16,8 @@ from hivemind.dht.routing import DHTID
 from hivemind.dht.traverse import traverse_dht
 from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerID
 
-from dht.hardening.protocol import BUCKET_SIZE, NUM_REPLICAS, AdmittedProtocol, StoredRecord, dht_id_of
+from dht.errors import DaemonDied
+from dht.hardening.protocol import BUCKET_SIZE, CALL_S, NUM_REPLICAS, AdmittedProtocol, StoredRecord, dht_id_of
 from dht.hardening.storage import MAX_SUBKEYS
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,11 @@ class Overlay:
         self._shunned = Blacklist(SHUNNED_S, 1.0)
 
     async def join(self, peers: Collection[str]) -> None:
-        """Meet admitted peers and, through them, our own neighbourhood; those that do not answer are passed by."""
+        """Meet admitted peers and, through them, our own neighbourhood; those that do not answer are passed by.
+
+        Raises:
+            DaemonDied: Our own p2pd does not answer.
+        """
         if not peers:
             return
         ids = [PeerID.from_base58(peer) for peer in peers]
@@ -49,15 +54,14 @@ class Overlay:
         """Say whether a peer stands in our routing table."""
         return PeerID.from_base58(peer) in self.protocol.routing_table
 
-    def num_neighbours(self) -> int:
-        """Count the peers in our routing table."""
-        return len(self.protocol.routing_table.uid_to_peer_id)
-
     async def search(self, key_id: DHTID) -> tuple[list[PeerID], dict[bytes, StoredRecord]]:
         """Find the members nearest to an id, and every record that stands at it.
 
         Returns:
             Peers, nearest first, ourselves not among them; and the newest record of each subkey.
+
+        Raises:
+            DaemonDied: Our own p2pd does not answer.
         """
         peers: dict[DHTID, PeerID] = dict(
             self.protocol.routing_table.get_nearest_neighbors(key_id, BUCKET_SIZE, exclude=self.protocol.node_id)
@@ -90,13 +94,27 @@ class Overlay:
             get_neighbors=ask,
             visited_nodes={key_id: {self.protocol.node_id}},
         )
-        return [peers[node_id] for node_id in nearest[key_id] if node_id not in dead], found
+        answering = [peers[node_id] for node_id in nearest[key_id] if node_id not in dead]
+        if not answering:
+            await self._check_daemon()
+        return answering, found
+
+    async def _check_daemon(self) -> None:
+        """Tell a swarm in which nobody answers from a p2pd of our own through which nobody can."""
+        try:
+            async with asyncio.timeout(CALL_S):
+                await self.protocol.p2p.identify()
+        except TimeoutError:
+            raise DaemonDied("the p2pd process of this node does not answer: start the node again") from None
 
     async def publish(self, key: bytes, subkey: bytes, value: bytes, expires_s: float) -> int:
         """Store a record at the members nearest to its key, ourselves included when we are one of them.
 
         Returns:
             How many members hold it now; 0 when it is refused everywhere or a newer one stands there.
+
+        Raises:
+            DaemonDied: Our own p2pd does not answer.
         """
         key_id = DHTID.generate(source=key)
         if not self.protocol.is_valid(key_id.to_bytes(), subkey, value, expires_s):
@@ -121,7 +139,11 @@ class Overlay:
         return await self.protocol.call_store(peer, [key_id], [value], expires_s, subkeys=[subkey]) == [True]
 
     async def collect(self, key: bytes) -> list[bytes]:
-        """Read all records under a key from every member that should hold some; the newest of each subkey."""
+        """Read all records under a key from every member that should hold some; the newest of each subkey.
+
+        Raises:
+            DaemonDied: Our own p2pd does not answer.
+        """
         _, found = await self.search(DHTID.generate(source=key))
         return [value for _, value, _ in found.values()]
 

@@ -76,7 +76,11 @@ class Founding:
 
 
 async def run_bootstrap(options: BootstrapOptions, reporter: Reporter) -> None:
-    """Serve a swarm's bootstrap until told to stop."""
+    """Serve a swarm's bootstrap until told to stop.
+
+    Raises:
+        DaemonDied: its p2pd has ended by itself.
+    """
     identity = Identity.load_or_create(options.home / "identity")
     state_path = options.home / _STATE_FILE
     founding = _load_or_found(state_path, identity, options)
@@ -90,14 +94,18 @@ async def run_bootstrap(options: BootstrapOptions, reporter: Reporter) -> None:
         code = JoinCode((*addresses, *others), founding.name, founding.parameters_hash, founding.secret).encode()
         publishing = asyncio.create_task(_publish_parameters(swarm, founding.parameters))
         told = asyncio.create_task(until_told_to_stop(exit_with_stdin=options.exit_with_stdin))
+        closed = asyncio.create_task(swarm.wait_closed())
         try:
             await asyncio.sleep(0)  # It listens for signals before anyone hears that we are ready.
             _announce_start(reporter, swarm, code, private=founding.secret is not None)
+            await asyncio.wait([told, closed], return_when=asyncio.FIRST_COMPLETED)
+            if not told.done():
+                closed.result()
             reporter.say(f"Stopping ({await told}).")
         finally:
-            for task in (publishing, told):
+            for task in (publishing, told, closed):
                 task.cancel()
-            await asyncio.gather(publishing, told, return_exceptions=True)
+            await asyncio.gather(publishing, told, closed, return_exceptions=True)
 
 
 def _load_or_found(path: Path, identity: Identity, options: BootstrapOptions) -> Founding:

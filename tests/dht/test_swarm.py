@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dht.directory import read_directory
 from dht.errors import (
     AddressInUse,
     BadAddress,
@@ -163,7 +164,7 @@ async def test_without_the_bootstrap_the_others_go_on_and_through_it_restarted_n
             assert len(await node.fetch(Kind.ANNOUNCE, (MANIFEST, 0))) == 1
 
         again = await stack.enter_async_context(Swarm(founder, name="lab", secret=SECRET, listen=listen))
-        await eventually(lambda: asyncio.sleep(0, again._overlay.num_neighbours() == 4))
+        await eventually(lambda: asyncio.sleep(0, len(again._overlay.protocol.routing_table.uid_to_peer_id) == 4))
         newcomer = await stack.enter_async_context(Swarm(Identity.ephemeral(), join=join))
         assert len(await newcomer.fetch(Kind.ANNOUNCE, (MANIFEST, 0))) == 1
         stream = await newcomer.dial(nodes[0].peer_id, "/test/echo/1")
@@ -284,8 +285,22 @@ async def test_a_dead_p2pd_is_noticed_and_no_call_hangs():
         async with asyncio.timeout(4):
             with pytest.raises((DaemonDied, PeerUnreachable)):
                 await first.dial(second.peer_id, "/efedllm/peers/1")
-            assert await first.fetch(Kind.ANNOUNCE, (MANIFEST, 0)) == []
+            with pytest.raises(DaemonDied):
+                await first.fetch(Kind.ANNOUNCE, (MANIFEST, 0))
+            with pytest.raises(DaemonDied):
+                await read_directory(first, MANIFEST, time.time())
+            with pytest.raises(DaemonDied):
+                await first.store(seal(announcement(first._identity), first._identity))
             await second.store(seal(announcement(second._identity), second._identity))
+
+
+async def test_a_record_of_our_own_does_not_hide_that_p2pd_is_dead():
+    async with Swarm(Identity.ephemeral()) as swarm:
+        await swarm.store(seal(announcement(swarm._identity), swarm._identity))
+        assert len(await swarm.fetch(Kind.ANNOUNCE, (MANIFEST, 0))) == 1
+        os.kill(swarm._daemon.pid, signal.SIGKILL)
+        with pytest.raises(DaemonDied):
+            await swarm.fetch(Kind.ANNOUNCE, (MANIFEST, 0))
 
 
 async def test_wait_closed_returns_when_the_swarm_is_left():
