@@ -16,7 +16,7 @@ from typing import TypeAlias
 from dht.errors import UnavailableError as PeerUnavailable
 from dht.swarm import Swarm
 from node.client.route import Route, Stage
-from node.errors import NodeError, Refused, SessionError, StageLost, UnavailableError
+from node.errors import LocalError, NodeError, Refused, SessionError, StageLost, UnavailableError
 from node.transport import FrameStream
 from node.wire import PROTOCOL, Accept, Close, Drain, Open, Refuse, Result, Step
 from node.wire import StageLost as StageLostFrame
@@ -56,6 +56,7 @@ class Chain:
         self._step_timeout_s = step_timeout_s
         self._results: asyncio.Queue[Result | NodeError] = asyncio.Queue()
         self._waiting: tuple[Step, Settle, asyncio.TimerHandle] | None = None
+        self._is_running = False
         self._failure: NodeError | None = None
         self._watchers = [
             asyncio.create_task(self._watch(stage, stream)) for stage, stream in zip(route.stages, streams, strict=True)
@@ -78,17 +79,28 @@ class Chain:
             StageLost: a stage is gone or silent.
             Refused: a stage ended the session, with its reason.
             SessionError: a stage broke the protocol.
+            LocalError: other steps of this session are still in flight.
         """
+        if self._is_busy:
+            raise _overlap()
+        self._is_running = True
         sending = asyncio.create_task(self._send_all(steps))
         try:
             return [await self._receive(step) for step in steps]
         finally:
+            self._is_running = False
             sending.cancel()
             with contextlib.suppress(asyncio.CancelledError, NodeError):
                 await sending
 
     def run_one(self, step: Step, settle: Settle) -> None:
-        """Send one step; call ``settle(result, None)`` or ``settle(None, error)``. The decode path: without a task."""
+        """Send one step; call ``settle(result, None)`` or ``settle(None, error)``. The decode path: without a task.
+
+        The error is a LocalError when other steps of this session are still in flight.
+        """
+        if self._is_busy:
+            settle(None, _overlap())
+            return
         if self._failure is not None:
             settle(None, self._failure)
             return
@@ -99,6 +111,10 @@ class Chain:
             return
         timer = asyncio.get_running_loop().call_later(self._step_timeout_s, self._arrived, self._silence())
         self._waiting = (step, settle, timer)
+
+    @property
+    def _is_busy(self) -> bool:
+        return self._is_running or self._waiting is not None
 
     def _arrived(self, outcome: Result | NodeError) -> None:
         """Take what a stage sent: to whoever waits for one step, or into the queue. A failure is the session's last."""
@@ -200,6 +216,10 @@ async def open_chain(swarm: Swarm, route: Route, shape: SessionShape, *, step_ti
         failures.sort(key=lambda failure: _is_secondary(failure))
         raise failures[0]
     return Chain(session, route, streams, step_timeout_s)
+
+
+def _overlap() -> LocalError:
+    return LocalError("A session takes its next steps when the last ones have been answered; open one for each thread.")
 
 
 def _is_secondary(failure: BaseException) -> bool:

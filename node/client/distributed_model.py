@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class DistributedMixin:
 
     _connector: Connector
     _remote: RemoteBlocks
-    _active: InferenceSession | None
+    _active: ContextVar[InferenceSession | None]
     _max_length: int
     config: Any
 
@@ -77,21 +78,26 @@ class DistributedMixin:
             remote: the model's one layer.
             max_length: positions reserved for a session that is opened by calling the model directly.
         """
-        self._connector, self._remote, self._active, self._max_length = connector, remote, None, max_length
+        self._connector, self._remote, self._max_length = connector, remote, max_length
+        self._active = ContextVar("active", default=None)  # A session is of the thread or task that opened it.
         self._opened = threading.local()
         self.register_forward_pre_hook(_aim_at_session, with_kwargs=True)  # type: ignore[attr-defined]
 
     @contextlib.contextmanager
     def inference_session(self, max_length: int) -> Iterator[InferenceSession]:
-        """Open a session of at most ``max_length`` positions that every call inside the ``with`` continues."""
+        """Open a session of at most ``max_length`` positions that every call inside the ``with`` continues.
+
+        Only calls of the same thread or task do; others have sessions of their own meanwhile.
+        """
         if max_length < 1:
             raise UserError(f"A session of {max_length} positions holds nothing; give max_length of at least 1.")
         session = InferenceSession(RemoteCache(self._connector, max_length))
-        outer, self._active = self._active, session
+        outer = self._active.get()
+        self._active.set(session)
         try:
             yield session
         finally:
-            self._active = outer
+            self._active.set(outer)
             session.close()
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -122,8 +128,9 @@ class DistributedMixin:
         if generation_config.cache_implementation is not None:
             raise UserError("The cache lives on the servers; leave cache_implementation unset.")
         given = model_kwargs.get("past_key_values")
-        if given is None and self._active is not None:
-            given = model_kwargs["past_key_values"] = self._active.cache
+        active = self._active.get()
+        if given is None and active is not None:
+            given = model_kwargs["past_key_values"] = active.cache
         if given is not None:
             _checked_cache(given)
             return
@@ -154,8 +161,9 @@ def _aim_at_session(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     cache = kwargs.get("past_key_values")
     if cache is None:
         inputs = kwargs.get("input_ids", kwargs.get("inputs_embeds", args[0] if args else None))
-        if model._active is not None:  # noqa: SLF001 - the model's own hook
-            cache = model._active.cache  # noqa: SLF001
+        active = model._active.get()  # noqa: SLF001 - the model's own hook
+        if active is not None:
+            cache = active.cache
         elif inputs is not None:
             keep = kwargs.get("use_cache", model.config.use_cache)
             cache = RemoteCache(model._connector, model._max_length if keep else inputs.shape[1])  # noqa: SLF001

@@ -6,6 +6,7 @@ its first step, when the number of rows and their padding are known.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -103,6 +104,7 @@ class RemoteCache(Cache):
         self._chain: Chain | None = None
         self._finalizer: Callable[[], Any] | None = None
         self._is_closed = False
+        self._is_stepping = threading.Lock()
 
     @property
     def route(self) -> Route | None:
@@ -118,7 +120,18 @@ class RemoteCache(Cache):
 
         Returns:
             ``[batch, seq, hidden]`` of the same dtype and device.
+
+        Raises:
+            UserError: the session is closed or in use by another thread, or cannot carry ``hidden``.
         """
+        if not self._is_stepping.acquire(blocking=False):
+            raise UserError("Another thread is using this session; open one for each with inference_session().")
+        try:
+            return self._step(hidden, left_padding)
+        finally:
+            self._is_stepping.release()
+
+    def _step(self, hidden: torch.Tensor, left_padding: tuple[int, ...]) -> torch.Tensor:
         if self._is_closed:
             raise UserError("This session is closed; open a new one with inference_session().")
         batch, num_tokens, hidden_size = hidden.shape

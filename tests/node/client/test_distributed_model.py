@@ -1,5 +1,6 @@
 """A client's model beside transformers' own: sessions, masks, long prompts, and what it refuses."""
 
+import asyncio
 import gc
 import json
 import threading
@@ -289,6 +290,53 @@ def test_two_threads_each_have_their_own_session(model, local):
     for thread in threads:
         thread.join()
     assert all(torch.equal(results[seed], expected[seed]) for seed in expected)
+
+
+def test_another_threads_calls_stay_out_of_a_session_and_its_length(model, swarm, local):
+    results = []
+    with model.inference_session(max_length=30) as session:
+        model(TEXT[:, :4])
+        thread = threading.Thread(target=lambda: results.append(model.generate(TEXT + 1, max_new_tokens=3)))
+        thread.start()
+        thread.join()
+        assert session.length == 4
+        assert torch.equal(model.generate(TEXT, max_new_tokens=3), local.generate(TEXT, max_new_tokens=3))
+    assert torch.equal(results[0], local.generate(TEXT + 1, max_new_tokens=3))
+    assert len(swarm.chains) == 2
+
+
+def test_a_session_follows_the_task_that_opened_it_into_another_thread(model):
+    async def work(tokens):
+        with model.inference_session(max_length=20) as session:
+            await asyncio.to_thread(model, TEXT[:, :tokens])
+            await asyncio.sleep(0)
+            return session.length
+
+    async def both():
+        return await asyncio.gather(work(4), work(7))
+
+    assert asyncio.run(both()) == [4, 7]
+
+
+def test_a_second_thread_in_one_session_is_refused_while_a_step_is_under_way(model, swarm, local, monkeypatch):
+    is_under_way, may_go_on = threading.Event(), threading.Event()
+    run, outputs = swarm.run, []
+
+    def slow(chain, steps):
+        is_under_way.set()
+        assert may_go_on.wait(10)
+        return run(chain, steps)
+
+    monkeypatch.setattr(swarm, "run", slow)
+    with model.inference_session(max_length=20) as session:
+        thread = threading.Thread(target=lambda: outputs.append(model(TEXT, past_key_values=session.cache).logits))
+        thread.start()
+        assert is_under_way.wait(10)
+        with pytest.raises(UserError, match="Another thread"):
+            session.cache.step(torch.zeros(1, 1, 32), ())
+        may_go_on.set()
+        thread.join()
+    torch.testing.assert_close(outputs[0], local(TEXT).logits, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("num_drafts", [1, 5, 30])

@@ -1,0 +1,94 @@
+"""A chain over a real socket: one step at a time gets its own answer, and a second one is told so at once."""
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+
+import pytest
+
+from node.client.chain import Chain
+from node.client.route import Route, Stage
+from node.errors import LocalError, StageLost
+from node.transport import FrameStream
+from node.wire import Result, Step
+
+SESSION = bytes(16)
+
+
+@dataclass
+class SocketStream:
+    """One end of a TCP connection on loopback, as ``dht.swarm.Stream`` offers it."""
+
+    peer_id: str
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def close(self):
+        self.writer.close()
+        with contextlib.suppress(OSError):
+            await self.writer.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def chain_of_one_stage(step_timeout_s):
+    """Yield a chain and the stage's end of its stream."""
+    accepted = asyncio.get_running_loop().create_future()
+    server = await asyncio.start_server(lambda *pair: accepted.set_result(pair), "127.0.0.1", 0)
+    here = FrameStream(SocketStream("stage", *await asyncio.open_connection(*server.sockets[0].getsockname())))
+    there = FrameStream(SocketStream("client", *await accepted))
+    chain = Chain(SESSION, Route((Stage("stage", 0, 4, ()),)), [here], step_timeout_s)
+    try:
+        yield chain, there
+    finally:
+        await there.close()
+        await chain.close()
+        server.close()
+        await server.wait_closed()
+
+
+def step(position):
+    return Step(SESSION, position, (1, 1, 1), "float32", bytes(4))
+
+
+def answer(position):
+    return Result(SESSION, position, (1, 1, 1), "float32", bytes(4))
+
+
+def send_one(chain, position):
+    outcome = asyncio.get_running_loop().create_future()
+    chain.run_one(step(position), lambda value, error: outcome.set_result((value, error)))
+    return outcome
+
+
+async def test_a_second_step_is_refused_while_one_waits_and_the_first_gets_its_answer():
+    async with chain_of_one_stage(10) as (chain, stage):
+        first = send_one(chain, 0)
+        _, error = await send_one(chain, 1)
+        assert isinstance(error, LocalError)
+        with pytest.raises(LocalError, match="one for each thread"):
+            await chain.run([step(1), step(2)])
+        await stage.send(answer(0))
+        result, error = await asyncio.wait_for(first, 10)
+        assert (result.position, error) == (0, None)
+        second = send_one(chain, 1)
+        await stage.send(answer(1))
+        assert (await asyncio.wait_for(second, 10))[0].position == 1
+
+
+async def test_a_step_is_refused_while_several_are_under_way():
+    async with chain_of_one_stage(10) as (chain, stage):
+        several = asyncio.create_task(chain.run([step(0), step(1)]))
+        await asyncio.sleep(0)
+        _, error = await send_one(chain, 2)
+        assert isinstance(error, LocalError)
+        for position in (0, 1):
+            await stage.send(answer(position))
+        assert [result.position for result in await several] == [0, 1]
+
+
+async def test_a_step_that_nobody_answers_ends_in_time_even_when_a_second_was_tried():
+    async with chain_of_one_stage(0.2) as (chain, _):
+        first = send_one(chain, 0)
+        await send_one(chain, 1)
+        _, error = await asyncio.wait_for(first, 10)
+        assert isinstance(error, StageLost)
