@@ -329,7 +329,7 @@ def _add_chat(commands: Commands) -> None:
 
 def _chat(arguments: Arguments) -> int:
     options = _generation_options(arguments, "")
-    from node.run.generate import run_chat
+    from node.run.chat import run_chat
 
     run_chat(options, _reporter(arguments))
     return 0

@@ -1,8 +1,7 @@
-"""``efedllm generate`` and ``efedllm chat``: text from a swarm, streamed as it comes."""
+"""``efedllm generate``: text from a swarm, streamed as it comes. ``chat`` uses the same pieces."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +37,7 @@ class GenerateOptions:
     dtype: torch.dtype
 
 
-class _Printer(TextStreamer):
+class Printer(TextStreamer):
     """Hands finalized text on as it is generated; the prompt is not repeated."""
 
     def __init__(self, tokenizer: Any, write: Callable[[str], None]) -> None:
@@ -54,10 +53,10 @@ class _Printer(TextStreamer):
 def run_generate(options: GenerateOptions, reporter: Reporter) -> None:
     """Write the continuation of the prompt to stdout, and nothing else."""
     end_on_terminate_as_on_interrupt()
-    config, tokenizer = _load_tokenizer(options)
-    inputs = _encode(tokenizer, options.prompt)
-    _check_length(config, inputs["input_ids"].shape[1], options.max_new_tokens)
-    with _connect(options) as model:
+    config, tokenizer = load_tokenizer(options)
+    inputs = encode(tokenizer, options.prompt)
+    check_length(config, inputs["input_ids"].shape[1], options.max_new_tokens)
+    with connect(options) as model:
         with model.inference_session(inputs["input_ids"].shape[1] + options.max_new_tokens + 1) as session:
             told = _RouteTeller(session, reporter)
 
@@ -65,7 +64,7 @@ def run_generate(options: GenerateOptions, reporter: Reporter) -> None:
                 told.tell()
                 reporter.result(text)
 
-            _generate(model, inputs, options, _Printer(tokenizer, write))
+            stream_answer(model, inputs, options, Printer(tokenizer, write))
         if not reporter.events_json:
             reporter.result("\n")
 
@@ -88,63 +87,7 @@ class _RouteTeller:
         self._reporter.say(f"Route: {route}")
 
 
-def run_chat(options: GenerateOptions, reporter: Reporter) -> None:
-    """Hold a conversation on the terminal: one line in, one answer out, until the input ends."""
-    end_on_terminate_as_on_interrupt()
-    config, tokenizer = _load_tokenizer(options)
-    with _connect(options) as model:
-        reporter.say("Type a line and press Enter; end with Ctrl-D.")
-        limit = _max_positions(config)
-        text, seen = "", torch.empty((1, 0), dtype=torch.long)
-        messages: list[dict[str, str]] = []
-        with model.inference_session(limit) as session:
-            while (line := _read_line(reporter)) is not None:
-                if tokenizer.chat_template:
-                    messages.append({"role": "user", "content": line})
-                    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-                else:
-                    text += line
-                inputs = _encode(tokenizer, text)
-                session.crop(_common_prefix(seen, inputs["input_ids"]))
-                answer, seen = _answer(model, tokenizer, inputs, options, reporter)
-                messages.append({"role": "assistant", "content": answer})
-                text += answer
-
-
-def _common_prefix(seen: torch.Tensor, wanted: torch.Tensor) -> int:
-    """Return how many positions of a session stay valid: a text tokenised anew may be cut differently at a seam.
-
-    The last wanted token is always computed again, because its logits are asked for.
-    """
-    length = min(seen.shape[1], wanted.shape[1] - 1)
-    differing = (seen[0, :length] != wanted[0, :length]).nonzero()
-    return int(differing[0]) if differing.numel() else length
-
-
-def _answer(
-    model: Any, tokenizer: Any, inputs: Any, options: GenerateOptions, reporter: Reporter
-) -> tuple[str, torch.Tensor]:
-    """Stream one answer; return it with all token ids that the session has been given."""
-    _check_length(model.config, inputs["input_ids"].shape[1], options.max_new_tokens)
-    pieces: list[str] = []
-
-    def write(piece: str) -> None:
-        pieces.append(piece)
-        reporter.result(piece)
-
-    ids = _generate(model, inputs, options, _Printer(tokenizer, write))
-    reporter.result("\n")
-    return "".join(pieces), ids
-
-
-def _read_line(reporter: Reporter) -> str | None:
-    if sys.stdin.isatty():
-        reporter.say("> ")
-    line = sys.stdin.readline()
-    return line.rstrip("\n") if line else None
-
-
-def _load_tokenizer(options: GenerateOptions) -> tuple[Any, Any]:
+def load_tokenizer(options: GenerateOptions) -> tuple[Any, Any]:
     """Return the model's config and its tokenizer."""
     silence_libraries()
     checkpoint = Checkpoint.open(options.model, revision=options.revision)
@@ -158,14 +101,16 @@ def _load_tokenizer(options: GenerateOptions) -> tuple[Any, Any]:
         ) from error
 
 
-def _connect(options: GenerateOptions) -> Any:
+def connect(options: GenerateOptions) -> Any:
+    """Return the client's model, connected to the swarm."""
     return AutoDistributedModelForCausalLM.from_pretrained(
         options.model, revision=options.revision, join=options.join, dtype=options.dtype
     )
 
 
-def _encode(tokenizer: Any, text: str) -> Any:
-    inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+def encode(tokenizer: Any, text: str, *, add_special_tokens: bool = True) -> Any:
+    """Return ``input_ids`` and ``attention_mask`` of ``text``, ``[1, positions]`` each, never empty."""
+    inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False, add_special_tokens=add_special_tokens)
     if inputs["input_ids"].shape[1] == 0:
         begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         inputs["input_ids"] = torch.tensor([[begin or 0]])
@@ -173,12 +118,14 @@ def _encode(tokenizer: Any, text: str) -> Any:
     return inputs
 
 
-def _max_positions(config: Any) -> int:
+def max_positions(config: Any) -> int:
+    """Return how many positions the model takes."""
     return int(getattr(config, "max_position_embeddings", 0) or 2048)
 
 
-def _check_length(config: Any, num_prompt: int, max_new_tokens: int) -> None:
-    limit = _max_positions(config)
+def check_length(config: Any, num_prompt: int, max_new_tokens: int) -> None:
+    """Pass if prompt and new tokens fit into the model; raises ``PromptTooLong``."""
+    limit = max_positions(config)
     if num_prompt + max_new_tokens > limit:
         raise PromptTooLong(
             f"The prompt has {num_prompt} tokens and {max_new_tokens} are to be generated, but the model takes {limit} "
@@ -186,7 +133,7 @@ def _check_length(config: Any, num_prompt: int, max_new_tokens: int) -> None:
         )
 
 
-def _generate(model: Any, inputs: Any, options: GenerateOptions, streamer: TextStreamer) -> torch.Tensor:
+def stream_answer(model: Any, inputs: Any, options: GenerateOptions, streamer: TextStreamer) -> torch.Tensor:
     """Generate from ``inputs`` and return prompt and new tokens, ``[1, positions]``."""
     if options.seed is not None:
         torch.manual_seed(options.seed)
