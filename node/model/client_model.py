@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from node.errors import UnsupportedFamily
-from node.model.packed import pack_linears
+from node.model.packed import transpose_linears
 from node.model.span import check_loaded, on_meta
 from node.model.trunk import Layers, find_trunk
 
@@ -60,7 +60,7 @@ def build_client_model(
     )
     check_loaded(info, "the client's part")
     model.eval().requires_grad_(False).to(device)
-    pack_linears(model)
+    transpose_linears(model)
     return model
 
 

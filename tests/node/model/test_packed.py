@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from node.model.packed import PackedLinear, can_pack, pack_linears
+from node.model.packed import PackedLinear, TransposedLinear, can_pack, pack_linears, transpose_linears
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this build of torch has no oneDNN")
 
@@ -62,3 +62,18 @@ def test_layers_at_any_depth_are_packed():
     pack_linears(holder)
     assert [type(module) for module in holder.modules()].count(PackedLinear) == 2
     assert not any(isinstance(module, nn.Linear) for module in holder.modules())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@torch.inference_mode()
+def test_a_transposed_layer_gives_what_the_plain_one_gives_and_keeps_its_weight_in_sight(bias):
+    torch.manual_seed(0)
+    holder = holder_of(layer=nn.Linear(48, 20, bias=bias))
+    weight = holder.layer.weight
+    for hidden in torch.randn(1, 1, 48), torch.randn(8, 1, 48), torch.randn(3, 7, 48):
+        expected = nn.functional.linear(hidden, weight, holder.layer.bias)
+        transpose_linears(holder)
+        assert isinstance(holder.layer, TransposedLinear)
+        torch.testing.assert_close(holder.layer(hidden), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(holder.layer.weight, weight)
+    assert holder.layer.weight.stride() == (1, 20)
