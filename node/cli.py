@@ -168,9 +168,9 @@ def _join_text(arguments: Arguments) -> str:
 def _add_demo(commands: Commands) -> None:
     summary = "a private swarm on this machine, one process per role, and text from the bundled model"
     parser = _command(commands, "demo", _demo, summary)
-    parser.add_argument("--prompt", default="This package provides", help="what the text begins with")
+    parser.add_argument("--prompt", type=_text, default="This package provides", help="what the text begins with")
     parser.add_argument("--max-new-tokens", type=_count, default=120, metavar="N")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling")
+    parser.add_argument("--seed", type=_seed, default=0, help="seed of the sampling")
     _add_events(parser)
 
 
@@ -238,7 +238,7 @@ def _add_serve(commands: Commands) -> None:
     )  # fmt: skip
     parser.add_argument("--max-memory", type=_size, metavar="SIZE", help="bound for weights and caches, such as 6GiB")
     parser.add_argument("--max-sessions", type=_count, default=256, metavar="N")
-    parser.add_argument("--num-threads", type=_count, metavar="N", help="threads to compute with (default: torch's)")
+    parser.add_argument("--num-threads", type=_threads, metavar="N", help="threads to compute with (default: torch's)")
     _add_addresses(parser)
     _add_events(parser)
     parser.add_argument("--exit-with-stdin", action="store_true", help="end when standard input ends")
@@ -278,21 +278,23 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
     _add_join(parser)
     parser.add_argument("--max-new-tokens", type=_count, default=128, metavar="N")
     parser.add_argument("--greedy", action="store_true", help="take the likeliest token instead of sampling")
-    parser.add_argument("--temperature", type=_positive, help="above 1 more varied, below 1 more likely text")
-    parser.add_argument("--top-p", type=_positive, help="sample from the likeliest tokens of this total probability")
-    parser.add_argument("--seed", type=int, help="seed of the sampling, to get the same text again")
+    parser.add_argument("--temperature", type=_temperature, help="above 1 more varied, below 1 more likely text")
+    parser.add_argument("--top-p", type=_share, help="sample from the likeliest tokens of this total probability")
+    parser.add_argument("--seed", type=_seed, help="seed of the sampling, to get the same text again")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
     _add_events(parser)
 
 
 def _generation_options(arguments: Arguments, prompt: str) -> GenerateOptions:
+    sampling = arguments.temperature is not None or arguments.top_p is not None
+    if arguments.greedy and sampling:
+        raise UserError("--greedy samples nothing; leave it out, or leave out --temperature and --top-p.")
     join = _join_text(arguments)
     _join(arguments)  # A damaged code is said before anything heavy is imported.
+    import torch
+
     from node.model.devices import pick_dtype
     from node.run.generate import GenerateOptions
-
-    sampling = arguments.temperature is not None or arguments.top_p is not None
-    import torch
 
     return GenerateOptions(
         model=arguments.model,
@@ -311,16 +313,22 @@ def _generation_options(arguments: Arguments, prompt: str) -> GenerateOptions:
 def _add_generate(commands: Commands) -> None:
     parser = _command(commands, "generate", _generate, "continue a prompt through a swarm; the text goes to stdout")
     _add_generation(parser)
-    parser.add_argument("--prompt", required=True, help="text to continue; - reads it from standard input")
+    parser.add_argument("--prompt", type=_text, required=True, help="text to continue; - reads it from standard input")
 
 
 def _generate(arguments: Arguments) -> int:
-    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
-    options = _generation_options(arguments, prompt)
+    options = _generation_options(arguments, _read_input() if arguments.prompt == "-" else arguments.prompt)
     from node.run.generate import run_generate
 
     run_generate(options, _reporter(arguments))
     return 0
+
+
+def _read_input() -> str:
+    try:
+        return _text(sys.stdin.read())
+    except (UnicodeDecodeError, argparse.ArgumentTypeError):
+        raise UserError("The prompt on standard input is not UTF-8 text; convert it first.") from None
 
 
 def _add_chat(commands: Commands) -> None:
@@ -397,24 +405,57 @@ def _identity(arguments: Arguments) -> int:
 # ------------------------------------------------------------------------------------------------ argument types
 
 
+def _text(text: str) -> str:
+    """Refuse what Python could not decode; it carries such bytes on as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8 text") from None
+    return text
+
+
+def _whole(text: str, least: int, most: int) -> int:
+    value = int(text) if text.isdecimal() and len(text) <= len(str(most)) else -1
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
+    return value
+
+
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
+    return _whole(text, 1, 10**9)
 
 
-def _positive(text: str) -> float:
+def _threads(text: str) -> int:
+    return _whole(text, 1, 1024)
+
+
+def _seed(text: str) -> int:
+    return _whole(text, 0, 2**64 - 1)
+
+
+def _number(text: str, least: float, most: float) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+        value = -1.0
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least:g} to {most:g}")
+    return value
+
+
+def _temperature(text: str) -> float:
+    return _number(text, 0.001, 1000)
+
+
+def _share(text: str) -> float:
+    value = _number(text, 0, 1)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
     return value
 
 
 def _size(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?|)b?", text.strip().lower())
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?)\s*([kmg]i?|)b?", text.strip().lower())
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; write for example 6GiB or 800MB")
     return int(float(match[1]) * _UNITS[match[2]])

@@ -11,7 +11,6 @@ from node.errors import UserError
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DTYPE_NAMES = ("auto", *_DTYPES)
-DEVICE_NAMES = ("auto", "cuda", "mps", "cpu")
 
 
 def pick_device(name: str) -> torch.device:

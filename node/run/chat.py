@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from node.client.distributed_model import InferenceSession
-from node.errors import UnavailableError
+from node.errors import UnavailableError, UserError
 from node.run.events import Reporter
 from node.run.generate import (
     GenerateOptions,
@@ -110,5 +110,9 @@ def _common_prefix(seen: torch.Tensor, wanted: torch.Tensor) -> int:
 def _read_line(reporter: Reporter) -> str | None:
     if sys.stdin.isatty():
         reporter.say("> ")
-    line = sys.stdin.readline()
+    try:
+        line = sys.stdin.readline()
+        line.encode()
+    except UnicodeError:
+        raise UserError("The line on standard input is not UTF-8 text; convert it first.") from None
     return line.rstrip("\n") if line else None

@@ -7,7 +7,6 @@ from node import errors
 
 OK = 0
 INTERNAL = 1
-USAGE = 2
 DISK_FULL = 26
 INTERRUPTED = 130
 

@@ -20,11 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import MambaConfig
 
+from dht.errors import DaemonDied
 from dht.identity import Identity
 from dht.parameters import JoinCode
+from node import AutoDistributedModelForCausalLM
 from node.cli import main
+from node.run.exit_codes import exit_code
 from tests.limits.commands import Outcome, environment_of, left_by, run
 from tests.limits.small_swarm import NUM_BLOCKS, SmallSwarm, change_config, save_model
 from tests.processes import NodeProcess, children_of, is_running, run_command, servers
@@ -52,11 +56,25 @@ LIGHT = [
     Case("generate without a prompt", "generate {model} --join {closed}", 2, "--prompt"),
     Case("a malformed memory bound", "serve {model} --join {closed} --max-memory lots", 2, "'lots' is not a size"),
     Case("a negative memory bound", "serve {model} --join {closed} --max-memory=-1GiB", 2, "'-1GiB' is not a size"),
-    Case("zero blocks", "serve {model} --join {closed} --num-blocks 0", 2, "'0' is not a positive whole number"),
+    Case("zero blocks", "serve {model} --join {closed} --num-blocks 0", 2, "'0' is not a whole number from 1"),
     Case("blocks in two ways", "serve {model} --blocks 0:1 --num-blocks 1", 2, "not allowed with argument"),
     Case("an unknown dtype", "serve {model} --join {closed} --dtype int3", 2, "invalid choice: 'int3'"),
-    Case("a temperature below zero", "generate {model} --prompt a --temperature=-1", 2, "'-1' is not a positive"),
-    Case("a prompt of no tokens to be", "generate {model} --prompt a --max-new-tokens 0", 2, "'0' is not a positive"),
+    Case("a temperature below zero", "generate {model} --prompt a --temperature=-1", 2, "'-1' is not a number from"),
+    Case(
+        "a temperature of next to nothing", "generate {model} --prompt a --temperature 1e-40", 2, "a number from 0.001"
+    ),
+    Case("a share above one", "generate {model} --prompt a --top-p 2", 2, "'2' is not a number from 0 to 1"),
+    Case("a share of nothing", "generate {model} --prompt a --top-p 0", 2, "'0' is not above 0"),
+    Case("a seed that is too large", "generate {model} --prompt a --seed {huge}", 2, "is not a whole number from 0 to"),
+    Case("a seed that is too large, for a demo", "demo --seed {huge}", 2, "is not a whole number from 0 to"),
+    Case("a seed below zero", "chat {model} --seed=-1", 2, "'-1' is not a whole number from 0 to"),
+    Case("a prompt that is no text", "generate {model} --prompt {no_text}", 2, "is not UTF-8 text"),
+    Case("a prompt that is no text, for a demo", "demo --prompt {no_text}", 2, "is not UTF-8 text"),
+    Case("more threads than a machine has", "serve {model} --num-threads {huge}", 2, "a whole number from 1 to 1024"),
+    Case("a memory bound without end", "serve {model} --max-memory {endless}", 2, "is not a size"),
+    Case("greedy at a temperature", "generate {model} --prompt a --greedy --temperature .5", 23, "leave out --temp"),
+    Case("greedy with a share", "generate {model} --prompt a --greedy --top-p .5", 23, "--greedy samples nothing"),
+    Case("a prompt of no tokens to be", "generate {model} --prompt a --max-new-tokens 0", 2, "'0' is not a whole"),
     Case("no swarm named", "serve {model} --blocks 0:1", 23, "pass --join CODE"),
     Case("an empty join code", "serve {model} --join {nothing}", 23, "pass --join CODE"),
     Case("a join code of spaces", "serve {model} --join {blank}", 6, "the join code is empty"),
@@ -130,6 +148,9 @@ def places(join: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
             "typo": code[:20] + ("1" if code[20] != "1" else "2") + code[21:],
             "truncated_code": code[:-7],
             "long": "word " * 200,
+            "huge": "9" * 23,
+            "endless": "9" * 400,
+            "no_text": os.fsdecode(b"\xff\xfe"),
             "peer": peer,
             "silent": f"/ip4/127.0.0.1/tcp/{silent}/p2p/{peer}",
             "taken": f"/ip4/127.0.0.1/tcp/{taken}",
@@ -256,6 +277,15 @@ def test_a_hub_id_with_the_hub_switched_off(places: dict[str, str], tmp_path: Pa
     assert outcome.left == []
 
 
+def test_standard_input_that_is_no_text(places: dict[str, str], tmp_path: Path):
+    outcome = subprocess.run(
+        [sys.executable, "-m", "node", "generate", places["model"], "--join", places["closed"], "--prompt", "-"],
+        env=environment_of(tmp_path, {}), input=b"\xff\xfe", capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert outcome.returncode == 23
+    assert outcome.stderr == b"efedllm: The prompt on standard input is not UTF-8 text; convert it first.\n"
+
+
 # ---------------------------------------------------------------------------------------------------- identity
 
 
@@ -349,6 +379,39 @@ def test_a_second_node_with_the_same_identity(small: SmallSwarm, gappy: tuple[Pa
     assert server.returncode is None
     listed = json.loads(run_command(["status", "--join", small.join, "--json"], server.home).stdout)["models"]
     assert [entry["blocks"] for name in listed if "gappy" in name for entry in listed[name]["servers"]] == ["2:4"]
+
+
+def test_a_line_of_a_chat_that_is_no_text(small: SmallSwarm, tmp_path: Path):
+    outcome = subprocess.run(
+        [sys.executable, "-m", "node", "chat", str(small.model), "--join", small.join],
+        env=environment_of(tmp_path, {}), input=b"\xff\xfe\n", capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert outcome.returncode == 23
+    assert outcome.stdout == b""
+    assert outcome.stderr.endswith(b"\nefedllm: The line on standard input is not UTF-8 text; convert it first.\n")
+
+
+def test_a_client_whose_own_p2pd_has_died_says_so(small: SmallSwarm):
+    before = set(children_of(os.getpid()))
+    with AutoDistributedModelForCausalLM.from_pretrained(str(small.model), join=small.join) as model:
+        (p2pd,) = set(children_of(os.getpid())) - before
+        os.kill(p2pd, signal.SIGKILL)
+        with pytest.raises(DaemonDied) as raised:
+            model.generate(torch.tensor([[3, 1, 4]]), max_new_tokens=2, do_sample=False)
+    assert exit_code(raised.value) == 22
+    small.still_serves()
+
+
+def test_a_bootstrap_whose_own_p2pd_has_died_ends(tmp_path: Path):
+    process = NodeProcess(["bootstrap", "--private"], tmp_path)
+    try:
+        process.ready()
+        (p2pd,) = children_of(process.pid)
+        os.kill(p2pd, signal.SIGKILL)
+        assert process.wait() == 22
+        assert "the p2pd process of this node has ended" in process.errors[-1]
+    finally:
+        process.stop()
 
 
 @pytest.mark.parametrize("moment_s", [0.3, 1.0, 2.5, 4.5])
