@@ -1,7 +1,7 @@
 """Linear layers with their weights laid out anew at load: what decoding on a CPU spends its time in.
 
 A plain ``nn.Linear`` hands row-major weights to a general matrix multiplication, which repacks them or reads them badly
-for few rows. Two layouts do better; sums are rounded in another order, so results agree to rounding and not bit for bit.
+for few rows. Two layouts do better; they round sums in another order, so results agree to rounding, not bit for bit.
 
     layout              for               against nn.Linear, time (docs/benchmarks.md)
     PackedLinear        a server's span   one row 0.7 to 1, eight rows 0.5, a long prefill 0.75
