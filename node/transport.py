@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from node.errors import UnavailableError
-from node.wire import LENGTH_BYTES, Frame, Sendable, decode, decode_length, encode
+from node.errors import FrameError, UnavailableError
+from node.wire import LENGTH_BYTES, MAX_FRAME_BYTES, Frame, Sendable, decode, decode_length, encode
 
 _JOIN_BELOW_BYTES = 64 * 2**10
 """A smaller payload is joined to its header, so that a decode step is one write."""
@@ -39,25 +39,46 @@ class FrameStream:
         self._held = b""
         """Bytes read beyond the last frame."""
 
-    async def receive(self) -> Frame | None:
+    async def receive(self, max_bytes: int = MAX_FRAME_BYTES) -> Frame | None:
         """Return the next frame, or None when the peer has closed the stream.
 
+        Args:
+            max_bytes: the longest frame, without its prefix, that is read.
+
         Raises:
-            FrameError: the peer sent what is not a frame; the stream is of no use any more.
+            FrameError: the peer sent what is not a frame, or a longer one; the stream is of no use any more.
         """
+        body = await self._read_body(max_bytes, MAX_FRAME_BYTES)
+        if body is None:
+            return None
+        end = LENGTH_BYTES + len(body)
+        self._held = self._held[end:]
+        self.bytes_in += end
+        return decode(body)
+
+    async def peek(self, num_bytes: int) -> bytes | None:
+        """Return the first bytes of the next frame behind its prefix and leave it to ``receive``; None at the end.
+
+        Raises:
+            FrameError: the peer announced what is not a frame.
+        """
+        return await self._read_body(MAX_FRAME_BYTES, num_bytes)
+
+    async def _read_body(self, max_bytes: int, num_bytes: int) -> bytes | None:
+        """Hold up to ``num_bytes`` of the next frame's body and return them; None at the end of the stream."""
         try:
             while len(self._held) < LENGTH_BYTES:
                 if not await self._read_some():
                     return None
             length = decode_length(self._held[:LENGTH_BYTES])
-            end = LENGTH_BYTES + length
+            if length > max_bytes:
+                raise FrameError(f"A frame of {length} bytes was announced where {max_bytes} are allowed.")
+            end = LENGTH_BYTES + min(length, num_bytes)
             if len(self._held) < end:
                 self._held += await self._stream.reader.readexactly(end - len(self._held))
         except (asyncio.IncompleteReadError, OSError):
             return None
-        body, self._held = self._held[LENGTH_BYTES:end], self._held[end:]
-        self.bytes_in += end
-        return decode(body)
+        return self._held[LENGTH_BYTES:end]
 
     async def _read_some(self) -> bool:
         """Read what is there, which is a whole frame in decoding; return False at the end of the stream."""
@@ -86,15 +107,18 @@ class FrameStream:
             raise UnavailableError(f"The stream to {self.peer_id} is closed.") from error
         self.bytes_out += len(head) + size
 
-    async def send(self, frame: Sendable) -> None:
+    async def send(self, frame: Sendable, timeout_s: float | None = None) -> None:
         """Write ``frame`` and wait while the peer is slower than we are.
 
         Raises:
-            UnavailableError: the stream is closed.
+            UnavailableError: the stream is closed, or the peer has not read enough of it within ``timeout_s``.
         """
         self.write(frame)
         try:
-            await self._stream.writer.drain()
+            async with asyncio.timeout(timeout_s):
+                await self._stream.writer.drain()
+        except TimeoutError as error:
+            raise UnavailableError(f"{self.peer_id} does not read what is sent to it.") from error
         except (OSError, RuntimeError) as error:
             raise UnavailableError(f"The stream to {self.peer_id} is closed.") from error
 

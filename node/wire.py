@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias
 
 import msgpack
 
+from dht.identity import peer_id_to_bytes
 from node.errors import FrameError
 
 PROTOCOL = "/efedllm/session/1"
@@ -28,6 +29,10 @@ MAX_BATCH = 1024
 """Rows of one session."""
 MAX_LENGTH = 2**24
 """Positions of one session."""
+MAX_STEP_TOKENS = 4096
+"""Positions per row of one step."""
+MAX_STEP_POSITIONS = 2**14
+"""Rows times positions per row of one step; ``max_step_tokens`` gives both bounds at once."""
 LENGTH_BYTES = 4
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -53,6 +58,16 @@ def _text(limit: int) -> Check:
         return value
 
     return check
+
+
+def _peer(value: Any) -> str:
+    text = _text(64)(value)
+    try:
+        if text:
+            peer_id_to_bytes(text)
+    except ValueError:
+        raise FrameError("must be empty or a peer id in base58") from None
+    return str(text)
 
 
 def _blob(size: int) -> Check:
@@ -97,7 +112,6 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 
 _SESSION = _blob(16)
-_PEER = _text(64)
 _POSITION = _uint(MAX_LENGTH)
 
 
@@ -126,9 +140,9 @@ class Open:
     """Positions that the session may reach; the stage reserves memory for them."""
     codec: str = field(metadata={"check": _codec})
     """How hidden states travel in this session: the dtype of the payloads."""
-    previous: str = field(metadata={"check": _PEER})
+    previous: str = field(metadata={"check": _peer})
     """Peer that may push steps; empty: steps come on this stream."""
-    next: str = field(metadata={"check": _PEER})
+    next: str = field(metadata={"check": _peer})
     """Peer to push outputs to; empty: outputs return on this stream as results."""
     next_addresses: tuple[str, ...] = field(metadata={"check": _list(_text(256), 16)})
     """Multiaddrs of ``next``."""
@@ -211,7 +225,7 @@ class StageLost:
     KIND: ClassVar[str] = "stage_lost"
     session: bytes = field(metadata={"check": _SESSION})
     """The id from ``open``."""
-    peer: str = field(metadata={"check": _PEER})
+    peer: str = field(metadata={"check": _peer})
     """The peer that is gone."""
 
 
@@ -259,6 +273,11 @@ def _header_fields(frame: type[Sendable]) -> dict[str, tuple[Check, Any]]:
 
 
 _HEADERS = {kind: _header_fields(frame) for kind, frame in _FRAMES.items()}
+
+
+def max_step_tokens(rows: int) -> int:
+    """Return how many positions per row a step of ``rows`` rows may carry."""
+    return max(1, min(MAX_STEP_TOKENS, MAX_STEP_POSITIONS // rows))
 
 
 def encode(frame: Sendable) -> tuple[bytes, Payload]:
@@ -313,6 +332,17 @@ def decode(body: Payload) -> Frame:
     elif payload.nbytes:
         raise FrameError(f"A {kind} frame carries {payload.nbytes} payload bytes and may carry none.")
     return frame(**values)
+
+
+def step_session(head: Payload) -> bytes | None:
+    """Return the session of a step of which only the first ``MAX_HEADER_BYTES`` are here; None for other frames.
+
+    Raises:
+        FrameError: this is not how a frame begins.
+    """
+    header, _ = _unpack_header(memoryview(head))
+    session = header.get("session")
+    return session if header.get("kind") == Step.KIND and isinstance(session, bytes) else None
 
 
 def _unpack_header(view: memoryview) -> tuple[dict[Any, Any], int]:

@@ -2,13 +2,21 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from node.client.route import Route, Stage
 from node.errors import LocalError
 from node.model.span import Span
-from node.serve.handler import _compute, _Live
+from node.serve.computation import Computation
 from node.serve.session import Compute, StageSession
 from node.wire import LENGTH_BYTES, Frame, Open, Result, Sendable, Step, decode, decode_length, encode
+
+
+class InProcessStage(NamedTuple):
+    """What a server keeps of one session."""
+
+    state: StageSession
+    computation: Computation
 
 
 class InProcessChain:
@@ -18,15 +26,14 @@ class InProcessChain:
         self.session = session
         self.route = Route(tuple(Stage(f"peer{n}", span.start, span.end, ()) for n, span in enumerate(spans)))
         self.stages = [
-            _Live(StageSession(opened, hidden_size), span, span.new_cache(opened.max_length), None, None, 0.0)
-            for span in spans
+            InProcessStage(StageSession(opened, hidden_size), Computation(span, opened.max_length)) for span in spans
         ]
         self.is_closed = False
 
     @property
     def length(self) -> int:
         """Positions in the caches of the stages, which must agree."""
-        (length,) = {live.cache.length for live in self.stages}
+        (length,) = {stage.computation.length for stage in self.stages}
         return length
 
 
@@ -65,12 +72,12 @@ class InProcessSwarm:
         self.num_tokens += step.shape[1]
         self.num_crops += step.crop is not None
         self.num_selections += step.rows is not None
-        for live in chain.stages:
+        for stage in chain.stages:
             arrived = over_the_wire(step)
             assert isinstance(arrived, Step)
-            order = live.state.receive(arrived)
+            order = stage.state.receive(arrived)
             assert isinstance(order, Compute)
-            payload, shape = _compute(live, order)
+            payload, shape = stage.computation.compute(order)
             step = Step(step.session, step.position, shape, step.codec, payload, step.crop, step.rows)
         result = over_the_wire(Result(step.session, step.position, step.shape, step.codec, step.payload))
         assert isinstance(result, Result)

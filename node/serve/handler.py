@@ -12,22 +12,21 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
-
-import torch
+from typing import Protocol, TypeVar
 
 from dht.errors import DhtError
 from node.engine import Engine
 from node.errors import ComputeFailed, NodeError, Refused, RemoteError, SessionError, UnavailableError
-from node.model.cache import SpanCache
 from node.model.span import Span
-from node.model.tensors import codec_of, from_payload, to_payload
+from node.model.tensors import codec_of
 from node.serve.budget import CacheBudget
+from node.serve.computation import Computation
 from node.serve.session import Compute, StageSession
 from node.transport import ByteStream, FrameStream
 from node.wire import (
+    MAX_HEADER_BYTES,
     NO_SESSION,
     PROTOCOL,
     Accept,
@@ -37,9 +36,13 @@ from node.wire import (
     Refuse,
     Reserved,
     Result,
+    Sendable,
     StageLost,
     Step,
+    step_session,
 )
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +71,8 @@ class Served:
     max_sessions: int = 256
     idle_timeout_s: float = 600.0
     """A session without a step for so long is closed."""
+    send_timeout_s: float = 30.0
+    """A session whose client or next stage does not read for so long goes on without it."""
 
 
 @dataclass
@@ -88,14 +93,16 @@ class _Live:
     """A running session with everything it holds."""
 
     state: StageSession
-    span: Span
-    cache: SpanCache
+    computation: Computation
     client: FrameStream
-    push: FrameStream | None
+    """The client's control stream."""
     last_used_s: float
+    previous: FrameStream | None = None
+    """The stream on which the previous stage pushes steps, while there is one."""
+    next: FrameStream | None = None
+    """The stream on which outputs are pushed to the next stage."""
     output: tuple[memoryview, tuple[int, ...]] | None = None
     """The last step's output bytes and shape, for a repeated step."""
-    padding: torch.Tensor | None = field(default=None)
 
 
 class Handler:
@@ -130,97 +137,112 @@ class Handler:
             self.counters.broken += 1
             logger.info("%s broke the protocol: %s", frames.peer_id, error)
             with contextlib.suppress(UnavailableError):
-                await frames.send(_refusal(NO_SESSION, error))
+                await frames.send(_refusal(NO_SESSION, error), self._served.send_timeout_s)
         finally:
             await frames.close()
 
     async def _serve(self, frames: FrameStream) -> None:
-        first = await self._receive_in_time(frames)
-        match first:
+        head = await self._in_time(frames.peek(MAX_HEADER_BYTES))
+        if head is None:
+            return
+        if (session := step_session(head)) is not None:
+            await self._serve_pushes(frames, session)
+            return
+        match await self._in_time(frames.receive(MAX_HEADER_BYTES)):
             case None:
                 return
-            case Open():
-                await self._serve_client(frames, first)
-            case Step():
-                await self._serve_pushes(frames, first)
+            case Open() as opened:
+                await self._serve_client(frames, opened)
             case _:
                 raise SessionError("A stream begins with open (a client) or step (a previous stage).")
 
-    async def _receive_in_time(self, frames: FrameStream) -> Frame | None:
-        """Return the next frame, or None when the peer has closed the stream or keeps silent for too long."""
+    async def _in_time(self, reading: Awaitable[T]) -> T | None:
+        """Return what is read, or None when the peer keeps silent for too long."""
         try:
             async with asyncio.timeout(self._served.idle_timeout_s):
-                return await frames.receive()
+                return await reading
         except TimeoutError:
             return None
 
     async def _serve_client(self, frames: FrameStream, opened: Open) -> None:
         try:
-            live = await self._open(frames, opened)
+            live = self._open(frames, opened)
         except Refused as refusal:
             self.counters.refused += 1
-            await frames.send(_refusal(opened.session, refusal))
+            await frames.send(_refusal(opened.session, refusal), self._served.send_timeout_s)
             return
+        max_bytes = MAX_HEADER_BYTES + (0 if opened.previous else live.state.max_step_bytes)
         try:
-            await frames.send(Accept(opened.session, codec_of(self._served.span.dtype)))
-            while (frame := await frames.receive()) is not None and not isinstance(frame, Close):
+            await self._dial_next(live)
+            await self._tell_client(live, Accept(opened.session, codec_of(self._served.span.dtype)))
+            while (frame := await frames.receive(max_bytes)) is not None and not isinstance(frame, Close):
                 await self._obey_client(live, frame)
-        except (SessionError, Refused, ComputeFailed) as error:
-            self._end_with(live, error)
+        except (RemoteError, Refused, ComputeFailed) as error:
+            await self._end(live, error)
         finally:
-            await self._free(opened.session)
+            await self._end(live)
 
     async def _obey_client(self, live: _Live, frame: Frame) -> None:
-        session = live.state.opened.session
         match frame:
             case Step() if live.state.opened.previous:
                 raise SessionError("Steps of this session come from the previous stage, not from the client.")
-            case Step() if frame.session == session:
+            case Step() if frame.session == live.state.opened.session:
                 await self._run(live, frame)
             case Reserved():
                 message = f"This version does not know the frame {frame.kind} yet."
-                await live.client.send(Refuse(NO_SESSION, "unsupported", message))
+                await self._tell_client(live, Refuse(NO_SESSION, "unsupported", message))
             case _:
                 raise SessionError("Only step and close of the stream's own session are allowed here.")
 
-    async def _serve_pushes(self, frames: FrameStream, first: Step) -> None:
-        live = self._sessions.get(first.session)
+    async def _serve_pushes(self, frames: FrameStream, session: bytes) -> None:
+        live = self._sessions.get(session)
         if live is None or live.state.opened.previous != frames.peer_id:
             raise SessionError("This stage has no session that takes steps from this peer.")
-        frame: Frame | None = first
+        if live.previous is not None:
+            raise SessionError("The steps of this session come on another stream already.")
+        live.previous = frames
+        max_bytes = MAX_HEADER_BYTES + live.state.max_step_bytes
         try:
-            while frame is not None:
-                if not isinstance(frame, Step) or frame.session != first.session:
+            while (frame := await self._in_time(frames.receive(max_bytes))) is not None:
+                if not isinstance(frame, Step) or frame.session != session:
                     raise SessionError("A push stream carries the steps of one session and nothing else.")
-                if self._sessions.get(first.session) is not live:
-                    return
                 await self._run(live, frame)
-                frame = await self._receive_in_time(frames)
         except (RemoteError, Refused, ComputeFailed) as error:
-            self._end_with(live, error)
-            await self._free(first.session)
+            await self._end(live, error)
+        except UnavailableError:  # The client is gone, or does not read.
+            await self._end(live)
+        finally:
+            live.previous = None
 
-    async def _open(self, frames: FrameStream, opened: Open) -> _Live:
+    def _open(self, frames: FrameStream, opened: Open) -> _Live:
+        """Take a session in; whoever calls this sees to its end."""
         served = self._served
         self._check_open(opened)
         try:
             state = StageSession(opened, served.hidden_size)
         except SessionError as error:
             raise Refused("bad_open", str(error)) from error
+        computation = Computation(served.span.view(opened.start, opened.end), opened.max_length)
         self._promise(opened.session, opened.batch, opened.max_length)
-        span = served.span.view(opened.start, opened.end)
-        live = _Live(state, span, span.new_cache(opened.max_length), frames, None, time.monotonic())
+        live = _Live(state, computation, frames, time.monotonic())
         self._sessions[opened.session] = live
         self.counters.sessions += 1
-        if opened.next:
-            try:
-                stream = await self._dial(opened.next, PROTOCOL, addresses=opened.next_addresses)
-            except DhtError as error:
-                await self._free(opened.session)
-                message = f"The next stage {opened.next} cannot be reached from here."
-                raise Refused("next_unreachable", message, retryable=True) from error
-            live.push = FrameStream(stream)
         return live
+
+    async def _dial_next(self, live: _Live) -> None:
+        opened = live.state.opened
+        if not opened.next:
+            return
+        try:
+            stream = FrameStream(await self._dial(opened.next, PROTOCOL, addresses=opened.next_addresses))
+        except DhtError as error:
+            self.counters.refused += 1
+            message = f"The next stage {opened.next} cannot be reached from here."
+            raise Refused("next_unreachable", message, retryable=True) from error
+        if not self._is_open(live):
+            await stream.close()
+            raise UnavailableError("The session has ended.")
+        live.next = stream
 
     def _check_open(self, opened: Open) -> None:
         served = self._served
@@ -254,12 +276,17 @@ class Handler:
         self.budget.promise(session, num_bytes)
 
     async def _run(self, live: _Live, step: Step) -> None:
+        if not self._is_open(live):
+            raise UnavailableError("The session has ended.")
         live.last_used_s = time.monotonic()
         order = live.state.receive(step)
         if isinstance(order, Compute):
             if order.rows is not None:
                 self._promise(step.session, len(order.rows), live.state.opened.max_length)
-            live.output = await self._engine.submit(partial(_compute, live, order))
+            output = await self._engine.submit(partial(live.computation.compute, order))
+            if not self._is_open(live):
+                raise UnavailableError("The session has ended.")
+            live.output = output
             self.counters.steps += 1
             self.counters.tokens += step.shape[0] * step.shape[1]
         if live.output is None:
@@ -267,37 +294,46 @@ class Handler:
         await self._hand_on(live, step, *live.output)
 
     async def _hand_on(self, live: _Live, step: Step, payload: memoryview, shape: tuple[int, ...]) -> None:
-        if live.push is None:
-            await live.client.send(Result(step.session, step.position, shape, step.codec, payload))
+        if live.next is None:
+            await self._tell_client(live, Result(step.session, step.position, shape, step.codec, payload))
             return
+        pushed = Step(step.session, step.position, shape, step.codec, payload, step.crop, step.rows)
         try:
-            await live.push.send(Step(step.session, step.position, shape, step.codec, payload, step.crop, step.rows))
+            await live.next.send(pushed, self._served.send_timeout_s)
         except UnavailableError:
-            await live.client.send(StageLost(step.session, live.state.opened.next))
+            await live.next.close()  # Nothing more is queued for a stage that does not read.
+            await self._tell_client(live, StageLost(step.session, live.state.opened.next))
 
-    def _end_with(self, live: _Live, error: NodeError) -> None:
-        """Tell the client why its session ends."""
-        self.counters.broken += isinstance(error, RemoteError)
-        with contextlib.suppress(UnavailableError):
-            live.client.write(_refusal(live.state.opened.session, error))  # not waiting: it may not be reading
+    async def _tell_client(self, live: _Live, frame: Sendable) -> None:
+        await live.client.send(frame, self._served.send_timeout_s)
 
-    async def _free(self, session: bytes) -> None:
-        live = self._sessions.pop(session, None)
+    def _is_open(self, live: _Live) -> bool:
+        return self._sessions.get(live.state.opened.session) is live
+
+    async def _end(self, live: _Live, error: NodeError | None = None) -> None:
+        """End a session, unless it has ended: give its memory back, tell the client why, close every stream of it.
+
+        All sessions end here. The tasks that serve its streams see them closed and return.
+        """
+        if not self._is_open(live):
+            return
+        session = live.state.opened.session
+        del self._sessions[session]
         self.budget.release(session)
-        if live is not None and live.push is not None:
-            await live.push.close()
+        live.computation.drop()
+        live.output = None
+        if error is not None:
+            self.counters.broken += isinstance(error, RemoteError)
+            with contextlib.suppress(UnavailableError):
+                live.client.write(_refusal(session, error))  # not waiting: it may not be reading
+        streams = (live.client, live.previous, live.next)
+        await asyncio.gather(*(stream.close() for stream in streams if stream is not None))
 
     async def expire(self, now_s: float) -> int:
         """Close the sessions that have been idle for too long; return how many."""
-        idle = [
-            (session, live)
-            for session, live in self._sessions.items()
-            if now_s - live.last_used_s > self._served.idle_timeout_s
-        ]
-        for session, live in idle:
-            self._end_with(live, Refused("idle", "The session was idle for too long; open it again."))
-            await self._free(session)
-            await live.client.close()
+        idle = [live for live in self._sessions.values() if now_s - live.last_used_s > self._served.idle_timeout_s]
+        refusal = Refused("idle", "The session was idle for too long; open it again.")
+        await asyncio.gather(*(self._end(live, refusal) for live in idle))
         return len(idle)
 
 
@@ -306,17 +342,3 @@ def _refusal(session: bytes, error: NodeError) -> Refuse:
         return Refuse(session, error.code, str(error)[:512], error.retryable, int(error.retry_after_s * 1000))
     code = "failed" if isinstance(error, ComputeFailed) else "protocol"
     return Refuse(session, code, str(error)[:512], retryable=isinstance(error, ComputeFailed))
-
-
-def _compute(live: _Live, order: Compute) -> tuple[memoryview, tuple[int, ...]]:
-    """Run one step; the engine's thread."""
-    step, span, cache = order.step, live.span, live.cache
-    if order.crop is not None:
-        cache.crop_to(order.crop)
-    if order.rows is not None:
-        cache.select_rows(torch.tensor(order.rows))
-    if order.left_padding and (live.padding is None or order.rows is not None):
-        live.padding = torch.tensor(order.left_padding, device=span.device)
-    hidden = from_payload(step.payload, step.shape, step.codec, dtype=span.dtype, device=span.device)
-    output = span.forward(hidden, cache, live.padding)
-    return to_payload(output, step.codec), tuple(output.shape)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from node.errors import SessionError
-from node.wire import MAX_BATCH, Open, Step
+from node.wire import ITEM_BYTES, MAX_BATCH, MAX_STEP_POSITIONS, Open, Step, max_step_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,12 @@ class StageSession:
         self._left_padding = opened.left_padding if any(opened.left_padding) else ()
         self._last: tuple[int, tuple[int, ...]] | None = None
 
+    @property
+    def max_step_bytes(self) -> int:
+        """Payload of the longest step: as many rows and positions as the session was opened for, within bounds."""
+        num_positions = min(self.opened.batch * self.opened.max_length, MAX_STEP_POSITIONS)
+        return num_positions * self._hidden_size * ITEM_BYTES[self.opened.codec]
+
     def receive(self, step: Step) -> Order:
         """Admit ``step`` and say what to do for it.
 
@@ -71,6 +77,8 @@ class StageSession:
         rows, tokens, hidden_size = step.shape
         if hidden_size != self._hidden_size:
             raise SessionError(f"The model's hidden size is {self._hidden_size}, the step's {hidden_size}.")
+        if tokens > max_step_tokens(rows):
+            raise SessionError(f"A step of {rows} rows carries at most {max_step_tokens(rows)} tokens, not {tokens}.")
         if self._is_repeat(step):
             return Repeat(step)
         length = self._length_after_crop(step.crop)

@@ -166,6 +166,12 @@ _BAD_BEGINNINGS: dict[str, Any] = {
     "a length of a session beyond the bound": {"max_length": 2**40},
     "a dtype that does not exist": {"codec": "float33"},
     "a session id that is too long": {"session": bytes(17)},
+    "a next stage that is no base58": {"next": "0OIl"},
+    "a next stage that is no ASCII": {"next": "\u00e9\u00e9"},
+    "a next stage that is no peer": {"next": "nobody"},
+    "a previous stage that is no peer": {"previous": "nobody"},
+    "a first frame beyond what a header may take": raw({"kind": "close", "session": bytes(16)}, bytes(2**16)),
+    "a large step of no session": step(bytes(16), numpy.ones((1, 1024, HIDDEN), numpy.float32)),
     "too many addresses": {"next_addresses": ["/ip4/127.0.0.1/tcp/1"] * 17},
 }
 
@@ -197,7 +203,6 @@ _REFUSED_OPENINGS: dict[str, tuple[dict[str, Any], str]] = {
     "more cache than there is": ({"batch": 1024, "max_length": 2**24}, "too_long"),
     "an adapter": ({"adapter": "mine"}, "unsupported"),
     "a next stage that does not exist": ({"next": Identity.ephemeral().peer_id}, "next_unreachable"),
-    "a next stage that is no peer": ({"next": "nobody"}, "next_unreachable"),
 }
 
 

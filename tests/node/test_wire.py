@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from dht.identity import peer_id_to_str
 from node.errors import FrameError
 from node.wire import (
     ITEM_BYTES,
@@ -18,6 +19,8 @@ from node.wire import (
     MAX_FRAME_BYTES,
     MAX_HEADER_BYTES,
     MAX_LENGTH,
+    MAX_STEP_POSITIONS,
+    MAX_STEP_TOKENS,
     NO_SESSION,
     RESERVED_KINDS,
     Accept,
@@ -32,13 +35,22 @@ from node.wire import (
     decode,
     decode_length,
     encode,
+    max_step_tokens,
+    step_session,
 )
 
 FRAME_TYPES = (Open, Accept, Step, Result, Refuse, StageLost, Drain, Close)
 
 sessions = st.binary(min_size=16, max_size=16)
 positions = st.integers(0, MAX_LENGTH)
-peers = st.text(max_size=64)
+
+
+def peer_of(key):
+    return peer_id_to_str(bytes.fromhex("002408011220") + key)
+
+
+PEER = peer_of(bytes(range(32)))
+peers = st.just("") | st.binary(min_size=32, max_size=32).map(peer_of)
 codecs = st.sampled_from(sorted(ITEM_BYTES))
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 8))
 
@@ -130,8 +142,8 @@ def test_the_longest_lists_that_the_fields_allow_fit_into_a_header():
         left_padding=(MAX_LENGTH,) * MAX_BATCH,
         max_length=MAX_LENGTH,
         codec="bfloat16",
-        previous="ä" * 64,
-        next="ä" * 64,
+        previous=PEER,
+        next=PEER,
         next_addresses=("ä" * 256,) * 16,
         adapter="ä" * 128,
     )
@@ -140,6 +152,34 @@ def test_the_longest_lists_that_the_fields_allow_fit_into_a_header():
         bytes(16), MAX_LENGTH, (MAX_BATCH, 1, 1), "float16", bytes(2048), MAX_LENGTH, (MAX_BATCH - 1,) * MAX_BATCH
     )
     assert decode(body_of(step)) == step
+
+
+@pytest.mark.parametrize("field", ["previous", "next"])
+@pytest.mark.parametrize("peer", ["0OIl", "éé", "nobody", PEER[:-1], PEER + "1", " " + PEER, "\0"])
+def test_a_peer_that_is_no_peer_id_is_refused(field, peer):
+    with pytest.raises(FrameError, match=f"The field {field} of a open frame must be empty or a peer id"):
+        decode(changed(OPEN, **{field: peer}))
+
+
+@given(frames)
+def test_the_session_of_a_step_is_read_from_its_first_bytes_and_no_other_frame_has_one(frame):
+    head = encode(frame)[0][LENGTH_BYTES:]
+    assert step_session(head) == (frame.session if isinstance(frame, Step) else None)
+
+
+@given(st.binary(max_size=300))
+def test_the_first_bytes_of_no_frame_are_refused_and_nothing_else(head):
+    try:
+        assert step_session(head) is None
+    except FrameError:
+        return
+
+
+@given(st.integers(1, MAX_BATCH))
+def test_a_step_of_any_number_of_rows_may_carry_tokens_within_both_bounds(rows):
+    tokens = max_step_tokens(rows)
+    assert 1 <= tokens <= MAX_STEP_TOKENS
+    assert rows * tokens <= MAX_STEP_POSITIONS
 
 
 @pytest.mark.parametrize("frame", [STEP, OPEN, Close(bytes(16))])
@@ -199,7 +239,7 @@ def test_a_payload_on_a_frame_that_carries_none_is_refused(frame_type):
         Open: OPEN,
         Accept: Accept(bytes(16), "float32"),
         Refuse: Refuse(bytes(16), "full", "No."),
-        StageLost: StageLost(bytes(16), "peer"),
+        StageLost: StageLost(bytes(16), PEER),
         Drain: Drain(bytes(16), 3),
         Close: Close(bytes(16)),
     }[frame_type]

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from node.errors import SessionError
 from node.serve.session import Compute, Repeat, StageSession
-from node.wire import MAX_BATCH, Open, Step
+from node.wire import MAX_BATCH, MAX_STEP_POSITIONS, MAX_STEP_TOKENS, Open, Step
 
 HIDDEN_SIZE = 4
 MAX_LENGTH = 24
@@ -163,6 +163,20 @@ def test_the_session_ends_at_its_maximum_length_and_not_before():
     session.receive(step_frame(0, 1, MAX_LENGTH))
     with pytest.raises(SessionError, match="was opened for"):
         session.receive(step_frame(MAX_LENGTH, 1, 1))
+
+
+@pytest.mark.parametrize(("rows", "most"), [(1, MAX_STEP_TOKENS), (8, MAX_STEP_POSITIONS // 8)])
+def test_a_step_of_too_many_tokens_is_refused_however_long_the_session_is(rows, most):
+    session = StageSession(open_frame(rows, max_length=10**6), HIDDEN_SIZE)
+    with pytest.raises(SessionError, match=f"at most {most} tokens"):
+        session.receive(step_frame(0, rows, most + 1))
+    assert isinstance(session.receive(step_frame(0, rows, most)), Compute)
+
+
+@pytest.mark.parametrize(("rows", "max_length"), [(1, 1), (3, MAX_LENGTH), (64, 10**6)])
+def test_the_longest_step_has_the_positions_that_the_session_was_opened_for_within_the_bound(rows, max_length):
+    session = StageSession(open_frame(rows, max_length=max_length), HIDDEN_SIZE)
+    assert session.max_step_bytes == min(rows * max_length, MAX_STEP_POSITIONS) * HIDDEN_SIZE * 4
 
 
 def test_a_step_that_selects_other_rows_than_it_carries_is_refused():
