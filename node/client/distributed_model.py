@@ -17,6 +17,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from node.client.call_checks import check_call
 from node.client.network import Network
 from node.client.remote_blocks import Echo, RemoteBlocks
 from node.client.remote_session import Connector, RemoteCache
@@ -158,24 +159,21 @@ class DistributedMixin:
 
 def _aim_at_session(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Tell the remote layer which session this forward pass belongs to; runs before every call of the model."""
+    inputs = args[0] if args else kwargs.get("input_ids")
+    inputs = kwargs.get("inputs_embeds") if inputs is None else inputs
+    if inputs is None:
+        return args, kwargs  # The family's own class has the words for this.
     cache = kwargs.get("past_key_values")
     if cache is None:
-        inputs = kwargs.get("input_ids", kwargs.get("inputs_embeds", args[0] if args else None))
         active = model._active.get()  # noqa: SLF001 - the model's own hook
         if active is not None:
             cache = active.cache
-        elif inputs is not None:
+        else:
             keep = kwargs.get("use_cache", model.config.use_cache)
-            cache = RemoteCache(model._connector, model._max_length if keep else inputs.shape[1])  # noqa: SLF001
+            reserve = model._max_length if keep else inputs.shape[1]  # noqa: SLF001
+            cache = RemoteCache(model._connector, reserve)  # noqa: SLF001
         kwargs["past_key_values"] = cache
-    cache = _checked_cache(cache)
-    mask = kwargs.get("attention_mask")
-    padding = _left_padding(mask)
-    if mask is not None and cache.history.length and padding != cache.history.left_padding:
-        raise UserError(
-            "The attention_mask hides other positions than it did when this session began; keep the padding of its "
-            "first call."
-        )
+    padding = check_call(inputs, _checked_cache(cache).history, kwargs, model.config)
     model._remote.aim(cache, padding)  # noqa: SLF001
     return args, kwargs
 
@@ -187,27 +185,6 @@ def _checked_cache(cache: Any) -> RemoteCache:
             "of an inference_session()."
         )
     return cache
-
-
-def _left_padding(mask: torch.Tensor | None) -> tuple[int, ...]:
-    """Return the padding positions at the start of each row of a 2-D mask; empty for none.
-
-    Raises:
-        UserError: the mask hides positions elsewhere.
-    """
-    if mask is None or bool(mask.all()):
-        return ()
-    if mask.ndim != 2:
-        raise UserError("Only a 2-D attention_mask of shape [batch, positions] can be sent to the servers.")
-    kept = mask.bool()
-    padding = (~kept).sum(dim=1)
-    expected = torch.arange(mask.shape[1], device=mask.device).unsqueeze(0) >= padding.unsqueeze(1)
-    if not torch.equal(kept, expected) or bool((padding == mask.shape[1]).any()):
-        raise UserError(
-            "The attention_mask hides positions inside or after the text; pad on the left "
-            "(tokenizer.padding_side = 'left') and leave no row empty."
-        )
-    return tuple(padding.tolist())
 
 
 def _close_all(caches: list[RemoteCache]) -> None:

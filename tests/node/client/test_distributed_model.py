@@ -238,6 +238,56 @@ def test_a_mask_that_hides_other_positions_than_at_the_start_is_refused(model):
         model(BATCH[:, 9:], attention_mask=MASK)
 
 
+@pytest.mark.parametrize("width", [1, 2, 5, 11])
+def test_a_mask_that_is_not_of_the_history_and_the_new_tokens_is_refused(model, width):
+    with model.inference_session(max_length=20) as session:
+        model(TEXT[:, :9])
+        with pytest.raises(UserError, match="10 in all"):
+            model(TEXT[:, 9:10], attention_mask=torch.ones(1, width, dtype=torch.long))
+        assert session.length == 9
+
+
+@pytest.mark.parametrize("positions", [[*range(6), *range(6)], [*range(5, 17)], [0, 2, 1, *range(3, 12)], [0]], ids=str)
+def test_positions_that_the_servers_would_not_follow_are_refused(model, swarm, positions):
+    with pytest.raises(UserError, match="position_ids"):
+        model(TEXT, position_ids=torch.tensor([positions]))
+    assert swarm.chains == []
+
+
+def test_positions_that_only_count_on_are_taken_padded_rows_too(model, local):
+    positions = (MASK.cumsum(1) - 1).masked_fill(MASK == 0, 1)
+    with model.inference_session(max_length=20), torch.no_grad():
+        model(BATCH[:, :8], attention_mask=MASK[:, :8], position_ids=positions[:, :8])
+        for at in (8, 9):
+            mask, now = MASK[:, : at + 1], positions[:, at : at + 1]
+            for wrong in (now - 1, now + 1, now.flip(0), torch.full_like(now, at)):
+                with pytest.raises(UserError, match="position_ids"):
+                    model(BATCH[:, at : at + 1], attention_mask=mask, position_ids=wrong)
+            remote_logits = model(BATCH[:, at : at + 1], attention_mask=mask, position_ids=now).logits
+            local_logits = local(BATCH[:, : at + 1], attention_mask=mask, position_ids=positions[:, : at + 1]).logits
+            torch.testing.assert_close(remote_logits, local_logits[:, -1:], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [5, 11, 12])
+def test_a_text_with_nothing_new_for_its_session_is_refused_with_the_mend(model, tokens):
+    with model.inference_session(max_length=30) as session:
+        model(TEXT)
+        with pytest.raises(UserError, match="whole text so far"):
+            model.generate(TEXT[:, :tokens], attention_mask=torch.ones(1, tokens), max_new_tokens=2)
+        assert session.length == TEXT.shape[1]
+        with pytest.raises(UserError, match="no new token"):
+            model(TEXT[:, :0])
+
+
+@pytest.mark.parametrize("option", ["output_hidden_states", "output_attentions"])
+def test_outputs_that_stay_on_the_servers_are_refused(model, swarm, option):
+    with pytest.raises(UserError, match=option):
+        model(TEXT, **{option: True})
+    with pytest.raises(UserError, match=option):
+        model.generate(TEXT, max_new_tokens=2, return_dict_in_generate=True, **{option: True})
+    assert swarm.chains == []
+
+
 def test_padding_ids_inside_a_sessions_text_are_not_silently_taken_for_padding(model):
     with model.inference_session(max_length=30):
         text = model.generate(TEXT, max_new_tokens=2)
