@@ -5,7 +5,8 @@ In place of ``hivemind.p2p.P2P`` and its bindings, whose stock behaviour this me
   with it every later call: here the reader survives the first and fails all open calls on the second;
 - a handler's exception travels to the peer as ``repr``: here a peer reads a fixed word;
 - an answer over p2pd's message limit is lost and the caller waits for its timeout: here it reads a refusal;
-- failed calls leave sockets open; streams have no bound on what one peer may open; ``__del__`` touches the loop.
+- a peer may open any number of streams: here ``MAX_STREAMS_PER_PEER``;
+- failed calls leave sockets open; ``__del__`` touches the loop.
 
 This file does not know who may call (``protocol`` and ``swarm`` decide). It runs on the event loop.
 """
@@ -15,6 +16,7 @@ import contextlib
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,10 @@ MAX_MESSAGE_BYTES = 4 * 2**20
 MAX_UNARY_CALLS = 512
 """Unary calls of peers that are answered at once; more are refused."""
 
-READ_LIMIT_BYTES = 2**20
+MAX_STREAMS_PER_PEER = 512
+"""Streams of one peer that are served at once; more are closed unread."""
+
+READ_LIMIT_BYTES = 2**16
 """Bytes that a stream reads ahead of its consumer; frames of any length pass through ``readexactly``."""
 
 HANDSHAKE_S = 5.0
@@ -71,6 +76,7 @@ class Control:
         self._unary_handlers: dict[str, UnaryHandler] = {}
         self._calls: dict[bytes, asyncio.Future[Any]] = {}
         self._serving: dict[bytes, asyncio.Task[None]] = {}
+        self._num_streams: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -209,13 +215,27 @@ class Control:
             async with asyncio.timeout(HANDSHAKE_S):
                 info = p2pd_pb2.StreamInfo()
                 info.ParseFromString(await _read_framed(reader))
-            await self._stream_handlers[info.proto](PeerID(info.peer).to_base58(), reader, writer)
+            await self._serve_peer(info.proto, PeerID(info.peer).to_base58(), reader, writer)
         except (DhtError, ConnectionError, EOFError, TimeoutError) as error:
             logger.debug("a stream ended: %s", error)
         except Exception:
             logger.exception("a stream handler failed")
         finally:
             await close_writer(writer)
+
+    async def _serve_peer(
+        self, protocol: str, peer_id: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        if self._num_streams[peer_id] >= MAX_STREAMS_PER_PEER:
+            logger.debug("peer %s has too many streams", peer_id)
+            return
+        self._num_streams[peer_id] += 1
+        try:
+            await self._stream_handlers[protocol](peer_id, reader, writer)
+        finally:
+            self._num_streams[peer_id] -= 1
+            if not self._num_streams[peer_id]:
+                del self._num_streams[peer_id]
 
     # -- unary calls, in the shape that hivemind's ServicerBase asks of a P2P object -----------------------------------
 
