@@ -77,12 +77,16 @@ class DistributedMixin:
         Args:
             connector: opens sessions along routes; a ``Network`` in earnest.
             remote: the model's one layer.
-            max_length: positions reserved for a session that is opened by calling the model directly.
+            max_length: positions reserved, at most, for a session that a call returns so that others can go on.
         """
         self._connector, self._remote, self._max_length = connector, remote, max_length
         self._active = ContextVar("active", default=None)  # A session is of the thread or task that opened it.
         self._opened = threading.local()
         self.register_forward_pre_hook(_aim_at_session, with_kwargs=True)  # type: ignore[attr-defined]
+
+    def room_to_go_on(self) -> int:
+        """Return the positions to reserve for a session that its caller may continue."""
+        return min(getattr(self.config, "max_position_embeddings", None) or self._max_length, self._max_length)
 
     @contextlib.contextmanager
     def inference_session(self, max_length: int) -> Iterator[InferenceSession]:
@@ -128,6 +132,7 @@ class DistributedMixin:
         del generation_mode, batch_size
         if generation_config.cache_implementation is not None:
             raise UserError("The cache lives on the servers; leave cache_implementation unset.")
+        generation_config.prefill_chunk_size = None  # A session sends a long text in pieces of its own.
         given = model_kwargs.get("past_key_values")
         active = self._active.get()
         if given is None and active is not None:
@@ -140,7 +145,9 @@ class DistributedMixin:
         # The last token is never sent back; assisted decoding sends its candidates beyond the maximum length.
         drafts = generation_config.num_assistant_tokens or 0
         drafts = max(drafts, generation_config.prompt_lookup_num_tokens or 0)
-        cache = RemoteCache(self._connector, max_cache_length + 1 + drafts)
+        needed = max_cache_length + 1 + drafts
+        reserve = self.room_to_go_on() if generation_config.return_dict_in_generate else 0
+        cache = RemoteCache(self._connector, needed, reserve=reserve)
         opened = getattr(self._opened, "caches", None)
         if opened is not None:
             opened.append(cache)
@@ -170,8 +177,8 @@ def _aim_at_session(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             cache = active.cache
         else:
             keep = kwargs.get("use_cache", model.config.use_cache)
-            reserve = model._max_length if keep else inputs.shape[1]  # noqa: SLF001
-            cache = RemoteCache(model._connector, reserve)  # noqa: SLF001
+            reserve = model.room_to_go_on() if keep else 0
+            cache = RemoteCache(model._connector, inputs.shape[1], reserve=reserve)  # noqa: SLF001
         kwargs["past_key_values"] = cache
     padding = check_call(inputs, _checked_cache(cache).history, kwargs, model.config)
     model._remote.aim(cache, padding)  # noqa: SLF001
@@ -223,11 +230,13 @@ def use_generation_config(model: Any, directory: Path) -> None:
     if not (directory / GENERATION_CONFIG_NAME).is_file():
         return
     try:
-        model.generation_config = GenerationConfig.from_pretrained(directory)
+        settings = GenerationConfig.from_pretrained(directory)
     except (OSError, ValueError, TypeError) as error:
         raise DamagedCheckpoint(
             f"{directory / GENERATION_CONFIG_NAME} cannot be read: fetch or copy the file again"
         ) from error
+    settings.cache_implementation = None  # It is about a local cache.
+    model.generation_config = settings
 
 
 class AutoDistributedModelForCausalLM:
@@ -259,7 +268,9 @@ class AutoDistributedModelForCausalLM:
             dtype: dtype of embeddings and head, and of the hidden states that travel.
             device: where embeddings and head compute.
             revision: revision on the hub.
-            max_length: positions reserved for a session opened by calling the model directly.
+            max_length: positions reserved for a session that outlives its call (of the model itself, or of
+                ``generate`` with ``return_dict_in_generate``); less when the model cannot reach them, more when the
+                call needs more, and only what the call needs when the servers have no room.
             step_timeout_s: how long the route may stay silent in one step, s.
 
         Returns:

@@ -74,7 +74,7 @@ class History:
         if self.length + num_tokens > self.max_length:
             raise PromptTooLong(
                 f"The session was opened for {self.max_length} positions and would reach {self.length + num_tokens}; "
-                "open it with a larger max_length or generate less."
+                f"open one with inference_session(max_length={self.length + num_tokens}) or more, or generate less."
             )
 
     def plan(self, batch: int, num_tokens: int, max_tokens_per_step: int) -> list[PlannedStep]:

@@ -17,9 +17,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from node.client.chain import Chain
 from node.client.history import History, PlannedStep
 from node.client.route import Route
-from node.errors import LocalError, UserError
+from node.errors import LocalError, UnavailableError, UserError
 from node.model.tensors import from_payload, to_payload
-from node.wire import ITEM_BYTES, Result, Step
+from node.wire import ITEM_BYTES, MAX_BATCH, Result, Step, max_step_tokens
 
 _MAX_STEP_BYTES = 2 * 2**20
 """Hidden states of a longer prefill are sent in several steps, which the stages work on at the same time."""
@@ -72,8 +72,17 @@ class _Lengths(CacheLayerMixin):
         return self.history.max_length
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last ``abs(tokens_to_remove)`` positions."""
-        self.history.crop_to(self.history.length - abs(tokens_to_remove))
+        """Forget the last ``-tokens_to_remove`` positions; transformers counts them downwards.
+
+        Raises:
+            ValueError: ``tokens_to_remove`` is positive, which once meant a length.
+        """
+        if tokens_to_remove > 0:
+            raise UserError(
+                f"crop({tokens_to_remove}) is not supported; pass the number of positions to forget as a negative one, "
+                "or use crop of the inference_session()."
+            )
+        self.history.crop_to(self.history.length + tokens_to_remove)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Keep the rows ``beam_idx``, in that order."""
@@ -95,16 +104,30 @@ class _Lengths(CacheLayerMixin):
 
 
 class RemoteCache(Cache):
-    """The cache object of one remote session."""
+    """The cache object of one remote session.
 
-    def __init__(self, connector: Connector, max_length: int) -> None:
-        self.history = History(max_length)
+    Args:
+        connector: opens, uses and closes its chains.
+        max_length: positions that the session must hold.
+        reserve: positions that it should hold so that more calls can continue it, if the servers have the room.
+    """
+
+    def __init__(self, connector: Connector, max_length: int, *, reserve: int = 0) -> None:
+        self._needed = max_length
+        self.history = History(max(max_length, reserve))
         super().__init__(layers=[_Lengths(self.history)])
         self._connector = connector
         self._chain: Chain | None = None
         self._finalizer: Callable[[], Any] | None = None
         self._is_closed = False
         self._is_stepping = threading.Lock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RemoteCache:
+        """Refuse: what the cache stands for is on the servers, which do not copy sessions."""
+        raise UserError(
+            "A remote session cannot be copied; crop it back to the common beginning, or open one for each text with "
+            "inference_session()."
+        )
 
     @property
     def route(self) -> Route | None:
@@ -135,6 +158,10 @@ class RemoteCache(Cache):
         if self._is_closed:
             raise UserError("This session is closed; open a new one with inference_session().")
         batch, num_tokens, hidden_size = hidden.shape
+        if batch > MAX_BATCH:
+            raise UserError(
+                f"A session takes at most {MAX_BATCH} rows, beams included, not {batch}; use fewer at once."
+            )
         codec = str(hidden.dtype).removeprefix("torch.")
         if codec not in ITEM_BYTES:
             raise UserError(f"Hidden states in {codec} do not travel; load the model with dtype=torch.float32.")
@@ -142,7 +169,8 @@ class RemoteCache(Cache):
         if self.history.length == 0:  # Not begun, or cropped to nothing: rows and padding may be others than before.
             self._open(batch, left_padding, codec)
         assert self._chain is not None
-        at_once = max(1, _MAX_STEP_BYTES // (batch * hidden_size * ITEM_BYTES[codec]))
+        by_bytes = max(1, _MAX_STEP_BYTES // (batch * hidden_size * ITEM_BYTES[codec]))
+        at_once = min(by_bytes, max_step_tokens(batch))
         planned = self.history.plan(batch, num_tokens, at_once)
         steps = [self._to_step(self._chain.session, part, hidden, codec) for part in planned]
         results = self._connector.run(self._chain, steps)
@@ -155,7 +183,13 @@ class RemoteCache(Cache):
     def _open(self, batch: int, left_padding: tuple[int, ...], codec: str) -> None:
         if self._finalizer is not None:
             self._finalizer()
-        self._chain = self._connector.open(batch, left_padding, self.history.max_length, codec)
+        try:
+            self._chain = self._connector.open(batch, left_padding, self.history.max_length, codec)
+        except UnavailableError:
+            if self.history.max_length == self._needed:
+                raise
+            self.history.max_length = self._needed
+            self._chain = self._connector.open(batch, left_padding, self._needed, codec)
         self.history.restart(left_padding)
         self._finalizer = weakref.finalize(self, self._connector.close_later, self._chain)
 

@@ -1,6 +1,7 @@
 """A client's model beside transformers' own: sessions, masks, long prompts, and what it refuses."""
 
 import asyncio
+import copy
 import gc
 import json
 import threading
@@ -12,9 +13,10 @@ from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
 from node.client import remote_session
 from node.client.distributed_model import AutoDistributedModelForCausalLM, build_model, use_generation_config
 from node.client.remote_session import RemoteCache
-from node.errors import DamagedCheckpoint, LocalError, PromptTooLong, UserError
+from node.errors import DamagedCheckpoint, LocalError, PromptTooLong, Refused, UserError
 from node.model.checkpoint import Checkpoint
 from node.model.span import build_span
+from node.wire import Result, max_step_tokens
 from tests.families import FAMILIES, VOCABULARY, build
 from tests.in_process import InProcessSwarm
 
@@ -89,6 +91,22 @@ def test_a_long_prompt_is_sent_in_several_steps_and_gives_the_same(rows, model, 
     assert torch.equal(model.generate(text, **options), local.generate(text, **options))
 
 
+@pytest.mark.parametrize("shape", [(1, 4097, 8), (8, 2100, 4), (1024, 20, 4)])
+def test_no_step_carries_more_positions_than_a_server_takes(swarm, shape, monkeypatch):
+    lengths = []
+
+    def echo(_, steps):
+        lengths.extend(step.shape[1] for step in steps)
+        return [Result(step.session, step.position, step.shape, step.codec, step.payload) for step in steps]
+
+    monkeypatch.setattr(swarm, "run", echo)
+    hidden = torch.randn(shape)
+    assert torch.equal(RemoteCache(swarm, shape[1]).step(hidden, ()), hidden)
+    assert sum(lengths) == shape[1]
+    assert len(lengths) > 1
+    assert max(lengths) <= max_step_tokens(shape[0])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_travels_as_it_is_computed(checkpoint, directory, dtype):
     local = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
@@ -133,6 +151,65 @@ def test_a_cache_that_generate_returns_stays_open_and_can_be_continued(model, sw
     del output
     gc.collect()
     assert swarm.num_open == 0
+
+
+def test_a_cache_that_a_call_returns_has_room_for_more_than_that_call(model, swarm, local):
+    options = {"max_new_tokens": 3, "return_dict_in_generate": True}
+    for start in (lambda m: m.generate(TEXT, **options).past_key_values, lambda m: m(TEXT).past_key_values):
+        text = torch.cat([TEXT, TEXT + 1], dim=1)
+        cache = start(model)
+        assert cache.history.max_length == 64
+        cache.crop(TEXT.shape[1] - cache.get_seq_length())
+        output = model.generate(text, past_key_values=cache, max_new_tokens=30)
+        assert torch.equal(output, local.generate(text, max_new_tokens=30))
+        with pytest.raises(PromptTooLong, match=r"inference_session\(max_length="):
+            model.generate(output, past_key_values=cache, max_new_tokens=60)
+
+
+def test_a_call_needs_no_more_room_than_its_text_where_servers_are_short_of_it(model, swarm, monkeypatch):
+    opened, reserved = swarm.open, []
+
+    def short_of_room(batch, left_padding, max_length, codec):
+        reserved.append(max_length)
+        if max_length > 40:
+            raise Refused("too_long", "no room")
+        return opened(batch, left_padding, max_length, codec)
+
+    monkeypatch.setattr(swarm, "open", short_of_room)
+    model(TEXT)
+    model.generate(TEXT, max_new_tokens=3, return_dict_in_generate=True)
+    assert reserved[:3] == [64, 12, 64]
+    assert reserved[3] < 40
+    with pytest.raises(Refused):
+        model.generate(TEXT, max_new_tokens=30)
+    assert len(reserved) == 5, "there was nothing less to ask for"
+
+
+def test_a_prefill_in_chunks_gives_the_same_where_a_row_begins_with_chunks_of_padding(model, local):
+    options = {"attention_mask": MASK, "prefill_chunk_size": 3, "max_new_tokens": 4}
+    assert torch.equal(model.generate(BATCH, **options), local.generate(BATCH, **options))
+    assert torch.equal(model.generate(BATCH, num_beams=2, **options), local.generate(BATCH, num_beams=2, **options))
+
+
+def test_a_remote_cache_is_not_copied(model):
+    with pytest.raises(UserError, match="cannot be copied"):
+        copy.deepcopy(model(TEXT).past_key_values)
+
+
+def test_a_cache_is_cropped_by_a_negative_number_as_transformers_does(model):
+    cache = model(TEXT).past_key_values
+    with pytest.raises(ValueError, match="negative"):
+        cache.crop(5)
+    cache.crop(0)
+    assert cache.get_seq_length() == 12
+    cache.crop(-5)
+    assert cache.get_seq_length() == 7
+
+
+def test_more_rows_than_a_session_takes_are_refused_before_it_opens(model, swarm):
+    with pytest.raises(UserError, match="at most 1024 rows"):
+        model(TEXT.repeat(1025, 1)[:, :1])
+    assert swarm.chains == []
 
 
 def test_generating_without_a_cache_gives_the_same(model, swarm, local):
@@ -411,6 +488,14 @@ def test_the_authors_own_generation_settings_are_used(tmp_path):
     generated = model.generate(TEXT)
     assert torch.equal(generated, AutoModelForCausalLM.from_pretrained(tmp_path).generate(TEXT))
     assert not torch.equal(generated, model.generate(TEXT, repetition_penalty=1.0))
+
+
+def test_the_authors_choice_of_a_local_cache_is_not_taken_for_the_callers(tmp_path, model, local):
+    GenerationConfig(cache_implementation="static", bos_token_id=1, pad_token_id=0).save_pretrained(tmp_path)
+    use_generation_config(model, tmp_path)
+    assert torch.equal(model.generate(TEXT, max_new_tokens=3), local.generate(TEXT, max_new_tokens=3))
+    with pytest.raises(UserError, match="cache_implementation"):
+        model.generate(TEXT, max_new_tokens=3, cache_implementation="static")
 
 
 def test_damaged_generation_settings_are_named(tmp_path, model):
