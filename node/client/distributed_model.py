@@ -173,13 +173,15 @@ def _aim_at_session(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     cache = kwargs.get("past_key_values")
     if cache is None:
         active = model._active.get()  # noqa: SLF001 - the model's own hook
+        asked = kwargs.get("use_cache")
+        keep = model.config.use_cache if asked is None else asked
         if active is not None:
             cache = active.cache
         else:
-            keep = kwargs.get("use_cache", model.config.use_cache)
             reserve = model.room_to_go_on() if keep else 0
             cache = RemoteCache(model._connector, inputs.shape[1], reserve=reserve)  # noqa: SLF001
-        kwargs["past_key_values"] = cache
+        if keep or active is not None:  # Some families return what they are given, and generate would continue it.
+            kwargs["past_key_values"] = cache
     padding = check_call(inputs, _checked_cache(cache).history, kwargs, model.config)
     model._remote.aim(cache, padding)  # noqa: SLF001
     return args, kwargs

@@ -218,6 +218,15 @@ def test_generating_without_a_cache_gives_the_same(model, swarm, local):
     assert swarm.num_open == 0
 
 
+def test_a_family_that_returns_any_cache_it_is_given_generates_without_one(tmp_path):
+    build("bloom", FAMILIES["bloom"]).save_pretrained(tmp_path)
+    model, swarm = connect(Checkpoint.open(str(tmp_path)))
+    local = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    options = {"attention_mask": MASK, "max_new_tokens": 3, "use_cache": False}
+    assert torch.equal(model.generate(BATCH, **options), local.generate(BATCH, **options))
+    assert swarm.num_open == 0
+
+
 def test_a_call_without_a_session_leaves_none_behind(model, swarm):
     model(TEXT)
     assert len(swarm.chains) == 1
