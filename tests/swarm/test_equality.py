@@ -184,6 +184,25 @@ def test_two_threads_generate_with_one_model_at_once(served, text):
         assert torch.equal(beams, greedy(served.local, ids, num_beams=2))
 
 
+def test_one_thread_generates_in_a_session_while_another_generates_without_one(llama, text):
+    others, together = [text.flip(1), text[:, 4:]], threading.Barrier(2)
+
+    def inside():
+        with llama.remote.inference_session(max_length=60):
+            together.wait(30)
+            return greedy(llama.remote, text, max_new_tokens=30)
+
+    def outside():
+        together.wait(30)
+        return [greedy(llama.remote, ids) for ids in others]
+
+    with ThreadPoolExecutor(2) as threads:
+        futures = threads.submit(inside), threads.submit(outside)
+        mine, theirs = (future.result(timeout=60) for future in futures)
+    assert torch.equal(mine, greedy(llama.local, text, max_new_tokens=30))
+    assert all(torch.equal(*pair) for pair in zip(theirs, [greedy(llama.local, ids) for ids in others], strict=True))
+
+
 async def test_generate_works_inside_a_running_event_loop(served, text):
     ticking = asyncio.create_task(asyncio.sleep(0))
     tokens = greedy(served.remote, text)  # As in a notebook's cell: nobody awaits, the loop waits.
