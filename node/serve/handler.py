@@ -72,7 +72,7 @@ class Served:
     idle_timeout_s: float = 600.0
     """A session without a step for so long is closed."""
     send_timeout_s: float = 30.0
-    """A session whose client or next stage does not read for so long goes on without it."""
+    """A client that does not read for so long loses its session; a next stage is reported to the client as lost."""
 
 
 @dataclass
