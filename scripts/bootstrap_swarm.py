@@ -17,6 +17,7 @@ from pathlib import Path
 from dht.errors import DhtError
 from node.errors import NodeError
 from node.model.checkpoint import Checkpoint
+from node.model.devices import free_bytes, pick_device
 from node.model.families import check_family
 from node.run.children import Children
 from node.run.exit_codes import INTERRUPTED, exit_code
@@ -35,12 +36,14 @@ def cut_evenly(num_blocks: int, num_servers: int) -> list[tuple[int, int]]:
 
 async def start_here(model: str, spans: list[tuple[int, int]], home: Path) -> None:
     """Run the swarm until Ctrl-C."""
+    share_bytes = free_bytes(pick_device("auto")) // len(spans)  # each would promise all of it
     async with Children() as children:
         bootstrap = await children.start(["bootstrap", "--private", "--exit-with-stdin"], home / "bootstrap")
         join = (await bootstrap.ready(START_TIMEOUT_S))["join"]
         servers = []
         for start, end in spans:
-            arguments = ["serve", model, "--join", join, "--blocks", f"{start}:{end}", "--exit-with-stdin"]
+            bounds = ["--blocks", f"{start}:{end}", "--max-memory", str(share_bytes)]
+            arguments = ["serve", model, "--join", join, *bounds, "--exit-with-stdin"]
             servers.append(await children.start(arguments, home / f"server-{start}-{end}"))
         for server in servers:
             ready = await server.ready(START_TIMEOUT_S)
@@ -65,7 +68,9 @@ def print_commands(model: str, spans: list[tuple[int, int]], hosts: list[str]) -
         print(f"  efedllm serve {model} --blocks {start}:{end} --listen /ip4/{host}/tcp/{SERVER_PORT} --join CODE\n")
     print(f"Then, from any machine that reaches them:\n\n  efedllm generate {model} --join CODE --prompt 'Hello'")
     if len(hosts) != len(set(hosts)):
-        print("\nA host named twice needs another EFEDLLM_HOME and port for its second server.", file=sys.stderr)
+        print(
+            "\nA host named twice needs EFEDLLM_HOME, port and --max-memory for each of its servers.", file=sys.stderr
+        )
 
 
 def main() -> int:

@@ -20,13 +20,14 @@ STOP_TIMEOUT_S = 20.0
 
 
 class NodeProcess:
-    """One running ``efedllm`` command with ``--events json``."""
+    """One running ``efedllm`` command with ``--events json``; a node ends when this process does, however it ends."""
 
     def __init__(self, arguments: Sequence[str], home: Path, environment: Mapping[str, str] | None = None) -> None:
         self.arguments = list(arguments)
         self.home = home
+        bound = ["--exit-with-stdin"] if arguments[0] in ("bootstrap", "serve") else []
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "node", *arguments, "--events", "json"],
+            [sys.executable, "-m", "node", *arguments, *bound, "--events", "json"],
             env={**os.environ, "EFEDLLM_HOME": str(home), "OMP_NUM_THREADS": "1", **(environment or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

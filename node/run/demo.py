@@ -13,8 +13,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from node.errors import UnavailableError
 from node.model.checkpoint import EMBEDDED, Checkpoint
+from node.model.devices import free_bytes
 from node.run.children import Child, ChildFailed, Children
 from node.run.events import Reporter
 from node.run.lifetime import until_told_to_stop
@@ -58,6 +61,7 @@ async def run_demo(options: DemoOptions, reporter: Reporter) -> None:
 async def _demo(options: DemoOptions, reporter: Reporter) -> None:
     started_s = time.monotonic()
     num_blocks = Checkpoint.open(EMBEDDED).num_blocks
+    share_bytes = free_bytes(torch.device("cpu")) // NUM_SERVERS  # each would promise all of it
     cuts = [num_blocks * part // NUM_SERVERS for part in range(NUM_SERVERS + 1)]
     with tempfile.TemporaryDirectory(prefix="efedllm-demo-") as directory:
         homes = Path(directory)
@@ -66,7 +70,7 @@ async def _demo(options: DemoOptions, reporter: Reporter) -> None:
         async with first as bootstrap, Children() as nodes:
             join = (await bootstrap.ready(_START_TIMEOUT_S))["join"]
             servers = [
-                await nodes.start(_serve_arguments(join, start, end), homes / f"server{start}")
+                await nodes.start(_serve_arguments(join, start, end, share_bytes), homes / f"server{start}")
                 for start, end in itertools.pairwise(cuts)
             ]
             for ready in await asyncio.gather(*(server.ready(_START_TIMEOUT_S) for server in servers)):
@@ -77,9 +81,9 @@ async def _demo(options: DemoOptions, reporter: Reporter) -> None:
     reporter.say(f"\nDone in {time.monotonic() - started_s:.1f} s; every process of the swarm has ended.")
 
 
-def _serve_arguments(join: str, start: int, end: int) -> list[str]:
+def _serve_arguments(join: str, start: int, end: int, max_memory_bytes: int) -> list[str]:
     return [
-        "serve", EMBEDDED, "--join", join, "--blocks", f"{start}:{end}",
+        "serve", EMBEDDED, "--join", join, "--blocks", f"{start}:{end}", "--max-memory", str(max_memory_bytes),
         "--device", "cpu", "--num-threads", "1", "--exit-with-stdin",
     ]  # fmt: skip
 
