@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeAlias
 from node import __version__
 from node.config import JOIN_VARIABLE, default_home, default_join
 from node.errors import UserError
+from node.run.interrupts import INTERRUPTED, leaving_at_once_on_interrupt
 
 if TYPE_CHECKING:
     from dht.parameters import JoinCode
@@ -33,11 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own) and return the exit code."""
     arguments = _parser().parse_args(argv)
     _set_up_logging(verbose=arguments.verbose)
+    run: Callable[[Arguments], int] = arguments.run
     try:
-        run: Callable[[Arguments], int] = arguments.run
-        return run(arguments)
+        with leaving_at_once_on_interrupt():
+            return run(arguments)
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()  # Whoever read our output has gone; there is nobody to tell.
         return 0
@@ -176,7 +178,6 @@ def _add_demo(commands: Commands) -> None:
 
 def _demo(arguments: Arguments) -> int:
     from node.run.demo import DemoOptions, Interrupted, run_demo
-    from node.run.exit_codes import INTERRUPTED
     from node.run.lifetime import run_loop
 
     options = DemoOptions(arguments.prompt, arguments.max_new_tokens, arguments.seed)

@@ -20,7 +20,8 @@ from node.model.checkpoint import Checkpoint
 from node.model.devices import free_bytes, pick_device
 from node.model.families import check_family
 from node.run.children import Children
-from node.run.exit_codes import INTERRUPTED, exit_code
+from node.run.exit_codes import exit_code
+from node.run.interrupts import INTERRUPTED
 from node.run.lifetime import run_loop, until_told_to_stop
 
 START_TIMEOUT_S = 600.0

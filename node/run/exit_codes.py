@@ -8,7 +8,7 @@ from node import errors
 OK = 0
 INTERNAL = 1
 DISK_FULL = 26
-INTERRUPTED = 130
+
 
 # The first class that an error is an instance of decides, so subclasses stand before their bases.
 _CODES: tuple[tuple[type[Exception], int], ...] = (

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from node.run.interrupts import raise_on_interrupt
+
 T = TypeVar("T")
 
 
@@ -20,6 +22,7 @@ def run_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
     SIGTERM ends it as Ctrl-C does: ``main`` is cancelled, closes what it has opened, and KeyboardInterrupt is raised
     here. A ``main`` that wants to end otherwise waits in ``until_told_to_stop``.
     """
+    raise_on_interrupt()
 
     async def run() -> T:
         task = asyncio.current_task()
@@ -36,6 +39,7 @@ def run_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 def end_on_terminate_as_on_interrupt() -> None:
     """Let SIGTERM raise KeyboardInterrupt, so that a command without a loop of its own closes what it has opened."""
+    raise_on_interrupt()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 

@@ -217,7 +217,8 @@ def outcomes(
 ) -> Iterator[dict[str, Future[Outcome]]]:
     """Run the commands of all collected tests of this file, two at a time."""
     collected = (getattr(item, "callspec", None) for item in request.session.items)
-    cases = [spec.params["case"] for spec in collected if spec is not None and "case" in spec.params]
+    given = (spec.params.get("case") for spec in collected if spec is not None)
+    cases = [case for case in given if isinstance(case, Case)]
 
     def run_case(case: Case) -> Outcome:
         return run(_arguments(case, places), tmp_path_factory.mktemp("home"))
