@@ -1,4 +1,4 @@
-"""What Ctrl-C does before a command has begun: imports take seconds, and libraries bear no exception in the midst of them.
+"""What Ctrl-C does before a command has begun: imports take seconds, and libraries bear no exception amid them.
 
 Main thread only; imports nothing heavy itself.
 """
