@@ -135,8 +135,9 @@ class _Handler(BaseHTTPRequestHandler):
         if cuts:
             body = body[: cuts.pop(0)]
             self.close_connection = True
-        self.wfile.write(body)
+        # Counted first: whoever has the answer may look at the count at once.
         self.hub.sent_bytes[name] = self.hub.sent_bytes.get(name, 0) + len(body)
+        self.wfile.write(body)
 
     def _refuse(self, status: int, code: str, repo: str | None = None) -> None:
         self.send_response(status)
