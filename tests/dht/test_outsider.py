@@ -71,7 +71,7 @@ async def close(writer: asyncio.StreamWriter) -> None:
         await writer.wait_closed()
 
 
-async def test_every_stream_handler_but_hello_is_closed_to_a_stranger_with_one_byte():
+async def test_every_stream_handler_but_hello_is_closed_to_a_stranger_with_one_byte_at_most():
     async with private_node() as node, raw_client(node) as p2p:
         names = set(node._control._stream_handlers)
         assert names == {HELLO_PROTOCOL, PEERS_PROTOCOL, "/test/application/1"}
@@ -79,7 +79,8 @@ async def test_every_stream_handler_but_hello_is_closed_to_a_stranger_with_one_b
             reader, writer = await open_stream(p2p, node, name)
             writer.write(encode([]))
             async with asyncio.timeout(2):
-                assert await reader.read() == b"\x00"
+                # A node that closes without reading what we wrote may lose its one byte on the way.
+                assert await reader.read() in (b"\x00", b"")
             await close(writer)
 
 
