@@ -218,7 +218,7 @@ class Control:
             await self._serve_peer(info.proto, PeerID(info.peer).to_base58(), reader, writer)
         except (DhtError, ConnectionError, EOFError, TimeoutError) as error:
             logger.debug("a stream ended: %s", error)
-        except Exception:
+        except Exception:  # the border of stream handlers: what one stream does must not end the node
             logger.exception("a stream handler failed")
         finally:
             await close_writer(writer)
