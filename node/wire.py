@@ -1,9 +1,9 @@
 """Frames of ``/efedllm/session/1``: their structure, bounds and bytes. No I/O, no tensors, no thread of its own.
 
 A frame is ``u32 length | msgpack header | payload``: ``length`` counts header and payload, the header is a map with the
-frame's kind and fields, and the payload is what remains, the raw little-endian bytes of one tensor (empty in frames
-that carry none). Everything is bounded before it is allocated; an unknown kind, an unknown or missing field, a value
-out of range or a payload of another size than shape and dtype say raises ``FrameError``.
+frame's kind and fields, and the payload is what remains, the bytes of one tensor in the session's codec (empty in
+frames that carry none). Everything is bounded before it is allocated; an unknown kind, an unknown or missing field, a value
+out of range or a payload of another size than shape and codec say raises ``FrameError``.
 
 The classes below are the specification: every field has its meaning, unit and bound beside it.
 """
@@ -36,7 +36,13 @@ MAX_STEP_POSITIONS = 2**14
 LENGTH_BYTES = 4
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-"""Activation codecs of this version: a dtype sent raw. Bytes per element."""
+"""Activation codecs that send a dtype raw, and its bytes per element."""
+INT8_BLOCK = 64
+"""Elements along the hidden dimension that share a scale in the codec ``int8``; the last block may be shorter."""
+SCALE_BYTES = 2
+"""One scale of the codec ``int8``, a float16."""
+CODECS = (*ITEM_BYTES, "int8")
+"""Activation codecs of this version: how hidden states travel."""
 
 Payload: TypeAlias = bytes | bytearray | memoryview
 Check: TypeAlias = Callable[[Any], Any]
@@ -86,8 +92,8 @@ def _flag(value: Any) -> bool:
 
 
 def _codec(value: Any) -> str:
-    if type(value) is not str or value not in ITEM_BYTES:
-        raise FrameError(f"must be one of {', '.join(ITEM_BYTES)}")
+    if type(value) is not str or value not in CODECS:
+        raise FrameError(f"must be one of {', '.join(CODECS)}")
     return value
 
 
@@ -138,8 +144,8 @@ class Open:
     """Padding positions at the start of each row; empty when there are none."""
     max_length: int = field(metadata={"check": _POSITION})
     """Positions that the session may reach; the stage reserves memory for them."""
-    codec: str = field(metadata={"check": _codec})
-    """How hidden states travel in this session: the dtype of the payloads."""
+    codec: str = field(metadata={"check": _text(16)})
+    """How hidden states travel in this session; one of ``CODECS``, or the stage says politely which it speaks."""
     previous: str = field(metadata={"check": _peer})
     """Peer that may push steps; empty: steps come on this stream."""
     next: str = field(metadata={"check": _peer})
@@ -175,7 +181,7 @@ class Step:
     codec: str = field(metadata={"check": _codec})
     """The session's codec."""
     payload: Payload
-    """Raw tensor bytes, row-major."""
+    """The tensor in the codec, as many bytes as ``payload_bytes`` says."""
     crop: int | None = field(default=None, metadata={"check": _optional(_POSITION)})
     """Forget every position from this one on before the step."""
     rows: tuple[int, ...] | None = field(
@@ -198,7 +204,7 @@ class Result:
     codec: str = field(metadata={"check": _codec})
     """The session's codec."""
     payload: Payload
-    """Raw tensor bytes, row-major."""
+    """The tensor in the codec, as many bytes as ``payload_bytes`` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +286,15 @@ def max_step_tokens(rows: int) -> int:
     return max(1, min(MAX_STEP_TOKENS, MAX_STEP_POSITIONS // rows))
 
 
+def payload_bytes(codec: str, shape: tuple[int, ...]) -> int:
+    """Return the size of hidden states of ``shape`` (rows, tokens, hidden size) in ``codec``, one of ``CODECS``."""
+    if codec in ITEM_BYTES:
+        return prod(shape) * ITEM_BYTES[codec]
+    rows, tokens, hidden_size = shape
+    num_scales = -(-hidden_size // INT8_BLOCK)
+    return rows * tokens * (num_scales * SCALE_BYTES + hidden_size)
+
+
 def encode(frame: Sendable) -> tuple[bytes, Payload]:
     """Return the bytes to write for ``frame``: prefix with header, then the payload, which is not copied."""
     payload: Payload = frame.payload if isinstance(frame, Step | Result) else b""
@@ -325,7 +340,7 @@ def decode(body: Payload) -> Frame:
     values = _checked_values(frame, header)
     payload = view[header_bytes:]
     if issubclass(frame, Step | Result):
-        expected = prod(values["shape"]) * ITEM_BYTES[values["codec"]]
+        expected = payload_bytes(values["codec"], values["shape"])
         if payload.nbytes != expected:
             raise FrameError(f"A {kind} frame carries {payload.nbytes} payload bytes; its shape asks for {expected}.")
         values["payload"] = payload

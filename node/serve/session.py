@@ -16,8 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from node.errors import SessionError
-from node.wire import ITEM_BYTES, MAX_BATCH, MAX_STEP_POSITIONS, Open, Step, max_step_tokens
+from node.errors import Refused, SessionError
+from node.wire import CODECS, MAX_BATCH, MAX_STEP_POSITIONS, Open, Step, max_step_tokens, payload_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +44,16 @@ Order: TypeAlias = Compute | Repeat
 
 
 class StageSession:
-    """The state of one session at one stage."""
+    """The state of one session at one stage.
+
+    Raises:
+        SessionError: ``opened`` contradicts itself.
+        Refused: it asks for a codec that this version does not speak.
+    """
 
     def __init__(self, opened: Open, hidden_size: int) -> None:
+        if opened.codec not in CODECS:
+            raise Refused("unsupported", f"This server speaks the codecs {', '.join(CODECS)}; choose one of them.")
         if not 1 <= opened.batch <= MAX_BATCH:
             raise SessionError(f"A session opens with 1 to {MAX_BATCH} rows, not {opened.batch}.")
         if opened.left_padding and len(opened.left_padding) != opened.batch:
@@ -64,7 +71,7 @@ class StageSession:
     def max_step_bytes(self) -> int:
         """Payload of the longest step: as many rows and positions as the session was opened for, within bounds."""
         num_positions = min(self.opened.batch * self.opened.max_length, MAX_STEP_POSITIONS)
-        return num_positions * self._hidden_size * ITEM_BYTES[self.opened.codec]
+        return payload_bytes(self.opened.codec, (1, num_positions, self._hidden_size))
 
     def receive(self, step: Step) -> Order:
         """Admit ``step`` and say what to do for it.

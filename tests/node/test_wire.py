@@ -3,7 +3,6 @@
 import struct
 import tracemalloc
 from dataclasses import MISSING, fields
-from math import prod
 
 import msgpack
 import pytest
@@ -13,7 +12,8 @@ from hypothesis import strategies as st
 from dht.identity import peer_id_to_str
 from node.errors import FrameError
 from node.wire import (
-    ITEM_BYTES,
+    CODECS,
+    INT8_BLOCK,
     LENGTH_BYTES,
     MAX_BATCH,
     MAX_FRAME_BYTES,
@@ -36,6 +36,7 @@ from node.wire import (
     decode_length,
     encode,
     max_step_tokens,
+    payload_bytes,
     step_session,
 )
 
@@ -51,13 +52,13 @@ def peer_of(key):
 
 PEER = peer_of(bytes(range(32)))
 peers = st.just("") | st.binary(min_size=32, max_size=32).map(peer_of)
-codecs = st.sampled_from(sorted(ITEM_BYTES))
+codecs = st.sampled_from(CODECS)
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 8))
 
 
 def with_payload(frame_type, **extra):
     def build(shape, codec, seed, session, position, others):
-        size = prod(shape) * ITEM_BYTES[codec]
+        size = payload_bytes(codec, shape)
         payload = (seed * size)[:size]
         return frame_type(session=session, position=position, shape=shape, codec=codec, payload=payload, **others)
 
@@ -200,6 +201,32 @@ def test_the_payload_is_neither_copied_when_sent_nor_when_received():
     assert received.payload[-1] == 99
 
 
+@pytest.mark.parametrize(
+    ("codec", "hidden_size", "num_bytes"),
+    [
+        ("float32", 64, 256),
+        ("float16", 64, 128),
+        ("bfloat16", 64, 128),
+        ("int8", 1, 1 + 2),
+        ("int8", INT8_BLOCK, 64 + 2),
+        ("int8", INT8_BLOCK + 1, 65 + 2 * 2),
+        ("int8", 4096, 4096 + 64 * 2),
+    ],
+)
+def test_a_position_takes_as_many_bytes_as_its_codec_asks_for(codec, hidden_size, num_bytes):
+    assert payload_bytes(codec, (1, 1, hidden_size)) == num_bytes
+    assert payload_bytes(codec, (3, 5, hidden_size)) == 15 * num_bytes
+    for size in (num_bytes - 1, num_bytes + 1):
+        with pytest.raises(FrameError, match="payload bytes"):
+            decode(body_of(Result(bytes(16), 0, (1, 1, hidden_size), codec, bytes(size))))
+
+
+def test_an_open_with_a_codec_of_another_version_is_read_so_that_it_can_be_refused_politely():
+    opened = decode(changed(OPEN, codec="int4"))
+    assert isinstance(opened, Open)
+    assert opened.codec not in CODECS
+
+
 @pytest.mark.parametrize("length", [0, MAX_FRAME_BYTES + 1, 2**31, 2**32 - 1])
 def test_a_length_of_nothing_or_beyond_the_bound_is_refused(length):
     with pytest.raises(FrameError, match="announced"):
@@ -308,7 +335,7 @@ def test_the_payload_cannot_be_smuggled_in_as_a_header_field():
         (STEP, "shape", [True, 2, 4]),
         (STEP, "shape", 8),
         (STEP, "codec", "float64"),
-        (STEP, "codec", "int8"),
+        (STEP, "codec", "int4"),
         (STEP, "codec", ""),
         (STEP, "codec", 4),
         (STEP, "codec", ["float32"]),
@@ -330,6 +357,8 @@ def test_the_payload_cannot_be_smuggled_in_as_a_header_field():
         (OPEN, "next_addresses", ["a" * 257]),
         (OPEN, "next_addresses", ["a"] * 17),
         (OPEN, "next_addresses", [b"a"]),
+        (OPEN, "codec", "c" * 17),
+        (OPEN, "codec", 8),
         (OPEN, "adapter", None),
         (Refuse(bytes(16), "full", "No."), "retryable", 1),
         (Refuse(bytes(16), "full", "No."), "retry_after_ms", -1),

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from node.errors import SessionError
+from node.errors import Refused, SessionError
 from node.serve.session import Compute, Repeat, StageSession
-from node.wire import MAX_BATCH, MAX_STEP_POSITIONS, MAX_STEP_TOKENS, Open, Step
+from node.wire import CODECS, MAX_BATCH, MAX_STEP_POSITIONS, MAX_STEP_TOKENS, Open, Step
 
 HIDDEN_SIZE = 4
 MAX_LENGTH = 24
@@ -153,6 +153,12 @@ def test_a_step_in_another_codec_is_refused():
         StageSession(open_frame(), HIDDEN_SIZE).receive(step_frame(0, 1, 1, codec="float16"))
 
 
+def test_an_open_with_an_unknown_codec_is_declined_politely_and_told_which_there_are():
+    with pytest.raises(Refused, match=", ".join(CODECS)) as caught:
+        StageSession(open_frame(codec="int4"), HIDDEN_SIZE)
+    assert (caught.value.code, caught.value.retryable) == ("unsupported", False)
+
+
 def test_a_step_of_another_hidden_size_is_refused():
     with pytest.raises(SessionError, match="hidden size"):
         StageSession(open_frame(), HIDDEN_SIZE).receive(step_frame(0, 1, 1, hidden_size=HIDDEN_SIZE + 1))
@@ -176,7 +182,10 @@ def test_a_step_of_too_many_tokens_is_refused_however_long_the_session_is(rows, 
 @pytest.mark.parametrize(("rows", "max_length"), [(1, 1), (3, MAX_LENGTH), (64, 10**6)])
 def test_the_longest_step_has_the_positions_that_the_session_was_opened_for_within_the_bound(rows, max_length):
     session = StageSession(open_frame(rows, max_length=max_length), HIDDEN_SIZE)
-    assert session.max_step_bytes == min(rows * max_length, MAX_STEP_POSITIONS) * HIDDEN_SIZE * 4
+    num_positions = min(rows * max_length, MAX_STEP_POSITIONS)
+    assert session.max_step_bytes == num_positions * HIDDEN_SIZE * 4
+    session = StageSession(open_frame(rows, max_length=max_length, codec="int8"), HIDDEN_SIZE)
+    assert session.max_step_bytes == num_positions * (HIDDEN_SIZE + 2)
 
 
 def test_a_step_that_selects_other_rows_than_it_carries_is_refused():
