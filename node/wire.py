@@ -2,8 +2,8 @@
 
 A frame is ``u32 length | msgpack header | payload``: ``length`` counts header and payload, the header is a map with the
 frame's kind and fields, and the payload is what remains, the bytes of one tensor in the session's codec (empty in
-frames that carry none). Everything is bounded before it is allocated; an unknown kind, an unknown or missing field, a value
-out of range or a payload of another size than shape and codec say raises ``FrameError``.
+frames that carry none). Everything is bounded before it is allocated; an unknown kind, an unknown or missing field, a
+value out of range or a payload of another size than shape and codec say raises ``FrameError``.
 
 The classes below are the specification: every field has its meaning, unit and bound beside it.
 """
