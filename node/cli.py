@@ -283,6 +283,10 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=_share, help="sample from the likeliest tokens of this total probability")
     parser.add_argument("--seed", type=_seed, help="seed of the sampling, to get the same text again")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
+    parser.add_argument(
+        "--codec", default="auto", choices=["auto", "float32", "float16", "bfloat16", "int8"],
+        help="how hidden states travel: int8 takes a byte per element, and changes results a little (default: --dtype)",
+    )  # fmt: skip
     _add_events(parser)
 
 
@@ -308,6 +312,7 @@ def _generation_options(arguments: Arguments, prompt: str) -> GenerateOptions:
         top_p=arguments.top_p,
         seed=arguments.seed,
         dtype=pick_dtype(arguments.dtype, None, torch.device("cpu")),
+        codec=arguments.codec,
     )
 
 

@@ -20,12 +20,13 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from node.client.call_checks import check_call
 from node.client.network import Network
 from node.client.remote_blocks import Echo, RemoteBlocks
-from node.client.remote_session import Connector, RemoteCache
+from node.client.remote_session import AUTO_CODEC, Connector, RemoteCache
 from node.config import default_home
 from node.errors import DamagedCheckpoint, UserError
 from node.model.checkpoint import Checkpoint
 from node.model.client_model import build_client_model, probe_returns_tuple
 from node.model.families import check_family
+from node.wire import CODECS
 
 
 class InferenceSession:
@@ -69,17 +70,19 @@ class DistributedMixin:
     _remote: RemoteBlocks
     _active: ContextVar[InferenceSession | None]
     _max_length: int
+    _codec: str
     config: Any
 
-    def attach(self, connector: Connector, remote: RemoteBlocks, max_length: int) -> None:
+    def attach(self, connector: Connector, remote: RemoteBlocks, max_length: int, codec: str = AUTO_CODEC) -> None:
         """Connect the freshly built model; called once.
 
         Args:
             connector: opens sessions along routes; a ``Network`` in earnest.
             remote: the model's one layer.
             max_length: positions reserved, at most, for a session that a call returns so that others can go on.
+            codec: how hidden states travel, one of ``wire.CODECS``, or ``auto``: in the dtype that they have.
         """
-        self._connector, self._remote, self._max_length = connector, remote, max_length
+        self._connector, self._remote, self._max_length, self._codec = connector, remote, max_length, codec
         self._active = ContextVar("active", default=None)  # A session is of the thread or task that opened it.
         self._opened = threading.local()
         self.register_forward_pre_hook(_aim_at_session, with_kwargs=True)  # type: ignore[attr-defined]
@@ -87,6 +90,10 @@ class DistributedMixin:
     def room_to_go_on(self) -> int:
         """Return the positions to reserve for a session that its caller may continue."""
         return min(getattr(self.config, "max_position_embeddings", None) or self._max_length, self._max_length)
+
+    def new_cache(self, max_length: int, reserve: int = 0) -> RemoteCache:
+        """Return the cache of a new session of ``max_length`` positions; ``reserve`` as for ``RemoteCache``."""
+        return RemoteCache(self._connector, max_length, reserve=reserve, codec=self._codec)
 
     @contextlib.contextmanager
     def inference_session(self, max_length: int) -> Iterator[InferenceSession]:
@@ -96,7 +103,7 @@ class DistributedMixin:
         """
         if max_length < 1:
             raise UserError(f"A session of {max_length} positions holds nothing; give max_length of at least 1.")
-        session = InferenceSession(RemoteCache(self._connector, max_length))
+        session = InferenceSession(self.new_cache(max_length))
         outer = self._active.get()
         self._active.set(session)
         try:
@@ -147,7 +154,7 @@ class DistributedMixin:
         drafts = max(drafts, generation_config.prompt_lookup_num_tokens or 0)
         needed = max_cache_length + 1 + drafts
         reserve = self.room_to_go_on() if generation_config.return_dict_in_generate else 0
-        cache = RemoteCache(self._connector, needed, reserve=reserve)
+        cache = self.new_cache(needed, reserve)
         opened = getattr(self._opened, "caches", None)
         if opened is not None:
             opened.append(cache)
@@ -179,7 +186,7 @@ def _aim_at_session(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             cache = active.cache
         else:
             reserve = model.room_to_go_on() if keep else 0
-            cache = RemoteCache(model._connector, inputs.shape[1], reserve=reserve)  # noqa: SLF001
+            cache = model.new_cache(inputs.shape[1], reserve)
         if keep or active is not None:  # Some families return what they are given, and generate would continue it.
             kwargs["past_key_values"] = cache
     padding = check_call(inputs, _checked_cache(cache).history, kwargs, model.config)
@@ -260,6 +267,7 @@ class AutoDistributedModelForCausalLM:
         revision: str | None = None,
         max_length: int = 2048,
         step_timeout_s: float = 120.0,
+        codec: str = AUTO_CODEC,
     ) -> Any:
         """Load embeddings, norm and head of a model; its blocks run on the swarm's servers.
 
@@ -274,6 +282,8 @@ class AutoDistributedModelForCausalLM:
                 ``generate`` with ``return_dict_in_generate``); less when the model cannot reach them, more when the
                 call needs more, and only what the call needs when the servers have no room.
             step_timeout_s: how long the route may stay silent in one step, s.
+            codec: how hidden states travel: ``float32``, ``float16``, ``bfloat16``, ``int8`` (about one byte per
+                element), or ``auto``: as they are, in ``dtype``. A coarser one saves bytes and changes results.
 
         Returns:
             An object of the family's own class, for example ``LlamaForCausalLM``, with ``generate``,
@@ -283,6 +293,8 @@ class AutoDistributedModelForCausalLM:
             UserError: bad input; the message says what to do.
             UnavailableError: the swarm cannot be reached.
         """
+        if codec not in (AUTO_CODEC, *CODECS):
+            raise UserError(f"There is no codec {codec}; use one of {', '.join((AUTO_CODEC, *CODECS))}.")
         checkpoint = Checkpoint.open(path_or_hub_id, revision=revision, home=default_home())
         check_family(checkpoint.config)
         where = torch.device(device)
@@ -296,5 +308,5 @@ class AutoDistributedModelForCausalLM:
             initial_peers=initial_peers or [],
             step_timeout_s=step_timeout_s,
         )
-        model.attach(network, remote, max_length)
+        model.attach(network, remote, max_length, codec)
         return model

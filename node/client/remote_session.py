@@ -19,10 +19,12 @@ from node.client.history import History, PlannedStep
 from node.client.route import Route
 from node.errors import LocalError, UnavailableError, UserError
 from node.model.tensors import from_payload, to_payload
-from node.wire import ITEM_BYTES, MAX_BATCH, Result, Step, max_step_tokens
+from node.wire import ITEM_BYTES, MAX_BATCH, Result, Step, max_step_tokens, payload_bytes
 
 _MAX_STEP_BYTES = 2 * 2**20
 """Hidden states of a longer prefill are sent in several steps, which the stages work on at the same time."""
+AUTO_CODEC = "auto"
+"""Hidden states travel raw in the dtype that the client computes in."""
 
 
 class Connector(Protocol):
@@ -110,13 +112,17 @@ class RemoteCache(Cache):
         connector: opens, uses and closes its chains.
         max_length: positions that the session must hold.
         reserve: positions that it should hold so that more calls can continue it, if the servers have the room.
+        codec: how hidden states travel, one of ``wire.CODECS`` or ``AUTO_CODEC``.
     """
 
-    def __init__(self, connector: Connector, max_length: int, *, reserve: int = 0) -> None:
+    def __init__(self, connector: Connector, max_length: int, *, reserve: int = 0, codec: str = AUTO_CODEC) -> None:
         self._needed = max_length
         self.history = History(max(max_length, reserve))
         super().__init__(layers=[_Lengths(self.history)])
         self._connector = connector
+        self._asked_codec = codec
+        self._codec = ""
+        """The codec of the open session: all its steps and results have it."""
         self._chain: Chain | None = None
         self._finalizer: Callable[[], Any] | None = None
         self._is_closed = False
@@ -162,23 +168,28 @@ class RemoteCache(Cache):
             raise UserError(
                 f"A session takes at most {MAX_BATCH} rows, beams included, not {batch}; use fewer at once."
             )
-        codec = str(hidden.dtype).removeprefix("torch.")
-        if codec not in ITEM_BYTES:
-            raise UserError(f"Hidden states in {codec} do not travel; load the model with dtype=torch.float32.")
         self.history.check_room(num_tokens)
         if self.history.length == 0:  # Not begun, or cropped to nothing: rows and padding may be others than before.
-            self._open(batch, left_padding, codec)
+            self._open(batch, left_padding, self._codec_for(hidden.dtype))
         assert self._chain is not None
-        by_bytes = max(1, _MAX_STEP_BYTES // (batch * hidden_size * ITEM_BYTES[codec]))
+        by_bytes = max(1, _MAX_STEP_BYTES // payload_bytes(self._codec, (batch, 1, hidden_size)))
         at_once = min(by_bytes, max_step_tokens(batch))
         planned = self.history.plan(batch, num_tokens, at_once)
-        steps = [self._to_step(self._chain.session, part, hidden, codec) for part in planned]
+        steps = [self._to_step(self._chain.session, part, hidden) for part in planned]
         results = self._connector.run(self._chain, steps)
         parts = [
-            from_payload(result.payload, result.shape, codec, dtype=hidden.dtype, device=hidden.device)
+            from_payload(result.payload, result.shape, self._codec, dtype=hidden.dtype, device=hidden.device)
             for result in results
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _codec_for(self, dtype: torch.dtype) -> str:
+        if self._asked_codec != AUTO_CODEC:
+            return self._asked_codec
+        codec = str(dtype).removeprefix("torch.")
+        if codec not in ITEM_BYTES:
+            raise UserError(f"Hidden states in {codec} do not travel; load the model with dtype=torch.float32.")
+        return codec
 
     def _open(self, batch: int, left_padding: tuple[int, ...], codec: str) -> None:
         if self._finalizer is not None:
@@ -190,18 +201,18 @@ class RemoteCache(Cache):
                 raise
             self.history.max_length = self._needed
             self._chain = self._connector.open(batch, left_padding, self._needed, codec)
+        self._codec = codec
         self.history.restart(left_padding)
         self._finalizer = weakref.finalize(self, self._connector.close_later, self._chain)
 
-    @staticmethod
-    def _to_step(session: bytes, part: PlannedStep, hidden: torch.Tensor, codec: str) -> Step:
+    def _to_step(self, session: bytes, part: PlannedStep, hidden: torch.Tensor) -> Step:
         piece = hidden[:, part.first : part.first + part.num_tokens]
         return Step(
             session=session,
             position=part.position,
             shape=tuple(piece.shape),
-            codec=codec,
-            payload=to_payload(piece, codec),
+            codec=self._codec,
+            payload=to_payload(piece, self._codec),
             crop=part.crop,
             rows=part.rows,
         )

@@ -35,6 +35,8 @@ class GenerateOptions:
     top_p: float | None
     seed: int | None
     dtype: torch.dtype
+    codec: str = "auto"
+    """How hidden states travel; auto: in ``dtype``."""
 
 
 class Printer(TextStreamer):
@@ -104,7 +106,7 @@ def load_tokenizer(options: GenerateOptions) -> tuple[Any, Any]:
 def connect(options: GenerateOptions) -> Any:
     """Return the client's model, connected to the swarm."""
     return AutoDistributedModelForCausalLM.from_pretrained(
-        options.model, revision=options.revision, join=options.join, dtype=options.dtype
+        options.model, revision=options.revision, join=options.join, dtype=options.dtype, codec=options.codec
     )
 
 

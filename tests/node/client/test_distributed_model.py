@@ -44,7 +44,7 @@ def checkpoint(directory):
     return Checkpoint.open(str(directory))
 
 
-def connect(checkpoint, dtype=torch.float32, max_length=64):
+def connect(checkpoint, dtype=torch.float32, max_length=64, codec="auto"):
     model, remote = build_model(checkpoint.config, checkpoint.load_client(dtype=dtype), dtype=dtype, device=CPU)
     use_generation_config(model, checkpoint.tokenizer_dir)
     spans = [
@@ -52,7 +52,7 @@ def connect(checkpoint, dtype=torch.float32, max_length=64):
         for span in ((0, 2), (2, 4))
     ]
     swarm = InProcessSwarm(spans, checkpoint.config.hidden_size)
-    model.attach(swarm, remote, max_length)
+    model.attach(swarm, remote, max_length, codec)
     return model, swarm
 
 
@@ -116,6 +116,54 @@ def test_half_precision_travels_as_it_is_computed(checkpoint, directory, dtype):
     assert remote_logits.dtype == dtype
     assert torch.equal(remote_logits, local_logits)
     assert {chain.stages[0].state.opened.codec for chain in swarm.chains} == {str(dtype).removeprefix("torch.")}
+
+
+@pytest.mark.parametrize(("codec", "tolerance"), [("float16", 2e-3), ("bfloat16", 2e-2), ("int8", 5e-2)])
+def test_a_codec_that_is_asked_for_is_that_of_every_session_and_costs_little(
+    checkpoint, local, monkeypatch, codec, tolerance
+):
+    model, swarm = connect(checkpoint, codec=codec)
+    travelled, run = [], swarm.run
+
+    def watch(chain, steps):
+        results = run(chain, steps)
+        travelled.extend(frame.codec for frame in (*steps, *results))
+        return results
+
+    monkeypatch.setattr(swarm, "run", watch)
+    with torch.no_grad():
+        remote_logits, local_logits = model(TEXT).logits, local(TEXT).logits
+    assert remote_logits.dtype == torch.float32
+    assert not torch.equal(remote_logits, local_logits), "nothing was rounded"
+    assert (remote_logits - local_logits).abs().max() <= tolerance * local_logits.abs().max()
+    with model.inference_session(20):
+        model.generate(TEXT, max_new_tokens=3)
+    model.generate(TEXT, max_new_tokens=3, num_beams=2)
+    assert {chain.stages[0].state.opened.codec for chain in swarm.chains} == {codec}
+    assert set(travelled) == {codec}
+
+
+def test_a_session_keeps_the_codec_that_it_was_opened_with(checkpoint):
+    _, swarm = connect(checkpoint)
+    cache = RemoteCache(swarm, 8)
+    cache.step(torch.ones(1, 2, 32), ())
+    assert cache.step(torch.ones(1, 1, 32, dtype=torch.bfloat16), ()).dtype == torch.bfloat16
+    cache.crop(-3)
+    cache.step(torch.ones(1, 2, 32, dtype=torch.bfloat16), ())
+    assert [chain.stages[0].state.opened.codec for chain in swarm.chains] == ["float32", "bfloat16"]
+
+
+def test_a_coarse_codec_takes_longer_pieces_of_a_prompt_in_one_step(checkpoint, monkeypatch):
+    monkeypatch.setattr(remote_session, "_MAX_STEP_BYTES", 3 * 32 * 4)
+    for codec, num_steps in (("float32", 4), ("float16", 2), ("int8", 2)):
+        model, swarm = connect(checkpoint, codec=codec)
+        model(TEXT)
+        assert swarm.num_steps == num_steps
+
+
+def test_a_codec_that_does_not_exist_is_refused_before_anything_is_loaded():
+    with pytest.raises(UserError, match="int8"):
+        AutoDistributedModelForCausalLM.from_pretrained("/nowhere", join="", codec="int3")
 
 
 def test_a_dtype_that_no_codec_carries_is_refused_with_the_mend(checkpoint):

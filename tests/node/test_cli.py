@@ -1,0 +1,30 @@
+"""What the command line hands on, without running what it names."""
+
+import pytest
+
+from dht.identity import Identity
+from node.cli import _generation_options, _parser
+from node.wire import CODECS
+
+SWARM = f"/ip4/127.0.0.1/tcp/31337/p2p/{Identity.ephemeral().peer_id}"
+
+
+def options_of(command, *arguments):
+    return _generation_options(_parser().parse_args([command, "embedded", "--join", SWARM, *arguments]), "")
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_every_codec_of_the_wire_can_be_asked_for(codec):
+    assert options_of("generate", "--prompt", "x", "--codec", codec).codec == codec
+    assert options_of("chat", "--codec", codec).codec == codec
+
+
+def test_the_codec_is_that_of_the_dtype_unless_another_is_asked_for():
+    assert options_of("chat", "--dtype", "bfloat16").codec == "auto"
+
+
+def test_a_codec_that_does_not_exist_is_a_wrong_command_line(capsys):
+    with pytest.raises(SystemExit) as caught:
+        options_of("chat", "--codec", "int3")
+    assert caught.value.code == 2
+    assert "int8" in capsys.readouterr().err
