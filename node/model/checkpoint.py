@@ -7,7 +7,7 @@ nor any model family by name. Hashing, downloading and loading take seconds: cal
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -138,9 +138,9 @@ class Checkpoint:
         """Return the bytes that the weights of blocks ``[start, end)`` take in memory; reads headers only."""
         return sum(place.size_bytes_as(dtype) for _, place in self._places(self._span_names(start, end)))
 
-    def client_bytes(self, dtype: torch.dtype | None = None) -> int:
-        """Return the bytes that everything outside the blocks takes in memory; reads headers only."""
-        return sum(place.size_bytes_as(dtype) for _, place in self._places(self._client_names()))
+    def client_bytes(self, dtype: torch.dtype | None = None, *, parameters: Collection[str] | None = None) -> int:
+        """Return the bytes that what ``load_client`` gives takes in memory; reads headers only."""
+        return sum(place.size_bytes_as(dtype) for _, place in self._places(self._client_names(parameters)))
 
     def load_span(
         self, start: int, end: int, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
@@ -165,12 +165,25 @@ class Checkpoint:
         return {self.block_names.renumber(name, start): tensor for name, tensor in loaded.items()}
 
     def load_client(
-        self, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+        self,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        parameters: Collection[str] | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Load everything that is not in a block: embeddings, final norm, head; arguments as in ``load_span``."""
-        names = self._client_names()
-        self._check_agreement(names, None)
-        return self._load(names, dtype, device)
+        """Load everything that is not in a block: embeddings, final norm, head; arguments as in ``load_span``.
+
+        Args:
+            dtype: As in ``load_span``.
+            device: As in ``load_span``.
+            parameters: Names, in the built model, of the parameters that are wanted (None: all). A tensor whose name
+                there cannot be told from the checkpoint's is loaded as well.
+
+        Raises:
+            DamagedCheckpoint: As in ``load_span``.
+        """
+        self._check_agreement(self._client_names(), None)
+        return self._load(self._client_names(parameters), dtype, device)
 
     def _check_span(self, start: int, end: int) -> None:
         if not 0 <= start < end <= self.num_blocks:
@@ -184,8 +197,13 @@ class Checkpoint:
         wanted = range(start, end)
         return [name for name in self._file_of if self.block_names.block_of(name) in wanted]
 
-    def _client_names(self) -> list[str]:
-        return [name for name in self._file_of if self.block_names.block_of(name) is None]
+    def _client_names(self, parameters: Collection[str] | None = None) -> list[str]:
+        names = [name for name in self._file_of if self.block_names.block_of(name) is None]
+        expected = self._expected
+        if parameters is None or expected is None:
+            return names
+        unwanted = expected.parameters.difference(parameters)
+        return [name for name in names if expected.name_of(name) not in unwanted]
 
     def _check_agreement(self, names: Iterable[str], blocks: range | None) -> None:
         """Refuse weights that the config does not ask for; ``blocks`` None: everything outside the blocks."""
