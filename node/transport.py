@@ -1,6 +1,7 @@
 """Frames over a libp2p stream: the thin shell around ``node.wire``. Runs in the event loop; touches payloads as bytes.
 
-Knows nothing of sessions. A frame is read whole, after its announced length has been bounded.
+Knows nothing of sessions. A frame is read whole, after its announced length has been bounded, into writable memory of
+its own, so that whoever makes a tensor of its payload need not copy it.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class FrameStream:
         self.bytes_in = 0
         self.bytes_out = 0
         self._stream = stream
-        self._held = b""
-        """Bytes read beyond the last frame."""
+        self._held = bytearray()
+        """The next frame as far as it has been read, and what came in one piece with it."""
 
     async def receive(self, max_bytes: int = MAX_FRAME_BYTES) -> Frame | None:
         """Return the next frame, or None when the peer has closed the stream.
@@ -48,13 +49,13 @@ class FrameStream:
         Raises:
             FrameError: the peer sent what is not a frame, or a longer one; the stream is of no use any more.
         """
-        body = await self._read_body(max_bytes, MAX_FRAME_BYTES)
-        if body is None:
+        end = await self._read_until(max_bytes, MAX_FRAME_BYTES)
+        if end is None:
             return None
-        end = LENGTH_BYTES + len(body)
-        self._held = self._held[end:]
+        whole = self._held
+        self._held = whole[end:]
         self.bytes_in += end
-        return decode(body)
+        return decode(memoryview(whole)[LENGTH_BYTES:end])
 
     async def peek(self, num_bytes: int) -> bytes | None:
         """Return the first bytes of the next frame behind its prefix and leave it to ``receive``; None at the end.
@@ -62,27 +63,29 @@ class FrameStream:
         Raises:
             FrameError: the peer announced what is not a frame.
         """
-        return await self._read_body(MAX_FRAME_BYTES, num_bytes)
+        end = await self._read_until(MAX_FRAME_BYTES, num_bytes)
+        return None if end is None else bytes(self._held[LENGTH_BYTES:end])
 
-    async def _read_body(self, max_bytes: int, num_bytes: int) -> bytes | None:
-        """Hold up to ``num_bytes`` of the next frame's body and return them; None at the end of the stream."""
+    async def _read_until(self, max_bytes: int, num_bytes: int) -> int | None:
+        """Hold the next frame's first ``num_bytes`` behind its prefix; return where they end, None without them."""
         try:
             while len(self._held) < LENGTH_BYTES:
                 if not await self._read_some():
                     return None
-            length = decode_length(self._held[:LENGTH_BYTES])
+            length = decode_length(bytes(self._held[:LENGTH_BYTES]))
             if length > max_bytes:
                 raise FrameError(f"A frame of {length} bytes was announced where {max_bytes} are allowed.")
             end = LENGTH_BYTES + min(length, num_bytes)
-            if len(self._held) < end:
-                self._held += await self._stream.reader.readexactly(end - len(self._held))
-        except (asyncio.IncompleteReadError, OSError):
+            while len(self._held) < end:
+                if not await self._read_some(end - len(self._held)):
+                    return None
+        except OSError:
             return None
-        return self._held[LENGTH_BYTES:end]
+        return end
 
-    async def _read_some(self) -> bool:
+    async def _read_some(self, num_bytes: int = _READ_BYTES) -> bool:
         """Read what is there, which is a whole frame in decoding; return False at the end of the stream."""
-        piece = await self._stream.reader.read(_READ_BYTES)
+        piece = await self._stream.reader.read(num_bytes)
         self._held += piece
         return bool(piece)
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import struct
+import tracemalloc
 from dataclasses import dataclass
 
 import pytest
@@ -126,3 +127,42 @@ async def test_frames_that_arrive_in_one_piece_are_told_apart(ends):
     here.writer.write(b"".join(bytes(part) for frame in frames for part in encode(frame)))
     stream = FrameStream(there)
     assert [await stream.receive() for _ in frames] == frames
+
+
+@pytest.mark.parametrize("size", [256, 2**20])
+async def test_a_payload_arrives_in_writable_memory_of_its_own(ends, size):
+    here, there = (FrameStream(end) for end in ends)
+    sending = asyncio.create_task(send_frames(here, [frame_of(size), frame_of(size)]))
+    first, second = [await there.receive() for _ in range(2)]
+    await sending
+    first.payload[:] = bytes(size)
+    assert second == frame_of(size)
+
+
+async def send_frames(stream, frames):
+    for frame in frames:
+        await stream.send(frame)
+
+
+async def test_a_large_frame_that_was_peeked_at_arrives_whole_with_those_behind_it(ends):
+    here, there = (FrameStream(end) for end in ends)
+    frames = [frame_of(2**20), Close(bytes(16))]
+    sending = asyncio.create_task(send_frames(here, frames))
+    body = b"".join(encode(frames[0]))[4:]
+    assert await there.peek(1000) == body[:1000]
+    assert await there.peek(5000) == body[:5000]
+    assert [await there.receive() for _ in frames] == frames
+    await sending
+
+
+async def test_a_frame_takes_memory_as_it_comes_and_not_as_it_is_announced(ends):
+    here, there = ends
+    here.writer.write(struct.pack(">I", MAX_FRAME_BYTES) + bytes(1000))
+    await here.writer.drain()
+    tracemalloc.start()
+    try:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(FrameStream(there).receive(), 0.3)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
