@@ -239,6 +239,12 @@ def _add_serve(commands: Commands) -> None:
     )  # fmt: skip
     parser.add_argument("--max-memory", type=_size, metavar="SIZE", help="bound for weights and caches, such as 6GiB")
     parser.add_argument("--max-sessions", type=_count, default=256, metavar="N")
+    parser.add_argument(
+        "--share-prefixes",
+        action="store_true",
+        help="let sessions of different clients share what is computed of equal beginnings; the time an answer takes "
+        "then tells one client what others have asked",
+    )
     parser.add_argument("--num-threads", type=_threads, metavar="N", help="threads to compute with (default: torch's)")
     _add_addresses(parser)
     _add_events(parser)
@@ -261,6 +267,7 @@ def _serve(arguments: Arguments) -> int:
         dtype=arguments.dtype,
         max_memory_bytes=arguments.max_memory,
         max_sessions=arguments.max_sessions,
+        share_prefixes=arguments.share_prefixes,
         num_threads=arguments.num_threads,
         listen=tuple(arguments.listen or (DEFAULT_LISTEN,)),
         announce=tuple(arguments.announce),

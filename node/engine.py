@@ -1,8 +1,13 @@
-"""The engine: one compute thread beside the event loop, fed by a bounded queue.
+"""The engine: one compute thread beside the event loop that runs waiting steps together.
 
-Work is a callable that runs in the thread and returns a value; exceptions cross back as values (an
-unexpected one as ``ComputeFailed``, without its inner text: that goes to the log, not to a peer). It knows nothing of
-tensors, sessions or peers: whoever submits decides what a piece of work is.
+Two kinds of work arrive. A *job* is one session's step; before every forward pass ``batching.plan_batch`` (pure) says
+which jobs take part and with how many positions, and their group runs them. A *call* is anything else that must happen
+in the compute thread; calls go before jobs, in order. Errors cross back as values: an unexpected one as
+``ComputeFailed``, without its inner text, which goes to the log and not to a peer. The engine knows nothing of
+tensors, sessions or peers.
+
+    loop:    run(job) ──queue──┐                                    ┌──> results of one forward, in one wake-up
+    thread:                    └─> take ─> prepare ─> plan ─> group.run(shares) ─┘  and again while anything waits
 """
 
 from __future__ import annotations
@@ -12,10 +17,13 @@ import logging
 import queue
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
+from node.batching import Limits, Waiting, plan_batch
 from node.errors import ComputeFailed, NodeError, Refused
 
 T = TypeVar("T")
@@ -24,18 +32,90 @@ logger = logging.getLogger(__name__)
 
 SWITCH_INTERVAL_S = 5e-4
 """How long one Python thread may hold the interpreter: short, so that the loop answers while the thread computes."""
+DECODING_S = 0.3
+"""After a short step others are expected for so long, and long steps are cut into short chunks."""
+
+
+class Job(Protocol):
+    """One session's step. All but the plain attributes is used by the compute thread alone."""
+
+    client: str
+    """Who asked for it: turns go round by client."""
+    rows: int
+    priority: int
+
+    @property
+    def group(self) -> Group:
+        """Runs jobs of its kind together."""
+
+    @property
+    def positions_left(self) -> int:
+        """Positions per row that are still to be run; 0 when the job is done."""
+
+    def prepare(self) -> None:
+        """Do what needs no forward pass; called when the job arrives and before every plan while it is long."""
+
+    def result(self) -> Any:
+        """Return what the job has come to; called once, when nothing is left."""
+
+
+class Group(Protocol):
+    """Runs jobs that can share a forward pass."""
+
+    def run(self, shares: Sequence[tuple[Any, int]]) -> Sequence[Exception | None]:
+        """Run so many positions of each job; return what went wrong, job by job."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """What one forward pass was; for statistics."""
+
+    num_jobs: int
+    num_tokens: int
+    """Rows times positions."""
+    seconds: float
+    waits_s: tuple[float, ...]
+    """How long each job that began with this pass had waited."""
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    job: Job
+    future: asyncio.Future[Any]
+    submitted_s: float = field(default_factory=time.perf_counter)
+    since: int = 0
+    has_begun: bool = False
+
+
+@dataclass(slots=True)
+class _Call:
+    work: Callable[[], Any]
+    future: asyncio.Future[Any]
 
 
 class Engine:
-    """Runs submitted work in order in a thread of its own."""
+    """Runs calls and jobs in a thread of its own."""
 
-    def __init__(self, max_waiting: int = 256) -> None:
-        # The bound is checked in submit, in the loop's thread alone, so the faster queue without one will do.
-        self._queue: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = queue.SimpleQueue()
+    def __init__(
+        self,
+        max_waiting: int = 512,
+        limits: Limits | None = None,
+        observe: Callable[[BatchReport], None] | None = None,
+    ) -> None:
+        # The bound is checked in the loop's thread alone, so the faster queue without one will do.
+        self._queue: queue.SimpleQueue[_Pending | _Call | None] = queue.SimpleQueue()
         self._max_waiting = max_waiting
+        self._limits = limits or Limits()
+        self._observe = observe
+        self._num_waiting = 0
+        """Calls and jobs whose futures are not settled; only the loop touches it."""
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_leaving = False
+        # From here on: the compute thread's own.
+        self._jobs: list[_Pending] = []
+        self._tick = 0
+        self._decoding_until_s = 0.0
 
     async def __aenter__(self) -> Self:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -55,49 +135,153 @@ class Engine:
 
     @property
     def num_waiting(self) -> int:
-        """Pieces of work not begun yet."""
-        return self._queue.qsize()
+        """Calls and jobs that have been submitted and have not ended, the one that runs included."""
+        return self._num_waiting
 
     async def submit(self, work: Callable[[], T]) -> T:
-        """Run ``work`` in the compute thread and return its value, or raise what it raised.
+        """Call ``work`` in the compute thread and return its value, or raise what it raised.
 
         Raises:
-            Refused: the queue is full, or the engine has been left; retryable.
+            Refused: too much is waiting, or the engine has been left; retryable.
         """
+        future: asyncio.Future[T] = self._future()
+        self._queue.put(_Call(work, future))
+        return await future
+
+    async def run(self, job: Job) -> Any:
+        """Run ``job``, together with others where that is possible, and return its result, or raise what it raised.
+
+        Raises:
+            Refused: too much is waiting, or the engine has been left; retryable.
+        """
+        future = self._future()
+        self._queue.put(_Pending(job, future))
+        return await future
+
+    def _future(self) -> asyncio.Future[Any]:
         assert self._loop is not None
         if self._is_leaving:  # Behind the end mark of the queue nothing is worked on any more.
             raise Refused("draining", "This server is leaving; choose another.", retryable=True)
-        if self._queue.qsize() >= self._max_waiting:
+        if self._num_waiting >= self._max_waiting:
             message = "This server has too much work waiting; try again."
             raise Refused("busy", message, retryable=True, retry_after_s=1.0)
-        future: asyncio.Future[T] = self._loop.create_future()
-        self._queue.put((work, future))
-        return await future
+        self._num_waiting += 1
+        future: asyncio.Future[Any] = self._loop.create_future()
+        future.add_done_callback(self._forget)
+        return future
+
+    def _forget(self, _: asyncio.Future[Any]) -> None:
+        self._num_waiting -= 1
+
+    # The compute thread.
 
     def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            work, future = item
-            if future.cancelled():
-                continue
-            try:
-                value: Any = work()
-                error: NodeError | None = None
-            except NodeError as caught:
-                value, error = None, caught
-            except Exception as caught:  # the border of the compute thread: every failure is a value
-                logger.exception("Work in the compute thread failed")
-                value, error = None, ComputeFailed(f"The computation failed: {type(caught).__name__}.")
-            self._deliver(future, value, error)
+        while self._take() or self._jobs:
+            outcomes = self._prepare()
+            if self._jobs:
+                outcomes += self._run_batch()
+            self._deliver(outcomes)
 
-    def _deliver(self, future: asyncio.Future[Any], value: Any, error: NodeError | None) -> None:
+    def _take(self) -> bool:
+        """Take what has been submitted, waiting only when there is nothing else to do; return False at the end."""
+        while not self._jobs or not self._queue.empty():
+            item = self._queue.get()
+            if item is None:
+                return False
+            if isinstance(item, _Pending):
+                item.since = self._tick
+                self._jobs.append(item)
+            elif not item.future.cancelled():
+                self._deliver([(item.future, *_outcome(item.work))])
+        return True
+
+    def _prepare(self) -> list[_Outcome]:
+        """Let new and long jobs do what needs no forward; drop those that nobody waits for; return what has ended."""
+        outcomes: list[_Outcome] = []
+        kept = []
+        for pending in self._jobs:
+            if pending.future.cancelled():
+                continue
+            if not pending.has_begun or pending.job.positions_left > self._limits.short_positions:
+                _, error = _outcome(pending.job.prepare)
+                if error is not None or not pending.job.positions_left:
+                    outcomes.append(_ended(pending, error))
+                    continue
+            kept.append(pending)
+        self._jobs = kept
+        return outcomes
+
+    def _run_batch(self) -> list[_Outcome]:
+        """Run one forward pass; return the jobs that it ends."""
+        started_s = time.perf_counter()
+        waiting = [
+            Waiting(id(p.job.group), p.job.client, p.job.rows, p.job.positions_left, p.since, p.job.priority)
+            for p in self._jobs
+        ]
+        shares = plan_batch(waiting, self._limits, is_decoding=started_s < self._decoding_until_s)
+        chosen = [self._jobs[share.index] for share in shares]
+        pairs = [(pending.job, share.positions) for pending, share in zip(chosen, shares, strict=True)]
+        errors = _run_group(chosen[0].job.group, pairs)
+        self._tick += 1
+        ended_s = time.perf_counter()
+        if any(waiting[share.index].positions <= self._limits.short_positions for share in shares):
+            self._decoding_until_s = ended_s + DECODING_S
+        waits_s = tuple(started_s - pending.submitted_s for pending in chosen if not pending.has_begun)
+        outcomes = []
+        for pending, error in zip(chosen, errors, strict=True):
+            pending.has_begun, pending.since = True, self._tick
+            if error is not None or not pending.job.positions_left:
+                self._jobs.remove(pending)
+                outcomes.append(_ended(pending, error))
+        self._report(pairs, ended_s - started_s, waits_s)
+        return outcomes
+
+    def _report(self, pairs: Sequence[tuple[Job, int]], seconds: float, waits_s: tuple[float, ...]) -> None:
+        if self._observe is not None:
+            num_tokens = sum(job.rows * positions for job, positions in pairs)
+            self._observe(BatchReport(len(pairs), num_tokens, seconds, waits_s))
+
+    def _deliver(self, outcomes: list[_Outcome]) -> None:
         def settle() -> None:
-            if future.cancelled():
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(value)
+            for future, value, error in outcomes:
+                if future.done():
+                    continue
+                if error is not None:
+                    future.set_exception(error)
+                else:
+                    future.set_result(value)
 
         assert self._loop is not None
-        if not self._loop.is_closed():
+        if outcomes and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(settle)
+
+
+_Outcome = tuple[asyncio.Future[Any], Any, Exception | None]
+
+
+def _outcome(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    """Call ``work``; return its value and no error, or no value and the error that may cross."""
+    try:
+        return work(), None
+    except Exception as caught:  # noqa: BLE001 - the border of the compute thread: every failure is a value
+        return None, _crossing(caught)
+
+
+def _crossing(error: Exception) -> NodeError:
+    if isinstance(error, NodeError):
+        return error
+    logger.error("Work in the compute thread failed", exc_info=error)
+    return ComputeFailed(f"The computation failed: {type(error).__name__}.")
+
+
+def _ended(pending: _Pending, error: Exception | None) -> _Outcome:
+    if error is not None:
+        return pending.future, None, _crossing(error)
+    return pending.future, *_outcome(pending.job.result)
+
+
+def _run_group(group: Group, pairs: Sequence[tuple[Job, int]]) -> Sequence[Exception | None]:
+    try:
+        return group.run(pairs)
+    except Exception as caught:  # noqa: BLE001 - the border of the compute thread: every failure is a value
+        return [caught] * len(pairs)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from node.client.route import Route, Stage
 from node.errors import LocalError
 from node.model.span import Span
-from node.serve.computation import Computation
+from node.serve.computation import Computation, Output, SpanSteps, StepJob
 from node.serve.session import Compute, StageSession
 from node.wire import LENGTH_BYTES, Frame, Open, Result, Sendable, Step, decode, decode_length, encode
 
@@ -17,6 +17,7 @@ class InProcessStage(NamedTuple):
 
     state: StageSession
     computation: Computation
+    group: SpanSteps
 
 
 class InProcessChain:
@@ -24,9 +25,15 @@ class InProcessChain:
 
     def __init__(self, session: bytes, spans: Sequence[Span], opened: Open, hidden_size: int) -> None:
         self.session = session
+        self.max_length = opened.max_length
         self.route = Route(tuple(Stage(f"peer{n}", span.start, span.end, ()) for n, span in enumerate(spans)))
         self.stages = [
-            InProcessStage(StageSession(opened, hidden_size), Computation(span, opened.max_length)) for span in spans
+            InProcessStage(
+                StageSession(opened, hidden_size),
+                Computation(span, span.new_cache(opened.max_length, opened.batch)),
+                SpanSteps(span),
+            )
+            for span in spans
         ]
         self.is_closed = False
 
@@ -77,7 +84,7 @@ class InProcessSwarm:
             assert isinstance(arrived, Step)
             order = stage.state.receive(arrived)
             assert isinstance(order, Compute)
-            payload, shape = stage.computation.compute(order)
+            payload, shape = run_alone(stage, order, chain.max_length)
             step = Step(step.session, step.position, shape, step.codec, payload, step.crop, step.rows)
         result = over_the_wire(Result(step.session, step.position, step.shape, step.codec, step.payload))
         assert isinstance(result, Result)
@@ -96,6 +103,20 @@ class InProcessSwarm:
     def num_open(self) -> int:
         """Sessions not closed yet."""
         return sum(not chain.is_closed for chain in self.chains)
+
+
+def run_alone(stage: InProcessStage, order: Compute, max_length: int) -> Output:
+    """Run one step as the engine does when nothing else waits."""
+    span, rows = stage.computation.span, order.step.shape[0]
+    into = None
+    if order.rows is not None and len(order.rows) != stage.computation.cache.buffers[0][0].shape[0]:
+        into = span.new_cache(max_length, rows).buffers
+    job = StepJob(stage.group, stage.computation, order, "client", into)
+    job.prepare()
+    (error,) = stage.group.run([(job, job.positions_left)])
+    if error is not None:
+        raise error
+    return job.result()
 
 
 def over_the_wire(frame: Sendable) -> Frame:

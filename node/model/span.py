@@ -7,7 +7,9 @@ transformers' code. Runs in the compute thread; knows neither sockets nor sessio
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,9 +17,14 @@ from torch import nn
 from transformers import AutoModel
 
 from node.errors import ConfigMismatch, UnsupportedFamily
-from node.model.cache import SpanCache
+from node.model.arena import Buffers, KeyValueArena, LayerShape
+from node.model.cache import ShapeProbe, SpanCache
 from node.model.packed import pack_linears
+from node.model.ragged import Part, RaggedAttention
 from node.model.trunk import Layers, Trunk, find_trunk, keep_only_layers, slice_config
+
+_MAX_PROBED_WINDOW = 8192
+"""A longer sliding window is not reached by the probe of batching, which would take its memory."""
 
 
 class Span:
@@ -32,19 +39,45 @@ class Span:
         config: Any,
         dtype: torch.dtype,
         device: torch.device,
+        layers: tuple[LayerShape, ...],
+        *,
+        can_batch: bool,
     ) -> None:
         self.start = start
         self.end = end
         self.dtype = dtype
         self.device = device
+        self.layers = layers
+        """What every layer keeps of one position of one row."""
+        self.can_batch = can_batch
+        """Whether several sessions share a forward pass; otherwise they run one after the other."""
         self._model = model
         self._trunk = trunk
         self._config = config
+        self._ragged = RaggedAttention(model, _configs_of(model))
         self._views: dict[tuple[int, int], Span] = {(start, end): self}
 
-    def new_cache(self, max_length: int) -> SpanCache:
-        """Return an empty cache for one session of at most ``max_length`` positions."""
-        return SpanCache(self.start, self.end - self.start, max_length)
+    @property
+    def cache_bytes_per_position(self) -> int:
+        """Bytes that one position of one row takes in the cache."""
+        num_elements = sum(layer.num_elements for layer in self.layers)
+        return num_elements * int(self.dtype.itemsize)
+
+    def new_arena(self, num_positions: int) -> KeyValueArena:
+        """Return memory for ``num_positions`` positions of all sessions together."""
+        return KeyValueArena(self.layers, num_positions, dtype=self.dtype, device=self.device)
+
+    def new_cache(self, max_length: int, rows: int = 1, buffers: Buffers | None = None) -> SpanCache:
+        """Return an empty cache for one session.
+
+        Args:
+            max_length: positions that it may reach.
+            rows: rows of the session.
+            buffers: a slot of an arena of the span that this one is a view of; None: memory of its own.
+        """
+        if buffers is None:
+            buffers = self.new_arena(rows * max_length).place(0, rows, max_length)
+        return SpanCache(self.start, buffers)
 
     def view(self, start: int, end: int) -> Span:
         """Return the blocks ``[start, end)`` of this span, sharing its weights."""
@@ -61,7 +94,19 @@ class Span:
         first, last = start - self.start, end - self.start
         setattr(holder, name, Layers(list(trunk.layers)[first:last]))
         _set_config(model, slice_config(self._config, start, end))
-        return Span(model, trunk, start, end, self._config, self.dtype, self.device)
+        shapes = self.layers[first:last]
+        return Span(model, trunk, start, end, self._config, self.dtype, self.device, shapes, can_batch=self.can_batch)
+
+    @torch.inference_mode()
+    def forward_many(self, parts: Sequence[Part]) -> list[torch.Tensor]:
+        """Run steps of different sessions in one forward pass, or one by one where the family does not allow it.
+
+        Returns:
+            ``[rows, positions, hidden]`` for each part, equal to ``forward`` of it up to rounding.
+        """
+        if len(parts) == 1 or not self.can_batch:
+            return [self.forward(part.hidden, part.cache, part.padding) for part in parts]
+        return self._ragged.forward(parts)
 
     @torch.inference_mode()
     def forward(self, hidden: torch.Tensor, cache: SpanCache, left_padding: torch.Tensor | None = None) -> torch.Tensor:
@@ -134,7 +179,10 @@ def build_span(
     _set_config(model, slice_config(config, start, end))
     _probe_identity(model, trunk, config)
     pack_linears(model)
-    return Span(model, trunk, start, end, config, dtype, device)
+    shapes = _probe_shapes(model, config, dtype, device)
+    span = Span(model, trunk, start, end, config, dtype, device, shapes, can_batch=False)
+    span.can_batch = _probe_batching(span, config)
+    return span
 
 
 def on_meta(auto_class: Any, config: Any) -> nn.Module:
@@ -191,3 +239,54 @@ def _probe_identity(model: nn.Module, trunk: Trunk, config: Any) -> None:
             f"The family {config.model_type} changes hidden states outside its layers, so it cannot be split into "
             "spans; choose a model of a family that `efedllm doctor` lists."
         )
+
+
+def _configs_of(model: nn.Module) -> list[Any]:
+    """Return every config object that a module of ``model`` looks at, the model's own first."""
+    found = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    return list(found.values())
+
+
+@torch.inference_mode()
+def _probe_shapes(model: nn.Module, config: Any, dtype: torch.dtype, device: torch.device) -> tuple[LayerShape, ...]:
+    """Learn what each layer keeps of one position, by running one token."""
+    probe = ShapeProbe()
+    hidden = torch.zeros((1, 1, config.hidden_size), dtype=dtype, device=device)
+    position = torch.zeros((1, 1), dtype=torch.long, device=device)
+    model(inputs_embeds=hidden, position_ids=position, past_key_values=probe, use_cache=True)
+    return probe.shapes
+
+
+@torch.inference_mode()
+def _probe_batching(span: Span, config: Any) -> bool:
+    """Say whether two sessions in one forward pass get what each gets alone, sliding windows and all."""
+    window = getattr(config, "sliding_window", None) or 0
+    lengths = (min(window, _MAX_PROBED_WINDOW) + 5, 3, 6)
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(device=span.device, dtype=span.dtype)
+
+    parts, twins = [], []
+    for length, count in zip(lengths, (1, 1, 4), strict=True):
+        caches = [span.new_cache(length + count, rows=2) for _ in range(2)]
+        for mine, its in zip(caches[0].buffers, caches[1].buffers, strict=True):
+            for one, other in zip(mine, its, strict=True):
+                one.copy_(random(*one.shape))
+                other.copy_(one)
+        for cache in caches:
+            cache.advance(length)
+        hidden = random(2, count, config.hidden_size)
+        padding = torch.tensor([0, 2], device=span.device) if count > 1 else None
+        parts.append(Part(hidden, caches[0], padding))
+        twins.append(Part(hidden, caches[1], padding))
+    alone = [span.forward(part.hidden, part.cache, part.padding) for part in twins]
+    span.can_batch = True
+    with contextlib.suppress(Exception):  # Whatever a family does with what we hand it, it only means no.
+        together = span.forward_many(parts)
+        scale = max(float(part.abs().max()) for part in alone)
+        tolerance = scale * (1e-4 if span.dtype == torch.float32 else 5e-2)
+        return all(
+            torch.allclose(one, other, atol=tolerance, rtol=0) for one, other in zip(together, alone, strict=True)
+        )
+    return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,15 +35,23 @@ from node.model.span import Span, build_span
 from node.run.events import Reporter
 from node.run.libraries import silence_libraries
 from node.run.lifetime import until_told_to_stop
+from node.run.load import tell_load
 from node.serve.handler import Handler, Served
 from node.serve.measure import SpanCost, measure
 from node.serve.placement import MemoryPlan, choose_span, parse_blocks, plan_memory
+from node.serve.prefixes import PrefixStore
+from node.serve.slots import PAGE
+from node.serve.statistics import Statistics
 from node.wire import PROTOCOL
 
 REFRESH_S = 20
 """How often a server renews its announcement, s; the announcement lives three times as long."""
 SWEEP_S = 15.0
 """How often idle sessions are looked for, s."""
+STATISTICS_S = 60.0
+"""How often a server says what it does, s."""
+_PREFIX_SHARE = 8
+"""One part in so many of the cache's memory remembers common beginnings of sessions."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,7 @@ class ServeOptions:
     dtype: str
     max_memory_bytes: int | None
     max_sessions: int
+    share_prefixes: bool
     num_threads: int | None
     listen: tuple[str, ...]
     announce: tuple[str, ...]
@@ -95,17 +105,21 @@ async def run_server(options: ServeOptions, reporter: Reporter) -> None:
             reporter.say(f"Loading blocks {start}:{end} of {checkpoint.short_name} ...")
             announcing = _Announcing(identity, swarm, checkpoint, plan, (start, end))
             await exits.enter_async_context(announcing.announcer)
-            engine = await exits.enter_async_context(Engine())
+            statistics = Statistics()
+            engine = await exits.enter_async_context(
+                Engine(observe=lambda report: statistics.observe(time.monotonic(), report))
+            )
             span = await asyncio.to_thread(_load, plan, start, end)
             cost = await engine.submit(lambda: measure(span, checkpoint.config.hidden_size))
             gc.collect()
             gc.freeze()  # What start-up made stays; the collector need not walk it again between two steps.
             bar.__exit__()
-            handler = _make_handler(plan, span, cost, manifest, swarm, engine, options)
+            handler = _make_handler(plan, span, manifest, swarm, engine, options)
             await swarm.serve(PROTOCOL, handler.handle)
             await announcing.online(handler, cost)
             announce_start = partial(_announce_start, reporter, swarm, checkpoint, span, cost)
-            reason = await _serve_until_stopped(handler, swarm, options, announce_start)
+            say_load = partial(tell_load, reporter, handler, statistics)
+            reason = await _serve_until_stopped(handler, swarm, options, announce_start, say_load)
             reporter.say(f"Stopping ({reason}): the announcement is withdrawn.")
 
 
@@ -141,18 +155,21 @@ def _load(plan: _Plan, start: int, end: int) -> Span:
 
 
 def _make_handler(
-    plan: _Plan, span: Span, cost: SpanCost, manifest: bytes, swarm: Swarm, engine: Engine, options: ServeOptions
+    plan: _Plan, span: Span, manifest: bytes, swarm: Swarm, engine: Engine, options: ServeOptions
 ) -> Handler:
-    if plan.memory.cache_bytes < cost.cache_bytes_per_token:
+    prefix_bytes = plan.memory.cache_bytes // _PREFIX_SHARE
+    num_positions = (plan.memory.cache_bytes - prefix_bytes) // span.cache_bytes_per_position
+    if num_positions < PAGE:
         raise DoesNotFit("The weights fit but leave no memory for a session; take fewer blocks.")
     served = Served(
         span=span,
         manifest=manifest,
         hidden_size=plan.checkpoint.config.hidden_size,
-        cache_bytes_per_token=cost.cache_bytes_per_token,
         max_sessions=options.max_sessions,
+        shares_prefixes=options.share_prefixes,
     )
-    return Handler(served, engine, swarm.dial, plan.memory.cache_bytes)
+    arena = span.new_arena(num_positions)
+    return Handler(served, engine, swarm.dial, arena, PrefixStore(prefix_bytes))
 
 
 class _Announcing:
@@ -177,9 +194,7 @@ class _Announcing:
 
     def _records(self, t: int, life_s: int) -> list[Announcement | ManifestRecord]:
         config, manifest = self._checkpoint.config, self._checkpoint.manifest32
-        free = self._handler.budget.free_bytes if self._handler else 0
-        total = self._handler.budget.total_bytes if self._handler else 0
-        per_token = self._cost.cache_bytes_per_token if self._cost else 1
+        slots = self._handler.slots if self._handler else None
         announcement = Announcement(
             manifest=manifest,
             shard=0,
@@ -191,8 +206,8 @@ class _Announcing:
             end=self._span[1],
             dtype=str(self._plan.dtype).removeprefix("torch."),
             throughput_milli=int(self._cost.blocks_per_s * 1000) if self._cost else 0,
-            max_length=total // per_token,
-            cache_free_tokens=free // per_token,
+            max_length=slots.total if slots else 0,
+            cache_free_tokens=slots.free if slots else 0,
             addresses=tuple(self._swarm.addresses[:8]),
             version=__version__,
         )
@@ -226,7 +241,11 @@ def _announce_start(reporter: Reporter, swarm: Swarm, checkpoint: Checkpoint, sp
 
 
 async def _serve_until_stopped(
-    handler: Handler, swarm: Swarm, options: ServeOptions, announce_start: Callable[[], None]
+    handler: Handler,
+    swarm: Swarm,
+    options: ServeOptions,
+    announce_start: Callable[[], None],
+    say_load: Callable[[], None],
 ) -> str:
     """Return why the server should stop; raises if its p2pd dies."""
 
@@ -235,8 +254,15 @@ async def _serve_until_stopped(
             await asyncio.sleep(SWEEP_S)
             await handler.expire(time.monotonic())
 
+    async def tell() -> None:
+        while True:
+            await asyncio.sleep(STATISTICS_S)
+            say_load()
+
     told = asyncio.create_task(until_told_to_stop(exit_with_stdin=options.exit_with_stdin))
-    tasks = [told, asyncio.create_task(sweep()), asyncio.create_task(swarm.wait_closed())]
+    tasks = [told, asyncio.create_task(sweep()), asyncio.create_task(tell()), asyncio.create_task(swarm.wait_closed())]
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR1, say_load)
     try:
         await asyncio.sleep(0)  # Signals are listened for before anyone hears that we are ready.
         announce_start()
@@ -245,6 +271,7 @@ async def _serve_until_stopped(
             task.result()
         return told.result() if told.done() else "p2pd has ended"
     finally:
+        loop.remove_signal_handler(signal.SIGUSR1)
         handler.drain()
         for task in tasks:
             task.cancel()

@@ -1,51 +1,187 @@
-"""What a stage computes in one session: steps in, output bytes out. Runs in the compute thread; ``drop`` anywhere.
+"""What a stage computes: sessions' steps in, output bytes out. Runs in the compute thread; ``drop`` anywhere.
 
-It knows no stream and no budget. Which steps it may be given is decided by ``session``.
+It knows no stream and no admission. Which steps a session may be given is decided by ``session``; which of them run
+together by ``batching``.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from typing import TypeAlias
+
 import torch
 
 from node.errors import UnavailableError
+from node.model.arena import Buffers
 from node.model.cache import SpanCache
+from node.model.ragged import Part
 from node.model.span import Span
 from node.model.tensors import from_payload, to_payload
+from node.serve.prefixes import PrefixChain
 from node.serve.session import Compute
+
+logger = logging.getLogger(__name__)
+
+Output: TypeAlias = tuple[memoryview, tuple[int, ...]]
+"""A step's output bytes and its shape ``[rows, tokens, hidden]``."""
 
 
 class Computation:
-    """One session at one stage: its part of the span, and its cache."""
+    """One session at one stage: its part of the span, and its cache.
 
-    def __init__(self, span: Span, max_length: int) -> None:
-        self._span = span
-        self._cache: SpanCache | None = span.new_cache(max_length)
-        self._padding: torch.Tensor | None = None
+    Args:
+        span: the blocks that the session runs.
+        cache: made by ``span.new_cache``.
+        prefixes: finds what other sessions have computed of the same text; None: every step is run.
+    """
+
+    def __init__(self, span: Span, cache: SpanCache, prefixes: PrefixChain | None = None) -> None:
+        self.span = span
+        self.prefixes = prefixes
+        self.padding: torch.Tensor | None = None
+        self._cache: SpanCache | None = cache
+
+    @property
+    def cache(self) -> SpanCache:
+        """The session's keys and values.
+
+        Raises:
+            UnavailableError: the session has ended.
+        """
+        if self._cache is None:
+            raise UnavailableError("The session has ended.")
+        return self._cache
 
     @property
     def length(self) -> int:
         """Positions in the cache."""
         return self._cache.length if self._cache is not None else 0
 
-    def compute(self, order: Compute) -> tuple[memoryview, tuple[int, ...]]:
-        """Run one step; return the output's bytes and its shape ``[rows, tokens, hidden]``.
+    def begin(self, order: Compute, into: Buffers | None) -> None:
+        """Make the history what the step continues.
+
+        Args:
+            order: the step, and what changes before it.
+            into: buffers for another number of rows than before; None: as many.
+        """
+        cache = self.cache
+        if order.crop is not None:
+            cache.crop_to(order.crop)
+        if order.rows is not None:
+            cache.select_rows(torch.tensor(order.rows), into)
+        if order.left_padding and (self.padding is None or order.rows is not None):
+            self.padding = torch.tensor(order.left_padding, device=self.span.device)
+        if self.prefixes is not None:
+            self.prefixes.begin(order)
+
+    def drop(self) -> None:
+        """Let go of the cache; a step that runs right now ends first."""
+        self._cache = None
+
+
+class SpanSteps:
+    """Runs steps of one part of a span together: the group of its jobs."""
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+
+    def run(self, shares: Sequence[tuple[StepJob, int]]) -> list[Exception | None]:
+        """Run so many positions of each step; a step that fails does not take the others with it."""
+        if len(shares) > 1 and self._span.can_batch:
+            try:
+                self._run(shares)
+            except Exception:
+                logger.info("A forward of %d steps failed; each is run alone", len(shares), exc_info=True)
+            else:
+                return [None] * len(shares)
+        return [self._run_alone(share) for share in shares]
+
+    def _run_alone(self, share: tuple[StepJob, int]) -> Exception | None:
+        try:
+            self._run([share])
+        except Exception as error:  # noqa: BLE001 - handed to the engine as a value
+            return error
+        return None
+
+    def _run(self, shares: Sequence[tuple[StepJob, int]]) -> None:
+        parts = [job.part(positions) for job, positions in shares]
+        outputs = self._span.forward_many(parts)
+        for (job, _), output in zip(shares, outputs, strict=True):
+            job.take(output)
+
+
+class StepJob:
+    """One step of one session, as the engine runs it.
+
+    Args:
+        group: runs steps of the session's part of the span.
+        computation: the session.
+        order: the step, and what changes before it.
+        client: peer id of the session's client.
+        into: buffers for another number of rows than before; None: as many.
+    """
+
+    def __init__(
+        self, group: SpanSteps, computation: Computation, order: Compute, client: str, into: Buffers | None = None
+    ) -> None:
+        self.group = group
+        self.client = client
+        self.rows = order.step.shape[0]
+        self.priority = 0
+        self._computation = computation
+        self._order = order
+        self._into = into
+        self._hidden: torch.Tensor | None = None
+        self._outputs: list[torch.Tensor] = []
+        self._done = 0
+        """Positions that have been run."""
+
+    @property
+    def positions_left(self) -> int:
+        """Positions per row that are still to be run."""
+        return self._order.step.shape[1] - self._done
+
+    def prepare(self) -> None:
+        """Decode the step when it comes, and take what is known of a prefix while it is long.
 
         Raises:
             UnavailableError: the session has ended.
         """
-        step, span, cache = order.step, self._span, self._cache
-        if cache is None:
-            raise UnavailableError("The session has ended.")
-        if order.crop is not None:
-            cache.crop_to(order.crop)
-        if order.rows is not None:
-            cache.select_rows(torch.tensor(order.rows))
-        if order.left_padding and (self._padding is None or order.rows is not None):
-            self._padding = torch.tensor(order.left_padding, device=span.device)
-        hidden = from_payload(step.payload, step.shape, step.codec, dtype=span.dtype, device=span.device)
-        output = span.forward(hidden, cache, self._padding)
-        return to_payload(output, step.codec), tuple(output.shape)
+        computation = self._computation
+        cache = computation.cache
+        if self._hidden is None:
+            computation.begin(self._order, self._into)
+            step, span = self._order.step, computation.span
+            self._hidden = from_payload(step.payload, step.shape, step.codec, dtype=span.dtype, device=span.device)
+        if computation.prefixes is not None:
+            self._reuse(computation.prefixes, cache)
 
-    def drop(self) -> None:
-        """Give the cache back, whoever still holds this object; a step that runs right now ends first."""
-        self._cache = None
+    def _reuse(self, prefixes: PrefixChain, cache: SpanCache) -> None:
+        assert self._hidden is not None
+        for output in prefixes.reuse(self._hidden[:, self._done :], cache):
+            self._outputs.append(output)
+            self._done += output.shape[1]
+
+    def part(self, positions: int) -> Part:
+        """Return the next ``positions`` as a part of a forward pass."""
+        assert self._hidden is not None
+        hidden = self._hidden
+        if positions != hidden.shape[1]:
+            hidden = hidden[:, self._done : self._done + positions]
+        return Part(hidden, self._computation.cache, self._computation.padding)
+
+    def take(self, output: torch.Tensor) -> None:
+        """Take what the forward pass gave for the last part, ``[rows, positions, hidden]``."""
+        computation = self._computation
+        if computation.prefixes is not None:
+            assert self._hidden is not None
+            hidden = self._hidden[:, self._done : self._done + output.shape[1]]
+            computation.prefixes.keep(hidden, output, computation.cache)
+        self._outputs.append(output)
+        self._done += output.shape[1]
+
+    def result(self) -> Output:
+        """Return the whole step's output."""
+        output = self._outputs[0] if len(self._outputs) == 1 else torch.cat(self._outputs, dim=1)
+        return to_payload(output, self._order.step.codec), tuple(output.shape)

@@ -1,7 +1,7 @@
 """The I/O shell of a stage: streams of ``/efedllm/session/1`` in, work to the engine, outputs to the next stage.
 
-Runs in the event loop. What a session may do is decided by ``session`` (pure); what it may use by ``budget`` (pure);
-what is computed runs in the engine's thread. Two kinds of streams arrive: a client's control stream, which begins with
+Runs in the event loop. What a session may do is decided by ``session`` (pure); where its cache stands by ``slots``
+(pure); what is computed runs in the engine's thread. Two kinds of streams arrive: a client's control stream, which begins with
 ``open`` and ends the session when it ends, and a previous stage's push stream, which carries the steps of one session.
 """
 
@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from dht.errors import DhtError
 from node.engine import Engine
 from node.errors import ComputeFailed, NodeError, Refused, RemoteError, SessionError, UnavailableError
+from node.model.arena import Buffers, KeyValueArena
 from node.model.span import Span
 from node.model.tensors import codec_of
-from node.serve.budget import CacheBudget
-from node.serve.computation import Computation
+from node.serve.computation import Computation, Output, SpanSteps, StepJob
+from node.serve.prefixes import PrefixChain, PrefixStore
 from node.serve.session import Compute, StageSession
+from node.serve.slots import Slot, Slots
 from node.transport import ByteStream, FrameStream
 from node.wire import (
     MAX_HEADER_BYTES,
@@ -47,6 +49,8 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _RETRY_AFTER_FULL_S = 5.0
+_RESERVED_SHARE = 8
+"""One part in so many, of sessions and of the cache, is kept for clients that have no session yet."""
 
 
 class Dialer(Protocol):
@@ -66,13 +70,14 @@ class Served:
     manifest: bytes
     """sha256 identity of the model."""
     hidden_size: int
-    cache_bytes_per_token: int
-    """Cache memory of one position of one row through the whole span."""
     max_sessions: int = 256
     idle_timeout_s: float = 600.0
     """A session without a step for so long is closed."""
     send_timeout_s: float = 30.0
     """A client that does not read for so long loses its session; a next stage is reported to the client as lost."""
+    shares_prefixes: bool = False
+    """Whether sessions of different clients share what is computed of equal beginnings. How fast an answer comes then
+    tells one client what others have asked."""
 
 
 @dataclass
@@ -86,6 +91,10 @@ class Counters:
     refused: int = 0
     broken: int = 0
     """Streams ended because the peer broke the protocol."""
+    bytes_in: int = 0
+    """Read from streams that have ended."""
+    bytes_out: int = 0
+    """Written to streams that have ended."""
 
 
 @dataclass
@@ -97,24 +106,49 @@ class _Live:
     client: FrameStream
     """The client's control stream."""
     last_used_s: float
+    slots: list[Slot] = field(default_factory=list)
+    """Where its cache stands; two while its number of rows changes."""
+    rows: int = 1
+    """Rows that its cache has."""
+    is_computing: bool = False
+    """Whether a step is in the engine, which writes into the slots until it returns."""
     previous: FrameStream | None = None
     """The stream on which the previous stage pushes steps, while there is one."""
     next: FrameStream | None = None
     """The stream on which outputs are pushed to the next stage."""
-    output: tuple[memoryview, tuple[int, ...]] | None = None
+    output: Output | None = None
     """The last step's output bytes and shape, for a repeated step."""
 
 
 class Handler:
-    """Serves the sessions of one span."""
+    """Serves the sessions of one span.
 
-    def __init__(self, served: Served, engine: Engine, dial: Dialer, cache_bytes: int) -> None:
+    Args:
+        served: what is offered.
+        engine: runs the steps.
+        dial: opens streams to next stages.
+        arena: memory for the caches of all sessions.
+        prefixes: remembers common beginnings of sessions; None: every session computes all of its own.
+    """
+
+    def __init__(
+        self,
+        served: Served,
+        engine: Engine,
+        dial: Dialer,
+        arena: KeyValueArena,
+        prefixes: PrefixStore | None = None,
+    ) -> None:
         self.counters = Counters()
-        self.budget = CacheBudget(cache_bytes)
+        self.slots = Slots(arena.num_positions)
         self._served = served
         self._engine = engine
         self._dial = dial
+        self._arena = arena
+        self._prefixes = prefixes
+        self._groups: dict[tuple[int, int], SpanSteps] = {}
         self._sessions: dict[bytes, _Live] = {}
+        self._streams: set[FrameStream] = set()
         self._draining = False
 
     @property
@@ -122,13 +156,24 @@ class Handler:
         """Sessions open now."""
         return len(self._sessions)
 
+    @property
+    def cache_bytes_per_position(self) -> int:
+        """Bytes that one position of one row takes in the cache."""
+        return self._served.span.cache_bytes_per_position
+
+    @property
+    def bytes_moved(self) -> tuple[int, int]:
+        """Bytes read from and written to all session streams so far."""
+        num_in = self.counters.bytes_in + sum(stream.bytes_in for stream in self._streams)
+        return num_in, self.counters.bytes_out + sum(stream.bytes_out for stream in self._streams)
+
     def drain(self) -> None:
         """Refuse new sessions from now on."""
         self._draining = True
 
     async def handle(self, stream: ByteStream) -> None:
         """Serve one stream to its end; never raises for what a peer did."""
-        frames = FrameStream(stream)
+        frames = self._counted(stream)
         try:
             await self._serve(frames)
         except UnavailableError:
@@ -139,7 +184,19 @@ class Handler:
             with contextlib.suppress(UnavailableError):
                 await frames.send(_refusal(NO_SESSION, error), self._served.send_timeout_s)
         finally:
+            self._uncount(frames)
             await frames.close()
+
+    def _counted(self, stream: ByteStream) -> FrameStream:
+        frames = FrameStream(stream)
+        self._streams.add(frames)
+        return frames
+
+    def _uncount(self, frames: FrameStream) -> None:
+        if frames in self._streams:
+            self._streams.remove(frames)
+            self.counters.bytes_in += frames.bytes_in
+            self.counters.bytes_out += frames.bytes_out
 
     async def _serve(self, frames: FrameStream) -> None:
         head = await self._in_time(frames.peek(MAX_HEADER_BYTES))
@@ -222,12 +279,29 @@ class Handler:
             state = StageSession(opened, served.hidden_size)
         except SessionError as error:
             raise Refused("bad_open", str(error)) from error
-        computation = Computation(served.span.view(opened.start, opened.end), opened.max_length)
-        self._promise(opened.session, opened.batch, opened.max_length)
-        live = _Live(state, computation, frames, time.monotonic())
+        slot = self._lease(frames.peer_id, opened.batch, opened.max_length)
+        span = served.span.view(opened.start, opened.end)
+        buffers = self._buffers(slot, opened, opened.batch)
+        computation = Computation(
+            span, span.new_cache(opened.max_length, opened.batch, buffers), self._chain(opened, frames.peer_id)
+        )
+        live = _Live(state, computation, frames, time.monotonic(), [slot], opened.batch)
         self._sessions[opened.session] = live
         self.counters.sessions += 1
         return live
+
+    def _chain(self, opened: Open, client: str) -> PrefixChain | None:
+        """Return what finds common beginnings for a session of one row, or None."""
+        if self._prefixes is None or opened.batch > 1 or any(opened.left_padding):
+            return None
+        owner = "" if self._served.shares_prefixes else client
+        scope = repr((opened.manifest, opened.start, opened.end, opened.codec, opened.adapter, owner))
+        return PrefixChain(self._prefixes, hashlib.sha256(scope.encode()).digest())
+
+    def _buffers(self, slot: Slot, opened: Open, rows: int) -> Buffers:
+        """Return the tensors of a slot for the blocks that a session runs."""
+        first = self._served.span.start
+        return self._arena.place(slot.start, rows, opened.max_length)[opened.start - first : opened.end - first]
 
     async def _dial_next(self, live: _Live) -> None:
         opened = live.state.opened
@@ -243,6 +317,7 @@ class Handler:
             await stream.close()
             raise UnavailableError("The session has ended.")
         live.next = stream
+        self._streams.add(stream)
 
     def _check_open(self, opened: Open) -> None:
         served = self._served
@@ -257,23 +332,24 @@ class Handler:
             raise Refused("wrong_blocks", f"This server holds the blocks {held}; look the directory up again.")
         if opened.adapter:
             raise Refused("unsupported", "This version serves no adapters yet; open the session without one.")
-        if len(self._sessions) >= served.max_sessions:
-            message = f"All {served.max_sessions} sessions of this server are taken."
-            raise Refused("full", message, retryable=True, retry_after_s=_RETRY_AFTER_FULL_S)
 
-    def _promise(self, session: bytes, rows: int, max_length: int) -> None:
-        """Promise cache memory for ``rows`` rows of ``max_length`` positions, or refuse."""
-        num_bytes = rows * max_length * self._served.cache_bytes_per_token
-        if num_bytes > self.budget.total_bytes:
+    def _lease(self, client: str, rows: int, max_length: int) -> Slot:
+        """Lease a slot for ``rows`` rows of ``max_length`` positions, or refuse."""
+        wanted, per_position = rows * max_length, self._served.span.cache_bytes_per_position
+        if wanted > self.slots.total:
             message = (
-                f"{rows} rows of {max_length} positions need {num_bytes >> 20} MiB of cache here; "
-                f"this server has {self.budget.total_bytes >> 20} MiB: ask for less."
+                f"{rows} rows of {max_length} positions need {wanted * per_position >> 20} MiB of cache here; "
+                f"this server has {self.slots.total * per_position >> 20} MiB: ask for less."
             )
             raise Refused("too_long", message)
-        if not self.budget.can_promise(session, num_bytes):
-            message = f"The cache of this server is taken: {self.budget.free_bytes >> 20} MiB are free."
-            raise Refused("full", message, retryable=True, retry_after_s=_RETRY_AFTER_FULL_S)
-        self.budget.promise(session, num_bytes)
+        mine = [live for live in self._sessions.values() if live.client.peer_id == client]
+        reserved_sessions = self._served.max_sessions // _RESERVED_SHARE if mine else 0
+        if len(self._sessions) >= self._served.max_sessions - reserved_sessions:
+            raise _full(f"{len(self._sessions)} of this server's {self._served.max_sessions} sessions are taken")
+        reserved = self.slots.total // _RESERVED_SHARE if mine else 0
+        if not self.slots.can_lease(wanted) or wanted > self.slots.free - reserved:
+            raise _full(f"The cache of this server is taken: {self.slots.free * per_position >> 20} MiB are free")
+        return self.slots.lease(wanted)
 
     async def _run(self, live: _Live, step: Step) -> None:
         if not self._is_open(live):
@@ -281,17 +357,46 @@ class Handler:
         live.last_used_s = time.monotonic()
         order = live.state.receive(step)
         if isinstance(order, Compute):
-            if order.rows is not None:
-                self._promise(step.session, len(order.rows), live.state.opened.max_length)
-            output = await self._engine.submit(partial(live.computation.compute, order))
-            if not self._is_open(live):
-                raise UnavailableError("The session has ended.")
-            live.output = output
+            live.output = await self._compute(live, order)
             self.counters.steps += 1
             self.counters.tokens += step.shape[0] * step.shape[1]
         if live.output is None:
             raise SessionError("The step is repeated before its output exists.")
         await self._hand_on(live, step, *live.output)
+
+    async def _compute(self, live: _Live, order: Compute) -> Output:
+        opened, client = live.state.opened, live.client.peer_id
+        into = None
+        if order.rows is not None and len(order.rows) != live.rows:
+            live.slots.append(self._lease(client, len(order.rows), opened.max_length))
+            into = self._buffers(live.slots[-1], opened, len(order.rows))
+        group = self._groups.setdefault((opened.start, opened.end), SpanSteps(live.computation.span))
+        live.is_computing = True
+        try:
+            output: Output = await self._engine.run(StepJob(group, live.computation, order, client, into))
+        except NodeError:
+            self._returned(live)
+            raise
+        self._returned(live)
+        if not self._is_open(live):
+            raise UnavailableError("The session has ended.")
+        live.rows = order.step.shape[0]
+        while len(live.slots) > 1:
+            self.slots.release(live.slots.pop(0))
+        return output
+
+    def _returned(self, live: _Live) -> None:
+        """Note that the engine has let go of a session's slots.
+
+        A cancelled step is not noted: the engine may still be writing.
+        """
+        live.is_computing = False
+        if not self._is_open(live):
+            self._free_slots(live)
+
+    def _free_slots(self, live: _Live) -> None:
+        while live.slots:
+            self.slots.release(live.slots.pop())
 
     async def _hand_on(self, live: _Live, step: Step, payload: memoryview, shape: tuple[int, ...]) -> None:
         if live.next is None:
@@ -319,13 +424,16 @@ class Handler:
             return
         session = live.state.opened.session
         del self._sessions[session]
-        self.budget.release(session)
         live.computation.drop()
+        if not live.is_computing:
+            self._free_slots(live)
         live.output = None
         if error is not None:
             self.counters.broken += isinstance(error, RemoteError)
             with contextlib.suppress(UnavailableError):
                 live.client.write(_refusal(session, error))  # not waiting: it may not be reading
+        if live.next is not None:
+            self._uncount(live.next)
         streams = (live.client, live.previous, live.next)
         await asyncio.gather(*(stream.close() for stream in streams if stream is not None))
 
@@ -335,6 +443,11 @@ class Handler:
         refusal = Refused("idle", "The session was idle for too long; open it again.")
         await asyncio.gather(*(self._end(live, refusal) for live in idle))
         return len(idle)
+
+
+def _full(reason: str) -> Refused:
+    message = f"{reason}; try again later, or elsewhere."
+    return Refused("full", message, retryable=True, retry_after_s=_RETRY_AFTER_FULL_S)
 
 
 def _refusal(session: bytes, error: NodeError) -> Refuse:

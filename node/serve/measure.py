@@ -17,8 +17,6 @@ _PROBE_STEPS = 8
 class SpanCost:
     """Measured costs of one span."""
 
-    cache_bytes_per_token: int
-    """Cache memory of one position of one row through the span, bytes."""
     blocks_per_s: float
     """Block-tokens per second in decoding one row: tokens times blocks of the span."""
 
@@ -28,11 +26,10 @@ def measure(span: Span, hidden_size: int) -> SpanCost:
     cache = span.new_cache(_PROBE_TOKENS + _PROBE_STEPS)
     prompt = torch.zeros((1, _PROBE_TOKENS, hidden_size), dtype=span.dtype, device=span.device)
     span.forward(prompt, cache)
-    per_token = cache.num_bytes // _PROBE_TOKENS
     span.forward(prompt[:, :1], cache)
     started_s = time.perf_counter()
     for _ in range(_PROBE_STEPS - 1):
         output = span.forward(prompt[:, :1], cache)
     float(output.sum())  # waits for the device
     elapsed_s = time.perf_counter() - started_s
-    return SpanCost(per_token, (_PROBE_STEPS - 1) * (span.end - span.start) / elapsed_s)
+    return SpanCost((_PROBE_STEPS - 1) * (span.end - span.start) / elapsed_s)

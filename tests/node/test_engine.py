@@ -62,10 +62,10 @@ async def test_the_loop_goes_on_while_work_runs():
 
 
 async def test_a_full_queue_refuses_and_takes_work_again_later():
-    async with Engine(max_waiting=2) as engine:
+    async with Engine(max_waiting=3) as engine:
         held = await (gate := Gate()).hold(engine)
         waiting = await start(engine.submit(lambda: 1), engine.submit(lambda: 2))
-        assert engine.num_waiting == 2
+        assert engine.num_waiting == 3
         with pytest.raises(Refused) as refusal:
             await engine.submit(lambda: 3)
         assert refusal.value.code == "busy"
@@ -139,7 +139,7 @@ async def test_leaving_waits_for_work_that_was_submitted_and_ends_the_thread():
 
 @pytest.mark.timeout(20)
 async def test_leaving_with_a_full_queue_does_not_hang():
-    async with Engine(max_waiting=1) as engine:
+    async with Engine(max_waiting=2) as engine:
         held = await (gate := Gate()).hold(engine)
         (task,) = await start(engine.submit(lambda: "waiting"))
         gate.opened.set()

@@ -7,10 +7,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from transformers import DynamicCache
 
+from node.model.arena import KeyValueArena, LayerShape
 from node.model.cache import SpanCache
 
 FIRST_LAYER, NUM_LAYERS, HEADS, KEY_SIZE, VALUE_SIZE = 2, 3, 2, 4, 3
 LAYERS = range(FIRST_LAYER, FIRST_LAYER + NUM_LAYERS)
+
+
+def buffers_for(rows, max_length, num_layers=NUM_LAYERS):
+    layers = [LayerShape(HEADS, KEY_SIZE, VALUE_SIZE)] * num_layers
+    arena = KeyValueArena(layers, rows * max_length, dtype=torch.float32, device=torch.device("cpu"))
+    return arena.place(0, rows, max_length)
 
 
 def states_of(rows, tokens, seed):
@@ -31,7 +38,7 @@ class CacheMachine(RuleBasedStateMachine):
     @initialize(rows=st.integers(1, 3))
     def start(self, rows):
         self.rows = rows
-        self.cache = SpanCache(FIRST_LAYER, NUM_LAYERS, max_length=400)
+        self.cache = SpanCache(FIRST_LAYER, buffers_for(rows, 700))
         self.reference = DynamicCache()
         self.seed = 0
         self.seen = []
@@ -62,7 +69,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def select_rows(self, data):
         rows = torch.tensor(data.draw(st.lists(st.integers(0, self.rows - 1), min_size=1, max_size=4)))
-        self.cache.select_rows(rows)
+        self.cache.select_rows(rows, None if len(rows) == self.rows else buffers_for(len(rows), 700))
         self.rows = len(rows)
         if self.reference.get_seq_length():
             self.reference.batch_select_indices(rows)
@@ -79,38 +86,8 @@ TestCacheMachine = CacheMachine.TestCase
 TestCacheMachine.settings = settings(max_examples=50, stateful_step_count=15)
 
 
-def test_a_failed_step_leaves_the_history_as_it_was_even_when_buffers_grew():
-    cache = SpanCache(FIRST_LAYER, NUM_LAYERS, max_length=400)
-    first = [(keys.clone(), values.clone()) for keys, values in write(cache, 2, 60, seed=1)]
-    cache.advance(60)
-    write(cache, 2, 100, seed=2, layers=LAYERS[:2])
-    again = write(cache, 2, 3, seed=3)
-    assert cache.length == 60
-    for (keys, values), (keys_before, values_before) in zip(again, first, strict=True):
-        assert torch.equal(keys[:, :, :60], keys_before)
-        assert torch.equal(values[:, :, :60], values_before)
-
-
-def test_buffers_grow_by_doubling_and_end_at_the_maximum_length():
-    cache = SpanCache(0, 1, max_length=300)
-    bytes_per_position = HEADS * (KEY_SIZE + VALUE_SIZE) * 4
-    capacities = []
-    for _ in range(300):
-        cache.update(*states_of(1, 1, 0), 0)
-        cache.advance(1)
-        capacities.append(cache.num_bytes // bytes_per_position)
-    assert sorted(set(capacities)) == [64, 128, 256, 300]
-    assert all(capacity >= used for used, capacity in enumerate(capacities, start=1))
-
-
-def test_a_short_session_reserves_no_more_than_it_may_use():
-    cache = SpanCache(0, 1, max_length=5)
-    cache.update(*states_of(1, 2, 0), 0)
-    assert cache.num_bytes == 5 * HEADS * (KEY_SIZE + VALUE_SIZE) * 4
-
-
 def test_a_decode_step_writes_in_place():
-    cache = SpanCache(0, 1, max_length=64)
+    cache = SpanCache(0, buffers_for(1, 64, 1))
     keys, _ = cache.update(*states_of(1, 10, 0), 0)
     cache.advance(10)
     grown, _ = cache.update(*states_of(1, 1, 1), 0)
@@ -120,7 +97,7 @@ def test_a_decode_step_writes_in_place():
 
 @pytest.mark.parametrize("length", [0, 7, 12])
 def test_masks_see_the_history_and_the_step_without_an_offset(length):
-    cache = SpanCache(FIRST_LAYER, NUM_LAYERS, max_length=64)
+    cache = SpanCache(FIRST_LAYER, buffers_for(1, 64))
     write(cache, 1, 12)
     cache.advance(12)
     cache.crop_to(length)
@@ -130,7 +107,7 @@ def test_masks_see_the_history_and_the_step_without_an_offset(length):
 
 
 def test_cropping_to_more_than_there_is_changes_nothing():
-    cache = SpanCache(FIRST_LAYER, NUM_LAYERS, max_length=64)
+    cache = SpanCache(FIRST_LAYER, buffers_for(1, 64))
     write(cache, 1, 12)
     cache.advance(12)
     cache.crop_to(50)

@@ -54,7 +54,7 @@ def test_a_span_gives_what_its_blocks_give_inside_the_whole_model(models, start,
     model, checkpoint = models
     entering, leaving = around_blocks(model, start, end)
     span = span_of(checkpoint, start, end)
-    torch.testing.assert_close(span.forward(entering, span.new_cache(TOKENS)), leaving, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(span.forward(entering, span.new_cache(TOKENS, 2)), leaving, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("pieces", [(TOKENS,), (1,) * TOKENS, (5, 1, 8)])
@@ -62,7 +62,7 @@ def test_a_history_in_pieces_gives_what_it_gives_at_once(models, pieces):
     model, checkpoint = models
     entering, leaving = around_blocks(model, 1, 3)
     span = span_of(checkpoint, 1, 3)
-    cache = span.new_cache(TOKENS)
+    cache = span.new_cache(TOKENS, 2)
     outputs = [span.forward(piece, cache) for piece in entering.split(pieces, dim=1)]
     assert cache.length == TOKENS
     torch.testing.assert_close(torch.cat(outputs, dim=1), leaving, atol=2e-5, rtol=1e-5)
@@ -73,19 +73,19 @@ def test_a_view_gives_the_same_as_a_span_of_its_own_and_holds_no_weights_of_its_
     entering, leaving = around_blocks(model, 1, 3)
     whole = span_of(checkpoint, 0, 4)
     view = whole.view(1, 3)
-    torch.testing.assert_close(view.forward(entering, view.new_cache(TOKENS)), leaving, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(view.forward(entering, view.new_cache(TOKENS, 2)), leaving, atol=2e-5, rtol=1e-5)
     assert all(mine is its for mine, its in zip(view._trunk.layers, whole._trunk.layers[1:3], strict=True))
     assert whole.view(1, 3) is view
     assert whole.view(0, 4) is whole
     entering, leaving = around_blocks(model, 0, 4)
-    torch.testing.assert_close(whole.forward(entering, whole.new_cache(TOKENS)), leaving, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(whole.forward(entering, whole.new_cache(TOKENS, 2)), leaving, atol=2e-5, rtol=1e-5)
 
 
 def test_sessions_of_one_span_do_not_see_each_other(models):
     model, checkpoint = models
     entering, leaving = around_blocks(model, 0, 2)
     span = span_of(checkpoint, 0, 2)
-    one, other = span.new_cache(TOKENS), span.new_cache(TOKENS)
+    one, other = span.new_cache(TOKENS, 2), span.new_cache(TOKENS, 2)
     outputs = []
     for token in entering.split(1, dim=1):
         outputs.append(span.forward(token, one))
@@ -97,7 +97,7 @@ def test_a_step_that_fails_leaves_the_session_as_it_was(models):
     model, checkpoint = models
     entering, leaving = around_blocks(model, 0, 4)
     span = span_of(checkpoint, 0, 4)
-    cache = span.new_cache(TOKENS)
+    cache = span.new_cache(TOKENS, 2)
     first = span.forward(entering[:, :6], cache)
 
     def fail(*_):

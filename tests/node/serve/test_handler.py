@@ -16,13 +16,14 @@ from node.engine import Engine
 from node.model.checkpoint import Checkpoint
 from node.model.span import build_span
 from node.serve.handler import Handler, Served
+from node.serve.prefixes import PrefixStore
 from node.transport import FrameStream
 from node.wire import Accept, Open, Refuse, Result, StageLost, Step, encode
 from tests.families import FAMILIES, NUM_BLOCKS, build
 
 HIDDEN = 32
 MANIFEST = bytes(range(32))
-CACHE_BYTES = 2**24
+CACHE_POSITIONS = 2**16
 CLIENT, STAGE = (Identity.ephemeral().peer_id for _ in range(2))
 SOON_S = 10.0
 
@@ -72,7 +73,7 @@ class Server:
     async def until_all_is_free(self):
         """Wait until no session, promise or cache is left."""
         async with asyncio.timeout(SOON_S):
-            while self.handler.num_sessions or self.handler.budget.free_bytes < CACHE_BYTES or len(self.caches):
+            while self.handler.num_sessions or self.handler.slots.free < CACHE_POSITIONS or len(self.caches):
                 await asyncio.sleep(0.01)
 
 
@@ -97,8 +98,8 @@ async def server(whole, monkeypatch):
     caches = weakref.WeakSet()
     new_cache = whole.new_cache
 
-    def watched(max_length):
-        cache = new_cache(max_length)
+    def watched(*shape):
+        cache = new_cache(*shape)
         caches.add(cache)
         return cache
 
@@ -112,9 +113,9 @@ async def server(whole, monkeypatch):
         host, port = addresses[0].split(":")
         return Stream(peer_id, *await asyncio.open_connection(host, int(port)))
 
-    served = Served(whole, MANIFEST, HIDDEN, cache_bytes_per_token=256, max_sessions=4, send_timeout_s=0.3)
+    served = Served(whole, MANIFEST, HIDDEN, max_sessions=4, send_timeout_s=0.3)
     async with Engine() as engine:
-        server = Server(Handler(served, engine, dial, CACHE_BYTES), caches)
+        server = Server(Handler(served, engine, dial, whole.new_arena(CACHE_POSITIONS), PrefixStore(2**20)), caches)
         listening = await asyncio.start_server(server.accept, "127.0.0.1", 0, limit=2**16)
         server.address = listening.sockets[0].getsockname()
         yield server

@@ -1,0 +1,117 @@
+"""Which waiting steps share the next forward pass: continuous batching with chunked prefills, as a pure function.
+
+No tensors, no clock, no thread. Steps wait in order of arrival; before every forward the engine asks for a plan.
+
+- Short steps (decoding, or the few tokens of a draft) all ride together, as many as ``max_rows`` tokens allow. Turns go
+  round by client, then by priority, then by who waits longest: a client's second step waits for everybody's first.
+- A long step (a prefill) rides along in chunks, one long step per forward, so that the others wait for a chunk and not
+  for a prompt. Chunks are short while somebody decodes and long when nobody does. Long steps take turns.
+- Steps of different groups (parts of the span) cannot share a forward; the group of whoever waits longest goes first.
+
+    a, b, c decode; P is a prefill of 200 tokens, Q one of 100; chunks of 64 while somebody decodes, else of 128
+
+    waiting    a b      P a b    P c      P Q      Q P      Q P
+    forward    a1 b1    a1 b1    c1       P72      Q64...
+                        P64      P64
+
+``draw`` prints such a table and tests/node/test_batching.py asserts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one forward pass, in tokens (rows times positions)."""
+
+    max_rows: int = 64
+    """Tokens of short steps together."""
+    chunk_tokens: int = 64
+    """A chunk of a long step while others decode: what a decoding client waits for at worst."""
+    full_chunk_tokens: int = 512
+    """A chunk of a long step when nobody decodes."""
+    short_positions: int = 8
+    """A step of at most so many positions is short."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A step that waits for its next share of a forward pass."""
+
+    group: Hashable
+    """Steps of one group can share a forward."""
+    client: str
+    """Who asked for it."""
+    rows: int
+    """Rows of its session."""
+    positions: int
+    """Positions per row that are left to run."""
+    since: int
+    """Number of the forward after which it began to wait; lower waits longer."""
+    priority: int = 0
+    """Higher goes first among those whose turn it is."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Rows times positions left."""
+        return self.rows * self.positions
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one step gets of the next forward."""
+
+    index: int
+    """Place of the step among those that wait."""
+    positions: int
+    """Positions per row to run."""
+
+
+def plan_batch(waiting: Sequence[Waiting], limits: Limits, *, is_decoding: bool) -> tuple[Share, ...]:
+    """Return the shares of the next forward pass; empty only when nothing waits.
+
+    Args:
+        waiting: the steps that wait, in order of arrival.
+        limits: bounds of the forward.
+        is_decoding: whether somebody has taken short steps lately, who may be back at any moment.
+    """
+    if not waiting:
+        return ()
+    group = min(waiting, key=lambda step: step.since).group
+    members = [index for index, step in enumerate(waiting) if step.group == group]
+    short = [index for index in members if waiting[index].positions <= limits.short_positions]
+    shares = _short_shares(waiting, _turns(waiting, short), limits.max_rows)
+    chunk = limits.chunk_tokens if is_decoding or short else limits.full_chunk_tokens
+    long = [index for index in members if waiting[index].positions > limits.short_positions]
+    if long:
+        index = min(long, key=lambda index: (waiting[index].since, -waiting[index].priority))
+        step = waiting[index]
+        shares.append(Share(index, min(step.positions, max(1, chunk // step.rows))))
+    return tuple(shares)
+
+
+def _short_shares(waiting: Sequence[Waiting], turns: Iterable[int], max_rows: int) -> list[Share]:
+    """Give whole short steps their turn until ``max_rows`` is reached; the first fits always."""
+    shares: list[Share] = []
+    taken = 0
+    for index in turns:
+        step = waiting[index]
+        if shares and taken + step.num_tokens > max_rows:
+            break
+        shares.append(Share(index, step.positions))
+        taken += step.num_tokens
+    return shares
+
+
+def _turns(waiting: Sequence[Waiting], members: Sequence[int]) -> list[int]:
+    """Order ``members``: every client's first step, then every client's second, and so on."""
+    seen: dict[str, int] = {}
+    keys = []
+    for index in sorted(members, key=lambda index: (waiting[index].since, index)):
+        step = waiting[index]
+        turn = seen[step.client] = seen.get(step.client, -1) + 1
+        keys.append((turn, -step.priority, step.since, index))
+    return [key[-1] for key in sorted(keys)]

@@ -1,0 +1,216 @@
+"""Several sessions in one forward pass: their new tokens side by side, each attending to its own history.
+
+The tokens of all parts stand in one row, ``[1, tokens, hidden]``: linear layers, norms and experts see them together,
+which is where the time goes. Attention runs part by part, on each session's own keys and values, without padding or copying.
+transformers lets a model name its attention function; ours knows the parts. Used by the compute thread only.
+
+    part     a (1 row, 1 token)   b (2 rows, 1 token)   c (1 row, 3 tokens)
+    packed   [ a0 | b0 b1 | c0 c1 c2 ]
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+Attention: TypeAlias = Callable[..., tuple[torch.Tensor, Any]]
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one session contributes to a forward pass."""
+
+    hidden: torch.Tensor
+    """``[rows, positions, hidden]`` new tokens."""
+    cache: Any
+    """The session's cache: a ``SpanCache``, or what its family needs instead."""
+    padding: torch.Tensor | None = None
+    """``[rows]`` padding positions at the start of each row, or None."""
+
+
+class RaggedAttention:
+    """Makes the layers of one model attend part by part while a batch is bound to it.
+
+    Between batches the model computes as transformers made it.
+    """
+
+    def __init__(self, model: Any, configs: Sequence[Any]) -> None:
+        self._model = model
+        self._configs = list(configs)
+        self._own = [config._attn_implementation_internal for config in self._configs]  # noqa: SLF001 - no public spelling
+        self._name = f"efedllm_ragged_{next(_numbers)}"
+        self._batch: _Batch | None = None
+        self._eager: dict[str, Attention] = {}
+        ALL_ATTENTION_FUNCTIONS.register(self._name, self._attend)
+
+    def forward(self, parts: Sequence[Part]) -> list[torch.Tensor]:
+        """Run the new tokens of ``parts`` and append them to their histories.
+
+        Returns:
+            ``[rows, positions, hidden]`` for each part.
+        """
+        batch = self._batch = _Batch(parts)
+        hidden = torch.cat([part.hidden.reshape(1, -1, part.hidden.shape[2]) for part in parts], dim=1)
+        try:
+            self._name_attention([self._name] * len(self._configs))
+            output = self._model(
+                inputs_embeds=hidden, position_ids=batch.positions(hidden.device), past_key_values=batch, use_cache=True
+            ).last_hidden_state
+        finally:
+            self._name_attention(self._own)
+            self._batch = None
+        for part in parts:
+            part.cache.advance(part.hidden.shape[1])
+        return [
+            output[:, first:last].reshape(part.hidden.shape)
+            for part, (first, last) in zip(parts, batch.bounds, strict=True)
+        ]
+
+    def _name_attention(self, names: Sequence[str | None]) -> None:
+        for config, name in zip(self._configs, names, strict=True):
+            config._attn_implementation_internal = name  # noqa: SLF001 - the public setter walks all sub-configs
+
+    def _attend(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **options: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """Compute attention: ``[1, heads, tokens, dim]`` to ``[1, tokens, heads, dim]``, transformers' interface."""
+        del key, value, attention_mask  # The batch has them, part by part.
+        assert self._batch is not None
+        return self._batch.attend(self._family_attention(module), module, query, options), None
+
+    def _family_attention(self, module: torch.nn.Module) -> Attention:
+        """Return what the family computes attention with when left alone."""
+        own = self._own[0]
+        if own is not None and own in ALL_ATTENTION_FUNCTIONS:
+            attention: Attention = ALL_ATTENTION_FUNCTIONS[own]
+            return attention
+        place = type(module).__module__
+        if place not in self._eager:
+            self._eager[place] = sys.modules[place].eager_attention_forward
+        return self._eager[place]
+
+
+class _Batch(Cache):
+    """The cache of several sessions at once, for one forward pass."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        super().__init__(layers=[])
+        self._parts = parts
+        ends = list(itertools.accumulate(part.hidden.shape[0] * part.hidden.shape[1] for part in parts))
+        self.bounds = list(zip([0, *ends[:-1]], ends, strict=True))
+        """First token of every part, and one past its last."""
+        self._views: list[tuple[torch.Tensor, torch.Tensor]] = []
+        """Keys and values of every part in the layer that was written last, with their histories."""
+        self._masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
+
+    def positions(self, device: torch.device) -> torch.Tensor:
+        """Return ``[1, tokens]``: the position of every token in its own text, padding left out."""
+        numbers: list[int] = []
+        for part in self._parts:
+            rows, count = part.hidden.shape[:2]
+            first = part.cache.length
+            for padding in [0] * rows if part.padding is None else part.padding.tolist():
+                numbers.extend(max(0, position - padding) for position in range(first, first + count))
+        return torch.tensor([numbers], device=device)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write ``[1, heads, tokens, dim]`` keys and values behind the histories of the parts they belong to."""
+        self._views = [
+            part.cache.update(
+                _rows_of(key_states, bounds, part.hidden.shape[0]),
+                _rows_of(value_states, bounds, part.hidden.shape[0]),
+                layer_idx,
+            )
+            for part, bounds in zip(self._parts, self.bounds, strict=True)
+        ]
+        return key_states, value_states
+
+    def attend(
+        self, attention: Attention, module: torch.nn.Module, query: torch.Tensor, options: dict[str, Any]
+    ) -> torch.Tensor:
+        """Let every part's queries attend to its own keys; return ``[1, tokens, heads, dim]``."""
+        window = options.get("sliding_window")
+        outputs = []
+        for index, part in enumerate(self._parts):
+            rows, count = part.hidden.shape[:2]
+            keys, values = self._views[index]
+            mask = None
+            if count == 1 and part.padding is None:
+                if window is not None and keys.shape[2] > window:
+                    keys, values = keys[:, :, -window:], values[:, :, -window:]
+            else:
+                mask = self._mask(index, window, query, attention)
+            output, _ = attention(module, _rows_of(query, self.bounds[index], rows), keys, values, mask, **options)
+            outputs.append(output.reshape(1, rows * count, *output.shape[2:]))
+        return torch.cat(outputs, dim=1)
+
+    def _mask(self, index: int, window: int | None, query: torch.Tensor, attention: Attention) -> torch.Tensor:
+        """Return which keys each query of a part sees, ``[rows or 1, 1, positions, keys]``."""
+        if (index, window) not in self._masks:
+            part = self._parts[index]
+            total = part.cache.length + part.hidden.shape[1]
+            keys = torch.arange(total, device=query.device)
+            queries = keys[part.cache.length :].unsqueeze(1)
+            seen = keys <= queries
+            if window is not None:
+                seen &= keys > queries - window
+            seen = seen[None, None]
+            if part.padding is not None:
+                seen = seen & (keys >= part.padding[:, None, None, None])
+            self._masks[index, window] = seen
+        mask = self._masks[index, window]
+        assert mask is not None
+        return mask
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the longest history: no single number is true of all parts."""
+        del layer_idx
+        return max(int(part.cache.length) for part in self._parts)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Return sizes of a mask that nobody builds."""
+        return self.get_seq_length(layer_idx) + query_length, 0
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """Return -1: the bounds are the sessions'."""
+        del layer_idx
+        return -1
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        """No layer drops old positions."""
+        return [False]
+
+    @property
+    def is_compileable(self) -> bool:
+        """No two batches have the same shape."""
+        return False
+
+    def __len__(self) -> int:
+        return len(self._parts[0].cache)
+
+
+def _rows_of(states: torch.Tensor, bounds: tuple[int, int], rows: int) -> torch.Tensor:
+    """Cut a part's ``[rows, heads, positions, dim]`` out of ``[1, heads, tokens, dim]``."""
+    mine = states[:, :, bounds[0] : bounds[1]]
+    if rows == 1:
+        return mine
+    _, heads, tokens, dim = mine.shape
+    return mine.reshape(heads, rows, tokens // rows, dim).transpose(0, 1)
