@@ -8,34 +8,26 @@ round, because absolute times on shared machines do not repeat.
 
 import argparse
 import asyncio
-import contextlib
-import itertools
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import AutoModelForCausalLM, LlamaConfig
+from bench.report import circumstances
+from bench.serving import NUM_SERVERS, serving
+from bench.workload import random_prompt, saved_model
 from transformers.generation.streamers import BaseStreamer
 
 from node import AutoDistributedModelForCausalLM
-from node.run.children import Child
+from node.run.libraries import silence_libraries
 
-NUM_LAYERS = 8
-NUM_SERVERS = 3
 PROMPT_TOKENS = 64
 NEW_TOKENS = 64
 PREFILL_TOKENS = 512
-START_TIMEOUT_S = 120.0
 
 
 class Stopwatch(BaseStreamer):
@@ -54,7 +46,7 @@ class Stopwatch(BaseStreamer):
 
 def decode_steps_per_s(model: Any, batch: int) -> float:
     """Generate greedily and return decode steps per second, prefill left out."""
-    ids = torch.randint(3, model.config.vocab_size, (batch, PROMPT_TOKENS), generator=torch.Generator().manual_seed(1))
+    ids = random_prompt(PROMPT_TOKENS, vocab_size=model.config.vocab_size, seed=1, batch=batch)
     watch = Stopwatch()
     model.generate(
         input_ids=ids,
@@ -70,7 +62,7 @@ def decode_steps_per_s(model: Any, batch: int) -> float:
 
 def prefill_tokens_per_s(model: Any) -> float:
     """Run one prompt and return its tokens per second."""
-    ids = torch.randint(3, model.config.vocab_size, (1, PREFILL_TOKENS), generator=torch.Generator().manual_seed(2))
+    ids = random_prompt(PREFILL_TOKENS, vocab_size=model.config.vocab_size, seed=2)
     started_s = time.perf_counter()
     with torch.no_grad():
         model(input_ids=ids, logits_to_keep=1, use_cache=True)
@@ -91,26 +83,6 @@ def compare(measure: Callable[[Any], float], local: Any, remote: Any, rounds: in
     }
 
 
-@contextlib.asynccontextmanager
-async def swarm(model_dir: Path, homes: Path) -> AsyncIterator[str]:
-    """Start a bootstrap and three servers as processes of their own; yield the join code."""
-    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    async with contextlib.AsyncExitStack() as exits:
-        bootstrap = await exits.enter_async_context(
-            Child(["bootstrap", "--private", "--exit-with-stdin"], homes / "bootstrap", extra_environment=one_thread)
-        )
-        join = (await bootstrap.ready(START_TIMEOUT_S))["join"]
-        cuts = [NUM_LAYERS * part // NUM_SERVERS for part in range(NUM_SERVERS + 1)]
-        servers = []
-        for start, end in itertools.pairwise(cuts):
-            arguments = ["serve", str(model_dir), "--join", join, "--blocks", f"{start}:{end}", "--device", "cpu"]
-            arguments += ["--num-threads", "1", "--exit-with-stdin"]
-            child = Child(arguments, homes / f"server{start}", extra_environment=one_thread)
-            servers.append(await exits.enter_async_context(child))
-        await asyncio.gather(*(server.ready(START_TIMEOUT_S) for server in servers))
-        yield join
-
-
 def measure_all(local: Any, model_dir: Path, join: str, rounds: int) -> dict[str, dict[str, float]]:
     """Run every workload; a thread of its own, because the client is synchronous."""
     with AutoDistributedModelForCausalLM.from_pretrained(str(model_dir), join=join) as remote:
@@ -124,41 +96,17 @@ def measure_all(local: Any, model_dir: Path, join: str, rounds: int) -> dict[str
 async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Make the model, start the swarm, measure."""
     torch.set_num_threads(1)
-    torch.manual_seed(arguments.seed)
-    config = LlamaConfig(
-        vocab_size=arguments.vocab_size,
-        hidden_size=512,
-        intermediate_size=1408,
-        num_hidden_layers=NUM_LAYERS,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        max_position_embeddings=2048,
-        eos_token_id=None,
-    )
-    with tempfile.TemporaryDirectory(prefix="efedllm-bench-") as directory:
-        model_dir = Path(directory) / "model"
-        local = AutoModelForCausalLM.from_config(config).eval()
-        local.save_pretrained(model_dir)
-        async with swarm(model_dir, Path(directory)) as join:
-            workloads = await asyncio.to_thread(measure_all, local, model_dir, join, arguments.rounds)
+    silence_libraries()
+    with saved_model(vocab_size=arguments.vocab_size, seed=arguments.seed) as model:
+        async with serving(model.directory, model.scratch) as swarm:
+            workloads = await asyncio.to_thread(measure_all, model.local, model.directory, swarm.join, arguments.rounds)
     return {
-        "bench": "decode",
-        "commit": _commit(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "seed": arguments.seed,
+        **circumstances("decode", arguments.seed),
         "rounds": arguments.rounds,
         "vocab_size": arguments.vocab_size,
         "num_servers": NUM_SERVERS,
         **workloads,
-    }  # fmt: skip
-
-
-def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    }
 
 
 def main() -> None:
