@@ -1,7 +1,7 @@
 """Several sessions in one forward pass: their new tokens side by side, each attending to its own history.
 
 The tokens of all parts stand in one row, ``[1, tokens, hidden]``: linear layers, norms and experts see them together,
-which is where the time goes. Attention runs part by part, on each session's own keys and values, without padding or copying.
+which is where the time goes. Attention runs part by part, on each session's own keys and values, without padding.
 transformers lets a model name its attention function; ours knows the parts. Used by the compute thread only.
 
     part     a (1 row, 1 token)   b (2 rows, 1 token)   c (1 row, 3 tokens)
@@ -41,15 +41,21 @@ class RaggedAttention:
     """Makes the layers of one model attend part by part while a batch is bound to it.
 
     Between batches the model computes as transformers made it.
+
+    Args:
+        model: a base model, trimmed to a span.
+        configs: every config object that its modules look at.
+        expands_history: whether the family works on what its cache returns before it attends, as latent attention
+            does: the histories of all parts then go through the layer together, at the price of a copy.
     """
 
-    def __init__(self, model: Any, configs: Sequence[Any]) -> None:
+    def __init__(self, model: Any, configs: Sequence[Any], *, expands_history: bool = False) -> None:
+        self.expands_history = expands_history
         self._model = model
         self._configs = list(configs)
         self._own = [config._attn_implementation_internal for config in self._configs]  # noqa: SLF001 - no public spelling
         self._name = f"efedllm_ragged_{next(_numbers)}"
         self._batch: _Batch | None = None
-        self._eager: dict[str, Attention] = {}
         ALL_ATTENTION_FUNCTIONS.register(self._name, self._attend)
 
     def forward(self, parts: Sequence[Part]) -> list[torch.Tensor]:
@@ -58,7 +64,7 @@ class RaggedAttention:
         Returns:
             ``[rows, positions, hidden]`` for each part.
         """
-        batch = self._batch = _Batch(parts)
+        batch = self._batch = _Batch(parts, expands_history=self.expands_history)
         hidden = torch.cat([part.hidden.reshape(1, -1, part.hidden.shape[2]) for part in parts], dim=1)
         try:
             self._name_attention([self._name] * len(self._configs))
@@ -89,34 +95,28 @@ class RaggedAttention:
         **options: Any,
     ) -> tuple[torch.Tensor, None]:
         """Compute attention: ``[1, heads, tokens, dim]`` to ``[1, tokens, heads, dim]``, transformers' interface."""
-        del key, value, attention_mask  # The batch has them, part by part.
+        del attention_mask  # The batch knows what each part sees.
         assert self._batch is not None
-        return self._batch.attend(self._family_attention(module), module, query, options), None
-
-    def _family_attention(self, module: torch.nn.Module) -> Attention:
-        """Return what the family computes attention with when left alone."""
-        own = self._own[0]
-        if own is not None and own in ALL_ATTENTION_FUNCTIONS:
-            attention: Attention = ALL_ATTENTION_FUNCTIONS[own]
-            return attention
-        place = type(module).__module__
-        if place not in self._eager:
-            self._eager[place] = sys.modules[place].eager_attention_forward
-        return self._eager[place]
+        if self.expands_history:
+            self._batch.split_histories(key, value)
+        is_eager = self._own[0] in (None, "eager")
+        attention = _eager_attention(module) if is_eager else ALL_ATTENTION_FUNCTIONS[self._own[0]]
+        return self._batch.attend(attention, module, query, options, adds_mask=is_eager), None
 
 
 class _Batch(Cache):
     """The cache of several sessions at once, for one forward pass."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[Part], *, expands_history: bool) -> None:
         super().__init__(layers=[])
         self._parts = parts
+        self._expands_history = expands_history
         ends = list(itertools.accumulate(part.hidden.shape[0] * part.hidden.shape[1] for part in parts))
         self.bounds = list(zip([0, *ends[:-1]], ends, strict=True))
         """First token of every part, and one past its last."""
         self._views: list[tuple[torch.Tensor, torch.Tensor]] = []
         """Keys and values of every part in the layer that was written last, with their histories."""
-        self._masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
+        self._masks: dict[tuple[int, int | None], torch.Tensor] = {}
 
     def positions(self, device: torch.device) -> torch.Tensor:
         """Return ``[1, tokens]``: the position of every token in its own text, padding left out."""
@@ -131,7 +131,11 @@ class _Batch(Cache):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write ``[1, heads, tokens, dim]`` keys and values behind the histories of the parts they belong to."""
+        """Write ``[1, heads, tokens, dim]`` keys and values behind the histories of the parts they belong to.
+
+        Returns:
+            What was given, or, for a family that expands it, the histories of all parts side by side.
+        """
         self._views = [
             part.cache.update(
                 _rows_of(key_states, bounds, part.hidden.shape[0]),
@@ -140,12 +144,41 @@ class _Batch(Cache):
             )
             for part, bounds in zip(self._parts, self.bounds, strict=True)
         ]
-        return key_states, value_states
+        if not self._expands_history:
+            return key_states, value_states
+        keys, values = zip(*self._views, strict=True)
+        return torch.cat([_side_by_side(part) for part in keys], 2), torch.cat(
+            [_side_by_side(part) for part in values], 2
+        )
+
+    def split_histories(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Take what the family has made of the histories that ``update`` returned."""
+        first, views = 0, []
+        for part in self._parts:
+            rows, count = part.hidden.shape[:2]
+            last = first + rows * (part.cache.length + count)
+            views.append((_rows_of(keys, (first, last), rows), _rows_of(values, (first, last), rows)))
+            first = last
+        self._views = views
 
     def attend(
-        self, attention: Attention, module: torch.nn.Module, query: torch.Tensor, options: dict[str, Any]
+        self,
+        attention: Attention,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        options: dict[str, Any],
+        *,
+        adds_mask: bool,
     ) -> torch.Tensor:
-        """Let every part's queries attend to its own keys; return ``[1, tokens, heads, dim]``."""
+        """Let every part's queries attend to its own keys; return ``[1, tokens, heads, dim]``.
+
+        Args:
+            attention: how the family computes attention.
+            module: the layer's attention module.
+            query: ``[1, heads, tokens, dim]``.
+            options: what the family passes to its attention besides.
+            adds_mask: whether ``attention`` adds its mask to the scores instead of asking which keys are seen.
+        """
         window = options.get("sliding_window")
         outputs = []
         for index, part in enumerate(self._parts):
@@ -156,17 +189,22 @@ class _Batch(Cache):
                 if window is not None and keys.shape[2] > window:
                     keys, values = keys[:, :, -window:], values[:, :, -window:]
             else:
-                mask = self._mask(index, window, query, attention)
+                seen = self._seen(index, window, query.device)
+                mask = (
+                    seen
+                    if not adds_mask
+                    else torch.zeros_like(seen, dtype=query.dtype).masked_fill_(~seen, _lowest(query))
+                )
             output, _ = attention(module, _rows_of(query, self.bounds[index], rows), keys, values, mask, **options)
             outputs.append(output.reshape(1, rows * count, *output.shape[2:]))
         return torch.cat(outputs, dim=1)
 
-    def _mask(self, index: int, window: int | None, query: torch.Tensor, attention: Attention) -> torch.Tensor:
+    def _seen(self, index: int, window: int | None, device: torch.device) -> torch.Tensor:
         """Return which keys each query of a part sees, ``[rows or 1, 1, positions, keys]``."""
         if (index, window) not in self._masks:
             part = self._parts[index]
             total = part.cache.length + part.hidden.shape[1]
-            keys = torch.arange(total, device=query.device)
+            keys = torch.arange(total, device=device)
             queries = keys[part.cache.length :].unsqueeze(1)
             seen = keys <= queries
             if window is not None:
@@ -175,9 +213,7 @@ class _Batch(Cache):
             if part.padding is not None:
                 seen = seen & (keys >= part.padding[:, None, None, None])
             self._masks[index, window] = seen
-        mask = self._masks[index, window]
-        assert mask is not None
-        return mask
+        return self._masks[index, window]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the longest history: no single number is true of all parts."""
@@ -214,3 +250,18 @@ def _rows_of(states: torch.Tensor, bounds: tuple[int, int], rows: int) -> torch.
         return mine
     _, heads, tokens, dim = mine.shape
     return mine.reshape(heads, rows, tokens // rows, dim).transpose(0, 1)
+
+
+def _side_by_side(states: torch.Tensor) -> torch.Tensor:
+    """Undo ``_rows_of``: ``[rows, heads, positions, dim]`` to ``[1, heads, tokens, dim]``."""
+    return states.transpose(0, 1).flatten(1, 2).unsqueeze(0)
+
+
+def _lowest(states: torch.Tensor) -> float:
+    return float(torch.finfo(states.dtype).min)
+
+
+def _eager_attention(module: torch.nn.Module) -> Attention:
+    """Return the function with which a family computes attention without a kernel of torch's."""
+    attention: Attention = sys.modules[type(module).__module__].eager_attention_forward
+    return attention

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from node.errors import ConfigMismatch, UnsupportedFamily
 from node.model.arena import Buffers, KeyValueArena, LayerShape
 from node.model.cache import ShapeProbe, SpanCache
 from node.model.packed import pack_linears
+from node.model.quantise import Scheme
 from node.model.ragged import Part, RaggedAttention
 from node.model.trunk import Layers, Trunk, find_trunk, keep_only_layers, slice_config
 
@@ -40,8 +41,6 @@ class Span:
         dtype: torch.dtype,
         device: torch.device,
         layers: tuple[LayerShape, ...],
-        *,
-        can_batch: bool,
     ) -> None:
         self.start = start
         self.end = end
@@ -49,7 +48,7 @@ class Span:
         self.device = device
         self.layers = layers
         """What every layer keeps of one position of one row."""
-        self.can_batch = can_batch
+        self.can_batch = False
         """Whether several sessions share a forward pass; otherwise they run one after the other."""
         self._model = model
         self._trunk = trunk
@@ -94,8 +93,17 @@ class Span:
         first, last = start - self.start, end - self.start
         setattr(holder, name, Layers(list(trunk.layers)[first:last]))
         _set_config(model, slice_config(self._config, start, end))
-        shapes = self.layers[first:last]
-        return Span(model, trunk, start, end, self._config, self.dtype, self.device, shapes, can_batch=self.can_batch)
+        view = Span(model, trunk, start, end, self._config, self.dtype, self.device, self.layers[first:last])
+        view.can_batch, view._ragged.expands_history = self.can_batch, self._ragged.expands_history
+        return view
+
+    def find_batching(self, config: Any) -> None:
+        """Try whether sessions can share a forward pass, and how; called once, when the span is built."""
+        for self._ragged.expands_history in (False, True):
+            if _can_batch(self, config):
+                self.can_batch = True
+                return
+        self.can_batch = False
 
     @torch.inference_mode()
     def forward_many(self, parts: Sequence[Part]) -> list[torch.Tensor]:
@@ -156,8 +164,62 @@ def build_span(
         UnsupportedFamily: the model is not a plain chain of layers, or changes what enters the first one.
         ConfigMismatch: tensors are missing, unexpected, or of another shape than the config asks for.
     """
+    config = _for_serving(config)
+    model = _load_blocks(config, tensors, start, end, dtype)
+    return _make_span(model.to(device), config, start, end, dtype, device)
+
+
+def build_quantised_span(
+    config: Any,
+    load_block: Callable[[int], dict[str, torch.Tensor]],
+    start: int,
+    end: int,
+    *,
+    scheme: Scheme,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Span:
+    """Build the blocks ``[start, end)`` with quantised weights, holding one block at a time as it was stored.
+
+    Args:
+        config: transformers' config of the whole model.
+        load_block: gives the tensors of one block in the checkpoint's own naming, the block numbered 0.
+        start: first block.
+        end: one past the last block.
+        scheme: how weights are held.
+        dtype: dtype of everything else, and of activations.
+        device: where the span computes.
+
+    Raises:
+        UnsupportedFamily, ConfigMismatch: as in ``build_span``.
+    """
+    config = _for_serving(config)
+    quantization = scheme.loader_config(config)
+    models = [
+        _load_blocks(config, load_block(block), block, block + 1, dtype, quantization).to(device)
+        for block in range(start, end)
+    ]
+    trunk = find_trunk(models[0], 1)
+    setattr(trunk.holder, trunk.name, Layers([find_trunk(model, 1).layers[0] for model in models]))
+    return _make_span(models[0], config, start, end, dtype, device)
+
+
+def _for_serving(config: Any) -> Any:
     config = copy.deepcopy(config)
     config.use_cache = True
+    return config
+
+
+def _load_blocks(
+    config: Any,
+    tensors: dict[str, torch.Tensor],
+    start: int,
+    end: int,
+    dtype: torch.dtype,
+    quantization: Any | None = None,
+) -> nn.Module:
+    """Build the base model trimmed to the blocks ``[start, end)`` and let transformers load their tensors."""
+    config = copy.deepcopy(config)  # The loader writes into it how it has quantised.
     base_class = type(on_meta(AutoModel, config))
     num_blocks = config.num_hidden_layers
 
@@ -171,10 +233,20 @@ def build_span(
     # transformers finds its checkpoint conversions (fused experts) by class name, for classes of its own modules only.
     TrimmedModel.__name__, TrimmedModel.__module__ = base_class.__name__, base_class.__module__
     model, info = TrimmedModel.from_pretrained(
-        None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
+        None,
+        config=config,
+        state_dict=tensors,
+        dtype=dtype,
+        quantization_config=quantization,
+        output_loading_info=True,
     )
     check_loaded(info, f"blocks {start}:{end}")
-    model.eval().requires_grad_(False).to(device)
+    loaded: nn.Module = model.eval().requires_grad_(False)
+    return loaded
+
+
+def _make_span(model: nn.Module, config: Any, start: int, end: int, dtype: torch.dtype, device: torch.device) -> Span:
+    """Check what the loaded ``model`` computes, and learn what it keeps of a position."""
     trunk = find_trunk(model, end - start)
     _set_config(model, slice_config(config, start, end))
     _probe_identity(model, trunk, config)
@@ -258,7 +330,7 @@ def _probe_shapes(model: nn.Module, config: Any, dtype: torch.dtype, device: tor
 
 
 @torch.inference_mode()
-def _probe_batching(span: Span, config: Any) -> bool:
+def _can_batch(span: Span, config: Any) -> bool:
     """Say whether two sessions in one forward pass get what each gets alone, sliding windows and all."""
     window = getattr(config, "sliding_window", None) or 0
     lengths = (min(window, _MAX_PROBED_WINDOW) + 5, 3, 6)
