@@ -252,8 +252,8 @@ def _make_span(model: nn.Module, config: Any, start: int, end: int, dtype: torch
     _probe_identity(model, trunk, config)
     pack_linears(model)
     shapes = _probe_shapes(model, config, dtype, device)
-    span = Span(model, trunk, start, end, config, dtype, device, shapes, can_batch=False)
-    span.can_batch = _probe_batching(span, config)
+    span = Span(model, trunk, start, end, config, dtype, device, shapes)
+    span.find_batching(config)
     return span
 
 
