@@ -54,6 +54,10 @@ class DoesNotFit(UserError):
     """The span does not fit into the memory of the machine."""
 
 
+class QuantizerMissing(UserError):
+    """What is needed to compute with quantised weights is not on this machine."""
+
+
 class RemoteError(NodeError):
     """A peer sent what the protocol does not allow."""
 

@@ -58,7 +58,7 @@ def can_pack() -> bool:
 def pack_linears(module: nn.Module) -> None:
     """Replace the linear layers inside ``module`` by packed ones, each old weight freed as it goes.
 
-    A layer of a derived class, a shared weight, a weight that is trained or not float32 on a CPU stays as it is.
+    A layer of a derived class, a weight that is shared, quantised, trained, or not float32 on a CPU stays as it is.
     """
     if can_pack():
         _replace_linears(module, PackedLinear)
@@ -84,4 +84,6 @@ def _replace_linears(module: nn.Module, layout: type[PackedLinear] | type[Transp
 def _is_replaceable(layer: nn.Module) -> bool:
     weight = layer.weight
     assert isinstance(weight, torch.Tensor)
-    return weight.dtype == torch.float32 and weight.device.type == "cpu" and not weight.requires_grad
+    # A quantised weight is a tensor of a class of its own, which says float32 of itself when it computes in that.
+    is_plain = type(weight.data) is torch.Tensor
+    return is_plain and weight.dtype == torch.float32 and weight.device.type == "cpu" and not weight.requires_grad

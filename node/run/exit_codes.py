@@ -28,6 +28,7 @@ _CODES: tuple[tuple[type[Exception], int], ...] = (
     (errors.PromptTooLong, 16),
     (errors.DoesNotFit, 17),
     (errors.UnsupportedFamily, 18),
+    (errors.QuantizerMissing, 27),
     (errors.StageLost, 19),
     (errors.Refused, 20),
     (dht_errors.ClockSkew, 21),
