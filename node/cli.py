@@ -66,7 +66,7 @@ def _fail(error: Exception, *, verbose: bool) -> int:
 def _set_up_logging(*, verbose: bool) -> None:
     """Send our own log to stderr; libraries speak up only when they are asked to."""
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
-    for name in ("transformers", "hivemind", "huggingface_hub"):
+    for name in ("transformers", "hivemind", "huggingface_hub", "torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.CRITICAL)
     if not verbose:
         warnings.simplefilter("ignore")
@@ -237,6 +237,10 @@ def _add_serve(commands: Commands) -> None:
         "--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"],
         help="dtype to compute in (default: the model's own on a GPU, float32 on a CPU)",
     )  # fmt: skip
+    parser.add_argument(
+        "--quantize", choices=["int8", "int4"],
+        help="hold weights in 8 or 4 bits; int4 computes in bfloat16 (needs the extra `quantized`)",
+    )  # fmt: skip
     parser.add_argument("--max-memory", type=_size, metavar="SIZE", help="bound for weights and caches, such as 6GiB")
     parser.add_argument("--max-sessions", type=_count, default=256, metavar="N")
     parser.add_argument(
@@ -265,6 +269,7 @@ def _serve(arguments: Arguments) -> int:
         num_blocks=arguments.num_blocks,
         device=arguments.device,
         dtype=arguments.dtype,
+        quantize=arguments.quantize,
         max_memory_bytes=arguments.max_memory,
         max_sessions=arguments.max_sessions,
         share_prefixes=arguments.share_prefixes,

@@ -15,7 +15,6 @@ by name. Called from threads that plan and load.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -55,10 +54,10 @@ class Scheme:
 
     def weight_bytes(self, weight: torch.Tensor, dtype: torch.dtype) -> int:
         """Return the bytes of a weight (``[out, in]``) that it takes, in a span that computes in ``dtype``."""
-        outputs, inputs = weight.shape
+        outputs, inputs = (int(size) for size in weight.shape)
         if self.name == "int4":
-            return outputs * inputs // 2 + 2 * outputs * (inputs // _INT4_GROUP) * dtype.itemsize
-        return outputs * inputs + outputs * (dtype.itemsize + 1)  # torchao keeps a zero of one byte beside each scale
+            return outputs * inputs // 2 + 2 * outputs * (inputs // _INT4_GROUP) * int(dtype.itemsize)
+        return outputs * inputs + outputs * (int(dtype.itemsize) + 1)  # a zero of one byte stands beside each scale
 
     def compute_dtype(self, asked: str, picked: torch.dtype) -> torch.dtype:
         """Return the dtype to compute in.
@@ -209,7 +208,7 @@ def weight_bytes(model: nn.Module) -> int:
 
 def _held_bytes(tensor: torch.Tensor) -> int:
     if not hasattr(tensor, "__tensor_flatten__"):
-        return math.prod(tensor.shape) * tensor.element_size()
+        return int(tensor.numel()) * int(tensor.element_size())
     names, _ = tensor.__tensor_flatten__()
     return sum(_held_bytes(getattr(tensor, name)) for name in names)
 

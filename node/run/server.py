@@ -31,7 +31,8 @@ from node.errors import BadBlocks, DoesNotFit
 from node.model.checkpoint import Checkpoint
 from node.model.devices import free_bytes, pick_device, pick_dtype
 from node.model.families import check_family
-from node.model.span import Span, build_span
+from node.model.quantise import Scheme, check_stored, find_scheme
+from node.model.span import Span, build_quantised_span, build_span
 from node.run.events import Reporter
 from node.run.libraries import silence_libraries
 from node.run.lifetime import until_told_to_stop
@@ -66,6 +67,7 @@ class ServeOptions:
     num_blocks: int | None
     device: str
     dtype: str
+    quantize: str | None
     max_memory_bytes: int | None
     max_sessions: int
     share_prefixes: bool
@@ -82,9 +84,17 @@ class _Plan:
     checkpoint: Checkpoint
     device: torch.device
     dtype: torch.dtype
+    """What the span computes in."""
+    scheme: Scheme | None
+    """How its weights are held in fewer bits; None: as ``dtype`` has them."""
     memory: MemoryPlan
     span: tuple[int, int] | None
     """The blocks asked for; None: the swarm decides where the need is."""
+
+    @property
+    def weight_dtype(self) -> str:
+        """What the weights are held in, as the announcement says it."""
+        return self.scheme.name if self.scheme else _name(self.dtype)
 
 
 async def run_server(options: ServeOptions, reporter: Reporter) -> None:
@@ -117,7 +127,7 @@ async def run_server(options: ServeOptions, reporter: Reporter) -> None:
             handler = _make_handler(plan, span, manifest, swarm, engine, options)
             await swarm.serve(PROTOCOL, handler.handle)
             await announcing.online(handler, cost)
-            announce_start = partial(_announce_start, reporter, swarm, checkpoint, span, cost)
+            announce_start = partial(_announce_start, reporter, swarm, plan, span, cost)
             say_load = partial(tell_load, reporter, handler, statistics)
             reason = await _serve_until_stopped(handler, swarm, options, announce_start, say_load)
             reporter.say(f"Stopping ({reason}): the announcement is withdrawn.")
@@ -140,8 +150,16 @@ def _plan(options: ServeOptions, checkpoint: Checkpoint) -> _Plan:
     free = free_bytes(device)
     if options.max_memory_bytes is not None:
         free = min(free, options.max_memory_bytes)
-    sizes = [checkpoint.span_bytes(block, block + 1, dtype) for block in range(num_blocks)]
-    return _Plan(checkpoint, device, dtype, plan_memory(free, sizes, wanted), span)
+    check_stored(checkpoint.config, device)
+    if options.quantize is None:
+        scheme = None
+        sizes = [checkpoint.span_bytes(block, block + 1, dtype) for block in range(num_blocks)]
+    else:
+        scheme = find_scheme(options.quantize, checkpoint.config)
+        scheme.check_machine(device)
+        dtype = scheme.compute_dtype(options.dtype, dtype)
+        sizes = scheme.block_bytes(checkpoint.config, dtype)
+    return _Plan(checkpoint, device, dtype, scheme, plan_memory(free, sizes, wanted), span)
 
 
 async def _needed_span(swarm: Swarm, manifest: bytes, plan: _Plan) -> tuple[int, int]:
@@ -150,8 +168,22 @@ async def _needed_span(swarm: Swarm, manifest: bytes, plan: _Plan) -> tuple[int,
 
 
 def _load(plan: _Plan, start: int, end: int) -> Span:
-    tensors = plan.checkpoint.load_span(start, end, dtype=plan.dtype, device=plan.device)
-    return build_span(plan.checkpoint.config, tensors, start, end, dtype=plan.dtype, device=plan.device)
+    config, dtype, device = plan.checkpoint.config, plan.dtype, plan.device
+
+    def tensors(first: int, last: int) -> dict[str, torch.Tensor]:
+        return plan.checkpoint.load_span(first, last, dtype=dtype, device=device)
+
+    if plan.scheme is None:
+        return build_span(config, tensors(start, end), start, end, dtype=dtype, device=device)
+    return build_quantised_span(
+        config,
+        lambda block: tensors(block, block + 1),
+        start,
+        end,
+        scheme=plan.scheme,
+        dtype=dtype,
+        device=device,
+    )
 
 
 def _make_handler(
@@ -170,6 +202,10 @@ def _make_handler(
     )
     arena = span.new_arena(num_positions)
     return Handler(served, engine, swarm.dial, arena, PrefixStore(prefix_bytes))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 class _Announcing:
@@ -204,7 +240,7 @@ class _Announcing:
             state=ServerState.ONLINE if self._handler else ServerState.JOINING,
             start=self._span[0],
             end=self._span[1],
-            dtype=str(self._plan.dtype).removeprefix("torch."),
+            dtype=self._plan.weight_dtype,
             throughput_milli=int(self._cost.blocks_per_s * 1000) if self._cost else 0,
             max_length=slots.total if slots else 0,
             cache_free_tokens=slots.free if slots else 0,
@@ -225,19 +261,18 @@ class _Announcing:
         return [announcement, model]
 
 
-def _announce_start(reporter: Reporter, swarm: Swarm, checkpoint: Checkpoint, span: Span, cost: SpanCost) -> None:
-    blocks = f"{span.start}:{span.end}"
+def _announce_start(reporter: Reporter, swarm: Swarm, plan: _Plan, span: Span, cost: SpanCost) -> None:
+    blocks, model = f"{span.start}:{span.end}", plan.checkpoint.short_name
+    held = f" with weights in {plan.scheme.name}" if plan.scheme else ""
     reporter.say(
-        f"Serving blocks {blocks} of {checkpoint.short_name} as {swarm.peer_id} on {span.device} in "
-        f"{str(span.dtype).removeprefix('torch.')}: {cost.blocks_per_s / (span.end - span.start):.1f} steps/s measured."
+        f"Serving blocks {blocks} of {model} as {swarm.peer_id} on {span.device} in "
+        f"{_name(span.dtype)}{held}: {cost.blocks_per_s / (span.end - span.start):.1f} steps/s measured."
     )
     for address in swarm.addresses:
         reporter.say(f"  {address}")
     if all("/ip4/127." in address for address in swarm.addresses):
         reporter.say("Only this machine can reach it; open it to others with --listen /ip4/0.0.0.0/tcp/31338")
-    reporter.event(
-        "ready", {"role": "server", "peer_id": swarm.peer_id, "model": checkpoint.short_name, "blocks": blocks}
-    )
+    reporter.event("ready", {"role": "server", "peer_id": swarm.peer_id, "model": model, "blocks": blocks})
 
 
 async def _serve_until_stopped(
