@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig
 
 from node.client import remote_session
 from node.client.distributed_model import AutoDistributedModelForCausalLM, build_model, use_generation_config
@@ -44,12 +44,12 @@ def checkpoint(directory):
     return Checkpoint.open(str(directory))
 
 
-def connect(checkpoint, dtype=torch.float32, max_length=64, codec="auto"):
+def connect(checkpoint, dtype=torch.float32, max_length=64, codec="auto", cuts=((0, 2), (2, 4))):
     model, remote = build_model(checkpoint.config, checkpoint.load_client(dtype=dtype), dtype=dtype, device=CPU)
     use_generation_config(model, checkpoint.tokenizer_dir)
     spans = [
         build_span(checkpoint.config, checkpoint.load_span(*span, dtype=dtype), *span, dtype=dtype, device=CPU)
-        for span in ((0, 2), (2, 4))
+        for span in cuts
     ]
     swarm = InProcessSwarm(spans, checkpoint.config.hidden_size)
     model.attach(swarm, remote, max_length, codec)
@@ -141,6 +141,28 @@ def test_a_codec_that_is_asked_for_is_that_of_every_session_and_costs_little(
     model.generate(TEXT, max_new_tokens=3, num_beams=2)
     assert {chain.stages[0].state.opened.codec for chain in swarm.chains} == {codec}
     assert set(travelled) == {codec}
+
+
+@torch.no_grad()
+def test_int8_through_three_servers_of_the_trained_model_gives_the_local_tokens_of_a_text_step_by_step():
+    checkpoint = Checkpoint.open("embedded")
+    local = AutoModelForCausalLM.from_pretrained(checkpoint.tokenizer_dir, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.tokenizer_dir)
+    model, _ = connect(checkpoint, codec="int8", cuts=((0, 3), (3, 6), (6, 8)))
+    num_agreeing = num_tokens = 0
+    for prompt in ("This package provides", "A library for", "python3-", "GNU R package to"):
+        ids = local.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=32, do_sample=False)
+        with model.inference_session(ids.shape[1]):
+            pieces = (ids[:, :8], *ids[:, 8:].split(1, dim=1))
+            ours = torch.cat([model(piece).logits for piece in pieces], dim=1)[0]
+        theirs = local(ids).logits[0]
+        assert ours.shape == theirs.shape
+        errors = (ours - theirs).abs() / theirs.std(dim=-1, keepdim=True)
+        assert 0 < errors.mean() < 0.01
+        assert errors.max() < 0.1
+        num_agreeing += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+        num_tokens += len(ours)
+    assert num_agreeing >= 0.98 * num_tokens, "this is what two tokens that are nearly as likely may cost"
 
 
 def test_a_session_keeps_the_codec_that_it_was_opened_with(checkpoint):
