@@ -6,8 +6,9 @@ frames and codecs that servers use. Every held-out document is scored alone, fro
 that closes it; then its beginning is continued greedily. `logits_error` is the difference of logits from float32's
 over the standard deviation of the position's logits; `top_token_agreement` the share of positions whose likeliest
 token is float32's; `perplexity_change_percent` has the standard error of the paired difference over documents beside
-it. Frames are those of a decode step and of 64 tokens at hidden size 512. Prints one JSON line; the exit code is 1
-when int8 misses its bounds.
+it. Frames are those of a decode step and of 64 tokens at hidden size 512. `write_us` and `read_us` are the processor
+time from a float32 tensor to a payload and back, median over rounds. Prints one JSON line; the exit code is 1 when
+int8 misses its bounds.
 
 The text is the held-out part that `embedded_corpus.py --out DIR` writes (`--corpus DIR`), or files of the machine's
 own (`--text FILE ...`), cut into pieces of whole lines.
@@ -17,9 +18,12 @@ import argparse
 import itertools
 import json
 import math
+import statistics
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +45,8 @@ REFERENCE = "float32"
 CUTS = (0, 3, 6, 8)
 FRAME_HIDDEN_SIZE = 512
 FRAME_TOKENS = (1, 64)
+TIMED_TOKENS = (1, 512)
+TIMED_ROUNDS, TIMED_CALLS = 9, 100
 PIECE_CHARACTERS = 1000
 MAX_BYTES_PER_ELEMENT = 1.04
 MAX_PERPLEXITY_CHANGE_PERCENT = 0.1
@@ -220,6 +226,29 @@ def frame_bytes(codec: str) -> dict[str, float]:
     return sizes
 
 
+def microseconds(call: Callable[[], object]) -> float:
+    """Return the processor time of ``call``, the median of rounds of many calls after one that is not counted."""
+    rounds = []
+    for _ in range(TIMED_ROUNDS + 1):
+        started_s = time.thread_time()
+        for _ in range(TIMED_CALLS):
+            call()
+        rounds.append(1e6 * (time.thread_time() - started_s) / TIMED_CALLS)
+    return round(statistics.median(rounds[1:]), 1)
+
+
+def durations(codec: str) -> dict[str, float]:
+    """Return what writing and reading hidden states of ``FRAME_HIDDEN_SIZE`` takes, one row, microseconds."""
+    times = {}
+    for tokens in TIMED_TOKENS:
+        hidden = torch.randn(1, tokens, FRAME_HIDDEN_SIZE)
+        payload = bytearray(to_payload(hidden, codec))
+        read = partial(from_payload, payload, tuple(hidden.shape), codec, dtype=torch.float32, device=CPU)
+        times[f"write_us_{tokens}"] = microseconds(partial(to_payload, hidden, codec))
+        times[f"read_us_{tokens}"] = microseconds(read)
+    return times
+
+
 def perplexity_change(score: Score, reference: Score) -> dict[str, float]:
     """Return the change in percent and the standard error of it, from the paired differences of documents."""
     differences = torch.tensor(score.nats, dtype=torch.float64) - torch.tensor(reference.nats, dtype=torch.float64)
@@ -272,6 +301,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "codecs": {
             codec: {
                 **frame_bytes(codec),
+                **durations(codec),
                 "sent_bytes_per_element": round(connectors[codec].bytes_sent / connectors[codec].elements_sent, 5),
                 **describe(scores[codec], scores[REFERENCE]),
                 "greedy": agreements[codec],
