@@ -166,7 +166,7 @@ def build_span(
     """
     config = _for_serving(config)
     model = _load_blocks(config, tensors, start, end, dtype)
-    return _make_span(model.to(device), config, start, end, dtype, device)
+    return _make_span(model.to(device), start, end, dtype, device)
 
 
 def build_quantised_span(
@@ -201,7 +201,7 @@ def build_quantised_span(
     ]
     trunk = find_trunk(models[0], 1)
     setattr(trunk.holder, trunk.name, Layers([find_trunk(model, 1).layers[0] for model in models]))
-    return _make_span(models[0], config, start, end, dtype, device)
+    return _make_span(models[0], start, end, dtype, device)
 
 
 def _for_serving(config: Any) -> Any:
@@ -245,9 +245,10 @@ def _load_blocks(
     return loaded
 
 
-def _make_span(model: nn.Module, config: Any, start: int, end: int, dtype: torch.dtype, device: torch.device) -> Span:
+def _make_span(model: nn.Module, start: int, end: int, dtype: torch.dtype, device: torch.device) -> Span:
     """Check what the loaded ``model`` computes, and learn what it keeps of a position."""
     trunk = find_trunk(model, end - start)
+    config = model.config  # The loader has written into it how attention is computed, which masks depend on.
     _set_config(model, slice_config(config, start, end))
     _probe_identity(model, trunk, config)
     pack_linears(model)
