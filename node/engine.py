@@ -114,6 +114,8 @@ class Engine:
         self._is_leaving = False
         # From here on: the compute thread's own.
         self._jobs: list[_Pending] = []
+        self._has_seen_end = False
+        """Whether the end mark has been taken: nothing comes after it."""
         self._tick = 0
         self._decoding_until_s = 0.0
 
@@ -176,24 +178,24 @@ class Engine:
     # The compute thread.
 
     def _run(self) -> None:
-        while self._take() or self._jobs:
+        while self._take():
             outcomes = self._prepare()
             if self._jobs:
                 outcomes += self._run_batch()
             self._deliver(outcomes)
 
     def _take(self) -> bool:
-        """Take what has been submitted, waiting only when there is nothing else to do; return False at the end."""
-        while not self._jobs or not self._queue.empty():
+        """Take what has been submitted, waiting only when there is nothing else to do; say whether there are jobs."""
+        while not self._has_seen_end and (not self._jobs or not self._queue.empty()):
             item = self._queue.get()
             if item is None:
-                return False
-            if isinstance(item, _Pending):
+                self._has_seen_end = True
+            elif isinstance(item, _Pending):
                 item.since = self._tick
                 self._jobs.append(item)
             elif not item.future.cancelled():
                 self._deliver([(item.future, *_outcome(item.work))])
-        return True
+        return bool(self._jobs)
 
     def _prepare(self) -> list[_Outcome]:
         """Let new and long jobs do what needs no forward; drop those that nobody waits for; return what has ended."""

@@ -1,4 +1,4 @@
-"""Work runs in order in one thread, is refused when there is too much of it, and fails as a value."""
+"""Work runs in one thread: calls in order, jobs together; too much is refused, and what fails is a value."""
 
 import asyncio
 import logging
@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from node.batching import Limits
 from node.engine import Engine
 from node.errors import ComputeFailed, Refused, SessionError
 
@@ -25,6 +26,44 @@ class Gate:
         held = asyncio.create_task(engine.submit(self.work))
         await asyncio.to_thread(self.began.wait, 10)
         return held
+
+
+class FakeGroup:
+    """Counts positions instead of computing, and remembers every forward as ``{name: positions}``."""
+
+    def __init__(self):
+        self.forwards = []
+        self.threads = set()
+
+    def run(self, shares):
+        self.threads.add(threading.get_ident())
+        self.forwards.append({job.name: positions for job, positions in shares})
+        return [job.advance(positions) for job, positions in shares]
+
+
+class FakeJob:
+    """A step of so many positions that returns its name; ``error`` is what its forward comes to."""
+
+    priority = 0
+
+    def __init__(self, group, name, positions=1, *, client=None, rows=1, error=None, known=0):
+        self.group, self.name, self.client, self.rows = group, name, client or name, rows
+        self.positions_left = positions
+        self.num_results = self.num_prepared = 0
+        self._error, self._known = error, known
+
+    def prepare(self):
+        self.num_prepared += 1
+        self.positions_left -= self._known
+        self._known = 0
+
+    def advance(self, positions):
+        self.positions_left -= positions
+        return self._error
+
+    def result(self):
+        self.num_results += 1
+        return self.name
 
 
 async def start(*coroutines):
@@ -165,3 +204,201 @@ async def test_work_that_comes_while_the_engine_is_left_is_refused_and_does_not_
     assert refusals == ["draining"]
     with pytest.raises(Refused):
         await engine.submit(lambda: None)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("positions", [1, 500])
+async def test_leaving_ends_every_job_that_was_submitted(positions):
+    group = FakeGroup()
+    async with Engine() as engine:
+        held = await (gate := Gate()).hold(engine)
+        tasks = await start(*(engine.run(FakeJob(group, name, positions)) for name in "abc"))
+        gate.opened.set()
+    assert await asyncio.gather(held, *tasks) == ["opened", "a", "b", "c"]
+    assert "engine" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.timeout(20)
+async def test_leaving_with_nothing_but_cancelled_jobs_does_not_hang():
+    group = FakeGroup()
+    async with Engine() as engine:
+        held = await (gate := Gate()).hold(engine)
+        (task,) = await start(engine.run(FakeJob(group, "a")))
+        task.cancel()
+        gate.opened.set()
+        await held
+    assert group.forwards == []
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_jobs_that_came_while_the_thread_was_busy_share_a_forward():
+    group, reports = FakeGroup(), []
+    async with Engine(observe=reports.append) as engine:
+        held = await (gate := Gate()).hold(engine)
+        jobs = [FakeJob(group, name, rows=rows) for name, rows in (("a", 1), ("b", 2), ("c", 3))]
+        tasks = await start(*(engine.run(job) for job in jobs))
+        gate.opened.set()
+        assert await asyncio.gather(held, *tasks) == ["opened", "a", "b", "c"]
+    assert group.forwards == [{"a": 1, "b": 1, "c": 1}]
+    assert group.threads != {threading.get_ident()}
+    assert [(report.num_jobs, report.num_tokens, len(report.waits_s)) for report in reports] == [(3, 6, 3)]
+    assert [(job.num_prepared, job.num_results) for job in jobs] == [(1, 1)] * 3
+
+
+async def test_jobs_of_different_groups_do_not_share_a_forward():
+    one, other = FakeGroup(), FakeGroup()
+    async with Engine() as engine:
+        held = await (gate := Gate()).hold(engine)
+        tasks = await start(*(engine.run(FakeJob(group, name)) for name, group in (("a", one), ("b", other))))
+        gate.opened.set()
+        await asyncio.gather(held, *tasks)
+    assert (one.forwards, other.forwards) == ([{"a": 1}], [{"b": 1}])
+
+
+async def test_a_job_that_fails_does_not_fail_those_that_share_its_forward(caplog):
+    group, ours = FakeGroup(), SessionError("not here")
+    jobs = [
+        FakeJob(group, "good"),
+        FakeJob(group, "ours", error=ours),
+        FakeJob(group, "unforeseen", error=RuntimeError("secret")),
+    ]
+    async with Engine() as engine:
+        held = await (gate := Gate()).hold(engine)
+        tasks = await start(*(engine.run(job) for job in jobs))
+        gate.opened.set()
+        _, good, refused, failed = await asyncio.gather(held, *tasks, return_exceptions=True)
+    assert len(group.forwards) == 1
+    assert good == "good"
+    assert refused is ours
+    assert isinstance(failed, ComputeFailed)
+    assert "secret" not in str(failed)
+    assert "secret" in caplog.text
+    assert [job.num_results for job in jobs] == [1, 0, 0]
+
+
+async def test_a_group_that_raises_fails_its_jobs_and_the_engine_goes_on():
+    class Broken(FakeGroup):
+        def run(self, shares):
+            raise RuntimeError("no memory")
+
+    async with Engine() as engine:
+        with pytest.raises(ComputeFailed):
+            await engine.run(FakeJob(Broken(), "a"))
+        assert await engine.run(FakeJob(FakeGroup(), "b")) == "b"
+        assert engine.num_waiting == 0
+
+
+@pytest.mark.parametrize("method", ["prepare", "result"])
+async def test_a_job_that_fails_outside_its_forward_fails_alone(method, monkeypatch):
+    group, error = FakeGroup(), SessionError("no")
+
+    def fail():
+        raise error
+
+    broken, good = FakeJob(group, "broken"), FakeJob(group, "good")
+    monkeypatch.setattr(broken, method, fail)
+    async with Engine() as engine:
+        outcomes = await asyncio.gather(engine.run(broken), engine.run(good), return_exceptions=True)
+    assert outcomes == [error, "good"]
+
+
+async def test_cancelled_jobs_never_run():
+    group = FakeGroup()
+    async with Engine() as engine:
+        held = await (gate := Gate()).hold(engine)
+        cancelled, kept = await start(engine.run(FakeJob(group, "a")), engine.run(FakeJob(group, "b")))
+        cancelled.cancel()
+        gate.opened.set()
+        await asyncio.gather(held, kept)
+    assert group.forwards == [{"b": 1}]
+
+
+async def test_a_long_job_that_is_cancelled_between_its_chunks_runs_no_further():
+    class Waiter(FakeGroup):
+        """Stops behind its first forward until it may go on."""
+
+        def __init__(self):
+            super().__init__()
+            self.gate = Gate()
+
+        def run(self, shares):
+            errors = super().run(shares)
+            self.gate.work()
+            return errors
+
+    group = Waiter()
+    async with Engine(limits=Limits(full_chunk_tokens=16)) as engine:
+        (task,) = await start(engine.run(FakeJob(group, "long", 100)))
+        await asyncio.to_thread(group.gate.began.wait, 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        group.gate.opened.set()
+        assert await engine.run(FakeJob(FakeGroup(), "next")) == "next"
+    assert group.forwards == [{"long": 16}]
+
+
+async def test_a_full_queue_refuses_jobs_too():
+    group = FakeGroup()
+    async with Engine(max_waiting=2) as engine:
+        held = await (gate := Gate()).hold(engine)
+        (waiting,) = await start(engine.run(FakeJob(group, "a")))
+        with pytest.raises(Refused) as refusal:
+            await engine.run(FakeJob(group, "b"))
+        assert (refusal.value.code, refusal.value.retryable) == ("busy", True)
+        gate.opened.set()
+        await asyncio.gather(held, waiting)
+        assert await engine.run(FakeJob(group, "c")) == "c"
+
+
+async def test_a_long_job_is_cut_and_short_ones_ride_along():
+    group = FakeGroup()
+    async with Engine(limits=Limits(chunk_tokens=64)) as engine:
+        held = await (gate := Gate()).hold(engine)
+        jobs = [FakeJob(group, "long", 150, rows=2), FakeJob(group, "a"), FakeJob(group, "b", 3)]
+        tasks = await start(*(engine.run(job) for job in jobs))
+        gate.opened.set()
+        assert await asyncio.gather(held, *tasks) == ["opened", "long", "a", "b"]
+    # Two rows: half a chunk's positions. After the short steps others are expected, so chunks stay short.
+    assert group.forwards[0] == {"a": 1, "b": 3, "long": 32}
+    assert group.forwards[1:] == [{"long": 32}, {"long": 32}, {"long": 32}, {"long": 22}]
+
+
+async def test_a_long_job_alone_is_cut_into_long_chunks():
+    group = FakeGroup()
+    async with Engine(limits=Limits(full_chunk_tokens=512)) as engine:
+        await engine.run(FakeJob(group, "long", 1100))
+    assert group.forwards == [{"long": 512}, {"long": 512}, {"long": 76}]
+
+
+async def test_what_a_job_knows_already_is_not_run():
+    group = FakeGroup()
+    async with Engine() as engine:
+        assert await engine.run(FakeJob(group, "all", 100, known=100)) == "all"
+        assert await engine.run(FakeJob(group, "most", 100, known=96)) == "most"
+    assert group.forwards == [{"most": 4}]
+
+
+async def test_the_sessions_of_a_greedy_client_do_not_keep_another_waiting():
+    """One client keeps eight steps waiting, another has one at a time; two fit into a forward."""
+    group = FakeGroup()
+    async with Engine(limits=Limits(max_rows=2)) as engine:
+        num_modest = 10
+
+        async def repeat(name, client, times):
+            for _ in range(times):
+                await engine.run(FakeJob(group, name, client=client))
+
+        held = await (gate := Gate()).hold(engine)
+        greedy = await start(*(repeat(f"greedy{number}", "greedy", 20) for number in range(8)))
+        modest = asyncio.create_task(repeat("modest", "modest", num_modest))
+        await asyncio.sleep(0)
+        gate.opened.set()
+        await asyncio.gather(held, modest)
+        num_forwards = len(group.forwards)
+        for task in greedy:
+            task.cancel()
+        await asyncio.gather(*greedy, return_exceptions=True)
+    # Each of its steps rides in the first or second forward after it came: the thread may be ahead of the loop by one.
+    assert num_forwards <= 2 * num_modest + 2
