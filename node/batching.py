@@ -8,13 +8,19 @@ No tensors, no clock, no thread. Steps wait in order of arrival; before every fo
   for a prompt. Chunks are short while somebody decodes and long when nobody does. Long steps take turns.
 - Steps of different groups (parts of the span) cannot share a forward; the group of whoever waits longest goes first.
 
-    a, b, c decode; P is a prefill of 200 tokens, Q one of 100; chunks of 64 while somebody decodes, else of 128
+Drawn for forwards of 3 short tokens, with chunks of 64 while somebody decodes and of 128 otherwise. P and Q are
+prefills of 200 and 100 positions; a to c decode, c in two sessions, and b has a draft of 3 tokens for its third step.
+Numbers are positions run, a dot is a forward waited for.
 
-    waiting    a b      P a b    P c      P Q      Q P      Q P
-    forward    a1 b1    a1 b1    c1       P72      Q64...
-                        P64      P64
+    forward     0    1    2    3    4    5    6    7
+    P         128    .   64    .    8
+    Q           .   64    .   36
+    a                1    1    1    .    1    1
+    b                1    1    .    3    1
+    c                     1    .    .    1    1    1
+    c'                    .    1    .    .    1    1
 
-``draw`` prints such a table and tests/node/test_batching.py asserts it.
+``tests/node/test_batching.py`` makes this drawing of ``plan_batch`` and compares.
 """
 
 from __future__ import annotations
