@@ -7,6 +7,7 @@ structure is read off the built modules, and whoever reshapes a trunk must probe
 from __future__ import annotations
 
 import copy
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,12 @@ from node.errors import UnsupportedFamily
 # Attributes of a trunk that scale what enters the first layer in families that do so in ``forward``; a server gets
 # hidden states that the client has already scaled.
 _ENTRY_SCALES = ("embedding_multiplier", "scale_emb")
+
+# Linear maps of a layer that multiplies with their weight itself instead of calling them.
+_READ_LINEARS = ("dt_proj",)
+
+_PER_LAYER = ("types", "layers", "kinds", "block_type")
+"""How the names of a config's lists with one entry per layer end."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,10 @@ class NoPositions(nn.Module):
         return torch.zeros(())
 
 
+class ReadLinear(nn.Linear):
+    """A linear layer whose weight is read by the module around it, so that it must not be laid out otherwise."""
+
+
 def keep_only_layers(trunk: Trunk, start: int, end: int) -> None:
     """Make everything around the layers the identity and keep the layers ``[start, end)``.
 
@@ -95,15 +106,29 @@ def keep_only_layers(trunk: Trunk, start: int, end: int) -> None:
     for scale in _ENTRY_SCALES:
         if hasattr(holder, scale):
             setattr(holder, scale, 1.0)
-    setattr(holder, trunk.name, Layers(list(trunk.layers)[start:end]))
+    kept = Layers(list(trunk.layers)[start:end])
+    for path, child in kept.named_modules():
+        if path.endswith(_READ_LINEARS) and type(child) is nn.Linear:
+            child.__class__ = ReadLinear
+    setattr(holder, trunk.name, kept)
 
 
 def slice_config(config: Any, start: int, end: int) -> Any:
     """Copy ``config`` so that the forward pass of a trimmed trunk sees the layers ``[start, end)`` and no others."""
     sliced = copy.deepcopy(config)
-    num_blocks = config.num_hidden_layers
-    for name, value in vars(config).items():
-        if isinstance(value, list) and len(value) == num_blocks and name.endswith(("types", "layers", "kinds")):
-            object.__setattr__(sliced, name, value[start:end])
+    properties = [name for name, member in inspect.getmembers_static(type(config)) if isinstance(member, property)]
+    parts = {
+        name: value[start:end]
+        for name in [*vars(config), *properties]
+        if name.endswith(_PER_LAYER)
+        and isinstance(value := getattr(config, name), list)
+        and len(value) == config.num_hidden_layers
+    }
+    for name in parts.keys() & vars(sliced).keys():
+        object.__setattr__(sliced, name, parts[name])
+    # Some families compute such a list from the number of layers; a class of its own holds the part instead.
+    computed = {name: part for name, part in parts.items() if name in properties}
+    if computed:
+        sliced.__class__ = type(type(config).__name__, (type(config),), computed)
     object.__setattr__(sliced, "num_hidden_layers", end - start)
     return sliced
