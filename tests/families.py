@@ -35,6 +35,25 @@ _DEEPSEEK_EXPERTS = {
 }
 _LATENT = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
 
+_MIX = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
+_CONVOLUTIONS = ["conv", "full_attention", "conv", "full_attention"]
+_MAMBA = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 8,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 4,
+}
+_DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": _MIX,
+}
+_QWEN_EXPERTS = {**_EXPERTS, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+
 FAMILIES: dict[str, dict[str, Any]] = {
     "afmoe": {
         **_SLIDING,
@@ -148,6 +167,84 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "youtu": {**_WIDE, **_LATENT},
 }
 """``model_type`` to the values of its config, for every family in ``node.model.families.CHECKED_FAMILIES``."""
+
+STATEFUL: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": {
+        **_WIDE,
+        **_LATENT,
+        **_LOCAL_EXPERTS,
+        "num_key_value_heads": 4,
+        "head_dim": 8,
+        "n_group": 1,
+        "topk_group": 1,
+        "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1,
+        "layer_types": _MIX,
+    },
+    "bamba": {**_GROUPED, **_MAMBA, "attn_layer_indices": [1, 3]},
+    "falcon_h1": {
+        **_HEAD,
+        **_MAMBA,
+        "mamba_d_ssm": 64,
+        "embedding_multiplier": 2.0,
+        "lm_head_multiplier": 0.5,
+        "ssm_in_multiplier": 1.3,
+    },
+    "granitemoehybrid": {
+        **_GROUPED,
+        **_LOCAL_EXPERTS,
+        **_MAMBA,
+        "shared_intermediate_size": 32,
+        "embedding_multiplier": 3.0,
+        "position_embedding_type": "rope",
+        "layer_types": _MIX,
+    },
+    "jamba": {
+        **_GROUPED,
+        **_EXPERTS,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 3,
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 4,
+    },
+    "kimi_linear": {
+        **_WIDE,
+        **_LATENT,
+        **_LOCAL_EXPERTS,
+        "moe_intermediate_size": 32,
+        "linear_head_dim": 8,
+        "linear_num_heads": 4,
+        "layer_types": _MIX,
+        "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+    },
+    "lfm2": {**_GROUPED, "layer_types": _CONVOLUTIONS},
+    "lfm2_moe": {
+        **_GROUPED,
+        **_EXPERTS,
+        "moe_intermediate_size": 32,
+        "num_dense_layers": 1,
+        "layer_types": _CONVOLUTIONS,
+    },
+    "lfm3": {**_SLIDING, "layer_types": ["conv", "full_attention", "conv", "sliding_attention"]},
+    "nemotron_h": {
+        **{name: value for name, value in _HEAD.items() if name != "num_hidden_layers"},
+        "layers_block_type": ["linear_attention", "full_attention", "moe", "linear_attention"],
+        "ssm_state_size": 8,
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 16,
+        "n_groups": 2,
+        "chunk_size": 4,
+        "n_routed_experts": 4,
+        "moe_intermediate_size": 32,
+        "moe_shared_expert_intermediate_size": 32,
+    },
+    "olmo_hybrid": {**_GROUPED, **_DELTA, "linear_num_key_heads": 4},
+    "qwen3_5_moe_text": {**_HEAD, **_QWEN_EXPERTS, **_DELTA},
+    "qwen3_5_text": {**_HEAD, **_DELTA},
+    "qwen3_next": {**_HEAD, **_QWEN_EXPERTS, **_DELTA},
+}
+"""The same for every family in ``node.model.families.STATE_FAMILIES``."""
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama with tied embeddings": ("llama", {**_GROUPED, "tie_word_embeddings": True}),

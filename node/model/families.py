@@ -6,6 +6,14 @@ from typing import Any
 
 from node.errors import UnsupportedFamily
 
+STATE_FAMILIES = frozenset(
+    {
+        "bailing_hybrid", "bamba", "falcon_h1", "granitemoehybrid", "jamba", "kimi_linear", "lfm2", "lfm2_moe", "lfm3",
+        "nemotron_h", "olmo_hybrid", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next",
+    }
+)  # fmt: skip
+"""Those of the checked families in whose layers a session keeps a state: it cannot go back, and never batches."""
+
 CHECKED_FAMILIES = frozenset(
     {
         "afmoe", "apertus", "arcee", "biogpt", "bitnet", "bloom", "codegen", "cohere", "cohere2", "cohere2_moe",
@@ -21,34 +29,46 @@ CHECKED_FAMILIES = frozenset(
 )  # fmt: skip
 """``model_type`` of the families whose spans equal transformers' whole model in tests/node/model/test_families.py."""
 
+_FORGETFUL = frozenset({"jamba"})
+"""Families whose scan takes no state to begin with: steps of several tokens are right at the beginning only."""
+
 _STATE = "its layers keep a state that cannot be cropped to a position"
+_OWN_CACHE = "its model takes a cache of its own class only"
+_SHARED_LAYER = "its layers use the embedded text beside what the layer before gives"
 _ENCODER = "it has an encoder beside its decoder"
 _SHARED = "its layers share keys and values across the model"
+_OTHER_NAME = "transformers generates with it through a cache of another name"
 
 _REASONS = {
-    "bamba": _STATE,
+    **dict.fromkeys(STATE_FAMILIES, _STATE),
     "bart": _ENCODER,
     "bert": "it does not generate text from left to right",
-    "falcon_h1": _STATE,
-    "falcon_mamba": _STATE,
+    "deepseek_v4": "its layers hand several streams of hidden states to each other",
+    "falcon_mamba": _OTHER_NAME,
     "gemma3n_text": _SHARED,
     "gemma4_text": _SHARED,
-    "jamba": _STATE,
-    "kimi_linear": _STATE,
-    "lfm2": _STATE,
-    "lfm2_moe": _STATE,
-    "mamba": _STATE,
-    "mamba2": _STATE,
-    "minimax": _STATE,
-    "nemotron_h": _STATE,
-    "olmo_hybrid": _STATE,
-    "qwen3_next": _STATE,
-    "recurrent_gemma": _STATE,
-    "rwkv": _STATE,
+    "mamba": _OTHER_NAME,
+    "mamba2": _OTHER_NAME,
+    "minimax": _OWN_CACHE,
+    "recurrent_gemma": "its layers keep the state of one session in themselves",
+    "rwkv": _OWN_CACHE,
     "t5": _ENCODER,
     "xglm": "it adds positions to what enters its layers",
-    "zamba2": _STATE,
+    "xlstm": _OWN_CACHE,
+    "zamba": _SHARED_LAYER,
+    "zamba2": _SHARED_LAYER,
+    "zaya": "its layers hand more than hidden states to each other",
 }
+
+
+def keeps_state(config: Any) -> bool:
+    """Say whether a session keeps a state in the layers of this config's family, beside keys and values."""
+    return config.model_type in STATE_FAMILIES
+
+
+def forgets_in_long_steps(config: Any) -> bool:
+    """Say whether the layers of this config's family ignore their state in steps of several tokens."""
+    return config.model_type in _FORGETFUL
 
 
 def check_family(config: Any) -> None:

@@ -19,9 +19,12 @@ from transformers import AutoModel
 from node.errors import ConfigMismatch, UnsupportedFamily
 from node.model.arena import Buffers, KeyValueArena, LayerShape
 from node.model.cache import ShapeProbe, SpanCache
+from node.model.families import keeps_state
 from node.model.packed import pack_linears
 from node.model.quantise import Scheme
 from node.model.ragged import Part, RaggedAttention
+from node.model.state_cache import StateCache, StateSize
+from node.model.state_step import forward_with_state, measure_state
 from node.model.trunk import Layers, Trunk, find_trunk, keep_only_layers, slice_config
 
 _MAX_PROBED_WINDOW = 8192
@@ -41,6 +44,7 @@ class Span:
         dtype: torch.dtype,
         device: torch.device,
         layers: tuple[LayerShape, ...],
+        state: StateSize | None = None,
     ) -> None:
         self.start = start
         self.end = end
@@ -50,6 +54,8 @@ class Span:
         """What every layer keeps of one position of one row."""
         self.can_batch = False
         """Whether several sessions share a forward pass; otherwise they run one after the other."""
+        self.state = state
+        """What a session keeps where layers hold a state; None where they keep keys and values only."""
         self._model = model
         self._trunk = trunk
         self._config = config
@@ -59,14 +65,21 @@ class Span:
     @property
     def cache_bytes_per_position(self) -> int:
         """Bytes that one position of one row takes in the cache."""
+        if self.state is not None:
+            return self.state.charged_position_bytes
         num_elements = sum(layer.num_elements for layer in self.layers)
         return num_elements * int(self.dtype.itemsize)
+
+    @property
+    def state_positions(self) -> int:
+        """Positions that each row takes in the cache besides those of its text."""
+        return self.state.row_positions if self.state is not None else 0
 
     def new_arena(self, num_positions: int) -> KeyValueArena:
         """Return memory for ``num_positions`` positions of all sessions together."""
         return KeyValueArena(self.layers, num_positions, dtype=self.dtype, device=self.device)
 
-    def new_cache(self, max_length: int, rows: int = 1, buffers: Buffers | None = None) -> SpanCache:
+    def new_cache(self, max_length: int, rows: int = 1, buffers: Buffers | None = None) -> SpanCache | StateCache:
         """Return an empty cache for one session.
 
         Args:
@@ -74,6 +87,8 @@ class Span:
             rows: rows of the session.
             buffers: a slot of an arena of the span that this one is a view of; None: memory of its own.
         """
+        if self.state is not None:
+            return StateCache(self._config)
         if buffers is None:
             buffers = self.new_arena(rows * max_length).place(0, rows, max_length)
         return SpanCache(self.start, buffers)
@@ -93,7 +108,8 @@ class Span:
         first, last = start - self.start, end - self.start
         setattr(holder, name, Layers(list(trunk.layers)[first:last]))
         _set_config(model, slice_config(self._config, start, end))
-        view = Span(model, trunk, start, end, self._config, self.dtype, self.device, self.layers[first:last])
+        shapes = self.layers[first:last]
+        view = Span(model, trunk, start, end, self._config, self.dtype, self.device, shapes, self.state)
         view.can_batch, view._ragged.expands_history = self.can_batch, self._ragged.expands_history
         return view
 
@@ -117,7 +133,9 @@ class Span:
         return self._ragged.forward(parts)
 
     @torch.inference_mode()
-    def forward(self, hidden: torch.Tensor, cache: SpanCache, left_padding: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, hidden: torch.Tensor, cache: SpanCache | StateCache, left_padding: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Run one step behind the cache's history and append it to the history.
 
         Args:
@@ -128,6 +146,8 @@ class Span:
         Returns:
             ``[batch, seq, hidden]``, what the last block of the span gives.
         """
+        if isinstance(cache, StateCache):
+            return forward_with_state(self._model, hidden, cache, left_padding)
         num_tokens = hidden.shape[1]
         total = cache.length + num_tokens
         positions = torch.arange(cache.length, total, device=hidden.device).unsqueeze(0)
@@ -252,6 +272,9 @@ def _make_span(model: nn.Module, start: int, end: int, dtype: torch.dtype, devic
     _set_config(model, slice_config(config, start, end))
     _probe_identity(model, trunk, config)
     pack_linears(model)
+    if keeps_state(config):
+        state = measure_state(model, config, dtype, device)
+        return Span(model, trunk, start, end, config, dtype, device, (), state)
     shapes = _probe_shapes(model, config, dtype, device)
     span = Span(model, trunk, start, end, config, dtype, device, shapes)
     span.find_batching(config)
@@ -304,7 +327,8 @@ def _probe_identity(model: nn.Module, trunk: Trunk, config: Any) -> None:
     hidden = torch.linspace(-1, 1, 2 * 3 * config.hidden_size, device=parameter.device, dtype=parameter.dtype)
     hidden = hidden.reshape(2, 3, config.hidden_size)
     try:
-        output = model(inputs_embeds=hidden, position_ids=torch.arange(3, device=hidden.device).unsqueeze(0))
+        positions = torch.arange(3, device=hidden.device).unsqueeze(0)
+        output = model(inputs_embeds=hidden, position_ids=positions, use_cache=False)
     finally:
         setattr(trunk.holder, trunk.name, layers)
     if not torch.equal(output.last_hidden_state, hidden):
