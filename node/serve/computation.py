@@ -90,25 +90,31 @@ class SpanSteps:
         """Run so many positions of each step; a step that fails does not take the others with it."""
         if len(shares) > 1 and self._span.can_batch:
             try:
-                self._run(shares)
+                outputs = self._forward(shares)
             except Exception:
                 logger.info("A forward of %d steps failed; each is run alone", len(shares), exc_info=True)
             else:
-                return [None] * len(shares)
+                return [_take(job, output) for (job, _), output in zip(shares, outputs, strict=True)]
         return [self._run_alone(share) for share in shares]
 
     def _run_alone(self, share: tuple[StepJob, int]) -> Exception | None:
         try:
-            self._run([share])
+            (output,) = self._forward([share])
         except Exception as error:  # noqa: BLE001 - handed to the engine as a value
             return error
-        return None
+        return _take(share[0], output)
 
-    def _run(self, shares: Sequence[tuple[StepJob, int]]) -> None:
-        parts = [job.part(positions) for job, positions in shares]
-        outputs = self._span.forward_many(parts)
-        for (job, _), output in zip(shares, outputs, strict=True):
-            job.take(output)
+    def _forward(self, shares: Sequence[tuple[StepJob, int]]) -> list[torch.Tensor]:
+        return self._span.forward_many([job.part(positions) for job, positions in shares])
+
+
+def _take(job: StepJob, output: torch.Tensor) -> Exception | None:
+    """Hand a forward's output over. The histories have grown by it: whatever fails now, nobody's step runs again."""
+    try:
+        job.take(output)
+    except Exception as error:  # noqa: BLE001 - handed to the engine as a value
+        return error
+    return None
 
 
 class StepJob:
