@@ -26,8 +26,6 @@ from node import AutoDistributedModelForCausalLM
 from node.run.libraries import silence_libraries
 
 PROMPT_TOKENS = 64
-NEW_TOKENS = 64
-PREFILL_TOKENS = 512
 
 
 class Stopwatch(BaseStreamer):
@@ -44,15 +42,15 @@ class Stopwatch(BaseStreamer):
         """Nothing more to note."""
 
 
-def decode_steps_per_s(model: Any, batch: int) -> float:
+def decode_steps_per_s(model: Any, batch: int, new_tokens: int) -> float:
     """Generate greedily and return decode steps per second, prefill left out."""
     ids = random_prompt(PROMPT_TOKENS, vocab_size=model.config.vocab_size, seed=1, batch=batch)
     watch = Stopwatch()
     model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        max_new_tokens=NEW_TOKENS,
-        min_new_tokens=NEW_TOKENS,
+        max_new_tokens=new_tokens,
+        min_new_tokens=new_tokens,
         do_sample=False,
         streamer=watch,
     )
@@ -60,13 +58,13 @@ def decode_steps_per_s(model: Any, batch: int) -> float:
     return (len(watch.times_s) - 2) / (last - first)
 
 
-def prefill_tokens_per_s(model: Any) -> float:
+def prefill_tokens_per_s(model: Any, num_tokens: int) -> float:
     """Run one prompt and return its tokens per second."""
-    ids = random_prompt(PREFILL_TOKENS, vocab_size=model.config.vocab_size, seed=2)
+    ids = random_prompt(num_tokens, vocab_size=model.config.vocab_size, seed=2)
     started_s = time.perf_counter()
     with torch.no_grad():
         model(input_ids=ids, logits_to_keep=1, use_cache=True)
-    return PREFILL_TOKENS / (time.perf_counter() - started_s)
+    return num_tokens / (time.perf_counter() - started_s)
 
 
 def compare(measure: Callable[[Any], float], local: Any, remote: Any, rounds: int) -> dict[str, float]:
@@ -83,13 +81,16 @@ def compare(measure: Callable[[Any], float], local: Any, remote: Any, rounds: in
     }
 
 
-def measure_all(local: Any, model_dir: Path, join: str, rounds: int) -> dict[str, dict[str, float]]:
+def measure_all(arguments: argparse.Namespace, local: Any, model_dir: Path, join: str) -> dict[str, dict[str, float]]:
     """Run every workload; a thread of its own, because the client is synchronous."""
+    new_tokens, prefill_tokens, rounds = arguments.new_tokens, arguments.prefill_tokens, arguments.rounds
     with AutoDistributedModelForCausalLM.from_pretrained(str(model_dir), join=join) as remote:
         return {
-            "decode_batch_1": compare(lambda model: decode_steps_per_s(model, 1), local, remote, rounds),
-            "decode_batch_8": compare(lambda model: decode_steps_per_s(model, 8), local, remote, rounds),
-            "prefill_512": compare(prefill_tokens_per_s, local, remote, rounds),
+            "decode_batch_1": compare(lambda model: decode_steps_per_s(model, 1, new_tokens), local, remote, rounds),
+            "decode_batch_8": compare(lambda model: decode_steps_per_s(model, 8, new_tokens), local, remote, rounds),
+            f"prefill_{prefill_tokens}": compare(
+                lambda model: prefill_tokens_per_s(model, prefill_tokens), local, remote, rounds
+            ),
         }
 
 
@@ -99,7 +100,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     silence_libraries()
     with saved_model(vocab_size=arguments.vocab_size, seed=arguments.seed) as model:
         async with serving(model.directory, model.scratch) as swarm:
-            workloads = await asyncio.to_thread(measure_all, model.local, model.directory, swarm.join, arguments.rounds)
+            workloads = await asyncio.to_thread(measure_all, arguments, model.local, model.directory, swarm.join)
     return {
         **circumstances("decode", arguments.seed),
         "rounds": arguments.rounds,
@@ -113,6 +114,8 @@ def main() -> None:
     """Parse the command line, run, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="counted rounds after one warm-up (default: 7)")
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--prefill-tokens", type=int, default=512)
     parser.add_argument("--vocab-size", type=int, default=32_000)
     parser.add_argument("--seed", type=int, default=0)
     print(json.dumps(asyncio.run(run(parser.parse_args()))))
