@@ -279,6 +279,7 @@ class Handler:
             state = StageSession(opened, served.hidden_size)
         except SessionError as error:
             raise Refused("bad_open", str(error)) from error
+        self._check_room(frames.peer_id)
         slot = self._lease(frames.peer_id, opened.batch, opened.max_length)
         span = served.span.view(opened.start, opened.end)
         buffers = self._buffers(slot, opened, opened.batch)
@@ -333,6 +334,15 @@ class Handler:
         if opened.adapter:
             raise Refused("unsupported", "This version serves no adapters yet; open the session without one.")
 
+    def _check_room(self, client: str) -> None:
+        """Refuse a client's next session where all are taken that it may have."""
+        reserved = self._served.max_sessions // _RESERVED_SHARE if self._has_session(client) else 0
+        if len(self._sessions) >= self._served.max_sessions - reserved:
+            raise _full(f"{len(self._sessions)} of this server's {self._served.max_sessions} sessions are taken")
+
+    def _has_session(self, client: str) -> bool:
+        return any(live.client.peer_id == client for live in self._sessions.values())
+
     def _lease(self, client: str, rows: int, max_length: int) -> Slot:
         """Lease a slot for ``rows`` rows of ``max_length`` positions, or refuse."""
         wanted, per_position = rows * max_length, self._served.span.cache_bytes_per_position
@@ -342,11 +352,7 @@ class Handler:
                 f"this server has {self.slots.total * per_position >> 20} MiB: ask for less."
             )
             raise Refused("too_long", message)
-        mine = [live for live in self._sessions.values() if live.client.peer_id == client]
-        reserved_sessions = self._served.max_sessions // _RESERVED_SHARE if mine else 0
-        if len(self._sessions) >= self._served.max_sessions - reserved_sessions:
-            raise _full(f"{len(self._sessions)} of this server's {self._served.max_sessions} sessions are taken")
-        reserved = self.slots.total // _RESERVED_SHARE if mine else 0
+        reserved = self.slots.total // _RESERVED_SHARE if self._has_session(client) else 0
         if not self.slots.can_lease(wanted) or wanted > self.slots.free - reserved:
             raise _full(f"The cache of this server is taken: {self.slots.free * per_position >> 20} MiB are free")
         return self.slots.lease(wanted)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import threading
 import time
 import weakref
 
@@ -15,6 +16,7 @@ from dht.membership.members import Stream
 from node.engine import Engine
 from node.model.checkpoint import Checkpoint
 from node.model.span import build_span
+from node.model.tensors import from_payload, to_payload
 from node.serve.handler import Handler, Served
 from node.serve.prefixes import PrefixStore
 from node.transport import FrameStream
@@ -24,7 +26,7 @@ from tests.families import FAMILIES, NUM_BLOCKS, build
 HIDDEN = 32
 MANIFEST = bytes(range(32))
 CACHE_POSITIONS = 2**16
-CLIENT, STAGE = (Identity.ephemeral().peer_id for _ in range(2))
+CLIENT, OTHER, STAGE = (Identity.ephemeral().peer_id for _ in range(3))
 SOON_S = 10.0
 
 
@@ -62,18 +64,27 @@ class Server:
         self.streams.append(stream)
         return FrameStream(stream), stream
 
-    async def open(self, **changes):
+    async def open(self, peer_id=CLIENT, **changes):
         """Open a session; return its id and the client's stream."""
-        frames, stream = await self.dial()
+        frames, stream = await self.dial(peer_id)
         opened = opening(**changes)
         await frames.send(opened)
         assert isinstance(await frames.receive(), Accept)
         return opened.session, frames, stream
 
+    async def refused(self, peer_id=CLIENT, **changes):
+        """Open a session that is refused; return the refusal."""
+        frames, _ = await self.dial(peer_id)
+        await frames.send(opening(**changes))
+        refusal = await frames.receive()
+        assert isinstance(refusal, Refuse)
+        return refusal
+
     async def until_all_is_free(self):
         """Wait until no session, promise or cache is left."""
         async with asyncio.timeout(SOON_S):
-            while self.handler.num_sessions or self.handler.slots.free < CACHE_POSITIONS or len(self.caches):
+            slots = self.handler.slots
+            while self.handler.num_sessions or slots.free < slots.total or len(self.caches):
                 await asyncio.sleep(0.01)
 
 
@@ -94,16 +105,30 @@ async def ends(frames):
 
 
 @pytest.fixture
-async def server(whole, monkeypatch):
+def watched(whole, monkeypatch):
+    """The span, and the caches of it that are alive."""
     caches = weakref.WeakSet()
     new_cache = whole.new_cache
 
-    def watched(*shape):
+    def new_watched(*shape):
         cache = new_cache(*shape)
         caches.add(cache)
         return cache
 
-    monkeypatch.setattr(whole, "new_cache", watched)
+    monkeypatch.setattr(whole, "new_cache", new_watched)
+    return whole, caches
+
+
+@pytest.fixture
+async def server(watched):
+    async with serving(watched) as server:
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def serving(watched, cache_positions=CACHE_POSITIONS, **changes):
+    """Serve the span on a socket; everything must be free in the end."""
+    span, caches = watched
 
     async def dial(peer_id, _protocol, *, addresses=(), timeout_s=5.0):
         if not addresses:
@@ -113,9 +138,9 @@ async def server(whole, monkeypatch):
         host, port = addresses[0].split(":")
         return Stream(peer_id, *await asyncio.open_connection(host, int(port)))
 
-    served = Served(whole, MANIFEST, HIDDEN, max_sessions=4, send_timeout_s=0.3)
+    served = Served(span, MANIFEST, HIDDEN, **{"max_sessions": 4, "send_timeout_s": 0.3, **changes})
     async with Engine() as engine:
-        server = Server(Handler(served, engine, dial, whole.new_arena(CACHE_POSITIONS), PrefixStore(2**20)), caches)
+        server = Server(Handler(served, engine, dial, span.new_arena(cache_positions), PrefixStore(2**20)), caches)
         listening = await asyncio.start_server(server.accept, "127.0.0.1", 0, limit=2**16)
         server.address = listening.sockets[0].getsockname()
         yield server
@@ -252,3 +277,235 @@ async def test_a_client_whose_steps_come_from_another_stage_may_not_send_long_fr
     stream.writer.write(encode(step(session, tokens=64, rows=64))[0])  # the payload never comes
     assert isinstance(await control.receive(), Refuse)
     await server.until_all_is_free()
+
+
+def text_step(session, hidden, position=0, **changes):
+    return Step(session, position, tuple(hidden.shape), "float32", to_payload(hidden, "float32"), **changes)
+
+
+def random_text(tokens, rows=1, seed=0):
+    return torch.randn(rows, tokens, HIDDEN, generator=torch.Generator().manual_seed(seed))
+
+
+async def answer(frames, step):
+    """Send a step; return the hidden states that come back."""
+    await frames.send(step)
+    async with asyncio.timeout(SOON_S):
+        result = await frames.receive()
+    assert isinstance(result, Result), result
+    return from_payload(result.payload, result.shape, result.codec, dtype=torch.float32, device=torch.device("cpu"))
+
+
+def alone(span, hidden):
+    return span.forward(hidden, span.new_cache(hidden.shape[1], hidden.shape[0]))
+
+
+@pytest.fixture
+def counted(whole, monkeypatch):
+    """Counts the tokens that reach the span."""
+    counts = []
+    forward_many = whole.forward_many
+
+    def forward(parts):
+        counts.extend(part.hidden.shape[0] * part.hidden.shape[1] for part in parts)
+        return forward_many(parts)
+
+    monkeypatch.setattr(whole, "forward_many", forward)
+    return counts
+
+
+@pytest.mark.parametrize(("shares_prefixes", "num_computed"), [(False, 130), (True, 2)])
+async def test_a_prefix_is_reused_within_a_client_and_across_clients_only_where_the_owner_says_so(
+    watched, counted, shares_prefixes, num_computed
+):
+    span, _ = watched
+    text = random_text(130)
+    expected = alone(span, text)
+    async with serving(watched, shares_prefixes=shares_prefixes) as server:
+        for peer_id, num_tokens in ((CLIENT, 130), (CLIENT, 2), (OTHER, num_computed), (OTHER, 2)):
+            counted.clear()
+            session, control, _ = await server.open(peer_id, max_length=200)
+            output = await answer(control, text_step(session, text))
+            torch.testing.assert_close(output, expected, atol=1e-4, rtol=1e-4)
+            assert sum(counted) == num_tokens
+            await control.close()
+
+
+async def test_sessions_of_another_codec_blocks_or_several_rows_share_no_prefix(watched, counted):
+    text = random_text(64)
+    payload = to_payload(text, "float32")
+    async with serving(watched) as server:
+        for changes in ({}, {"codec": "bfloat16"}, {"batch": 2}, {"batch": 2}):
+            counted.clear()
+            opened = {"batch": 1, "codec": "float32", **changes}
+            session, control, _ = await server.open(max_length=64, **opened)
+            rows = opened["batch"]
+            hidden = text.expand(rows, -1, -1).contiguous()
+            codec = opened["codec"]
+            payload = to_payload(hidden, codec)
+            await control.send(Step(session, 0, tuple(hidden.shape), codec, payload))
+            assert isinstance(await control.receive(), Result)
+            assert sum(counted) == 64 * rows
+            await control.close()
+
+
+async def test_a_full_cache_refuses_with_a_time_to_come_back_and_takes_sessions_again_later(watched):
+    async with serving(watched, cache_positions=128) as server:
+        _, control, _ = await server.open(max_length=100)
+        refusal = await server.refused(OTHER, max_length=64)
+        assert (refusal.code, refusal.retryable) == ("full", True)
+        assert refusal.retry_after_ms > 0
+        refusal = await server.refused(OTHER, max_length=129)
+        assert (refusal.code, refusal.retryable) == ("too_long", False)
+        await control.close()
+        await server.until_all_is_free()
+        await server.open(OTHER, max_length=64)
+
+
+async def test_the_last_eighth_of_the_cache_is_for_clients_without_a_session(watched):
+    async with serving(watched, cache_positions=128, max_sessions=16) as server:
+        for _ in range(3):
+            await server.open(max_length=32)
+        assert (await server.refused(max_length=17)).code == "full"
+        await server.open(max_length=16)  # up to the last eighth
+        assert server.handler.slots.free == 16
+        assert (await server.refused(max_length=16)).code == "full"
+        await server.open(OTHER, max_length=16)
+
+
+async def test_the_last_eighth_of_the_sessions_is_for_clients_without_one(watched):
+    async with serving(watched, max_sessions=16) as server:
+        for _ in range(14):
+            await server.open()
+        refusal = await server.refused()
+        assert (refusal.code, refusal.retryable) == ("full", True)
+        await server.open(OTHER)
+        assert (await server.refused(OTHER)).code == "full"
+        await server.open(STAGE)
+        assert (await server.refused(Identity.ephemeral().peer_id)).code == "full"
+
+
+async def test_a_session_whose_rows_change_moves_to_another_slot_and_gives_the_old_one_back(watched):
+    span, _ = watched
+    text, more, last = random_text(9), random_text(1, 3, seed=1), random_text(2, 2, seed=2)
+    async with serving(watched, cache_positions=512) as server:
+        slots = server.handler.slots
+        session, control, _ = await server.open(max_length=32)
+        assert slots.free == 512 - 32
+        await answer(control, text_step(session, text))
+        beams = torch.cat([text.expand(3, -1, -1), more], dim=1)
+        output = await answer(control, text_step(session, more, 9, rows=(0, 0, 0)))
+        torch.testing.assert_close(output, alone(span, beams)[:, 9:], atol=1e-4, rtol=1e-4)
+        assert slots.free == 512 - 96
+        beams = torch.cat([beams[[2, 0]], last], dim=1)
+        output = await answer(control, text_step(session, last, 10, rows=(2, 0)))
+        torch.testing.assert_close(output, alone(span, beams)[:, 10:], atol=1e-4, rtol=1e-4)
+        assert slots.free == 512 - 64
+
+
+async def test_rows_change_where_all_sessions_are_taken(server):
+    opened = [await server.open() for _ in range(4)]
+    assert (await server.refused(OTHER)).code == "full"
+    session, control, _ = opened[0]
+    await answer(control, text_step(session, random_text(4)))
+    output = await answer(control, text_step(session, random_text(1, 2), 4, rows=(0, 0)))
+    assert output.shape == (2, 1, HIDDEN)
+
+
+async def test_rows_that_find_no_room_end_their_session_with_a_refusal(watched):
+    async with serving(watched, cache_positions=128) as server:
+        session, control, _ = await server.open(max_length=64)
+        await answer(control, text_step(session, random_text(4)))
+        await control.send(text_step(session, random_text(1, 2), 4, rows=(0, 0)))
+        refusal = await control.receive()
+        assert isinstance(refusal, Refuse)
+        assert (refusal.code, refusal.retryable) == ("full", True)
+        await server.until_all_is_free()
+
+
+class Held:
+    """Holds the engine's forwards until it is opened."""
+
+    def __init__(self, span, monkeypatch):
+        self.began, self.opened = threading.Event(), threading.Event()
+        self._forward_many = span.forward_many
+        monkeypatch.setattr(span, "forward_many", self._forward)
+
+    def _forward(self, parts):
+        self.began.set()
+        assert self.opened.wait(SOON_S)
+        return self._forward_many(parts)
+
+    async def until_it_began(self):
+        assert await asyncio.to_thread(self.began.wait, SOON_S)
+
+
+@pytest.mark.parametrize("way", ["close", "expire", "bad push"])
+async def test_a_session_that_ends_in_mid_step_keeps_its_slot_until_the_engine_has_returned(watched, monkeypatch, way):
+    span, _ = watched
+    async with serving(watched, cache_positions=128) as server:
+        session, control, _ = await server.open(max_length=128, previous=STAGE)
+        push, _ = await server.dial(STAGE)
+        held = Held(span, monkeypatch)
+        await push.send(text_step(session, random_text(4)))
+        await held.until_it_began()
+        if way == "close":
+            await control.close()
+        elif way == "expire":
+            assert await server.handler.expire(time.monotonic() + 10_000) == 1
+        else:
+            await control.send(text_step(session, random_text(4)))  # from the client, who may not
+        async with asyncio.timeout(SOON_S):
+            while server.handler.num_sessions:
+                await asyncio.sleep(0.01)
+        assert (await server.refused(OTHER, max_length=16)).code == "full"
+        assert server.handler.slots.free == 0
+        held.opened.set()
+        await server.until_all_is_free()
+        other, control, _ = await server.open(OTHER, max_length=128)
+        text = random_text(5, seed=3)
+        torch.testing.assert_close(await answer(control, text_step(other, text)), alone(span, text), atol=1e-4, rtol=0)
+
+
+async def test_a_session_that_ends_in_mid_step_leaves_the_others_of_its_forward_right(watched, monkeypatch):
+    span, _ = watched
+    texts = [random_text(6, seed=seed) for seed in range(3)]
+    async with serving(watched) as server:
+        sessions = [await server.open(previous=STAGE) for _ in range(3)]
+        pushes = [(await server.dial(STAGE))[0] for _ in range(3)]
+        held = Held(span, monkeypatch)
+        first, first_control, _ = await server.open(OTHER)  # holds the engine while the others gather
+        await first_control.send(text_step(first, texts[0]))
+        await held.until_it_began()
+        for (session, _, _), push, text in zip(sessions, pushes, texts, strict=True):
+            await push.send(text_step(session, text))
+        await asyncio.sleep(0.05)
+        await sessions[1][1].close()
+        async with asyncio.timeout(SOON_S):
+            while server.handler.num_sessions > 3:
+                await asyncio.sleep(0.01)
+        held.opened.set()
+        for number in (0, 2):
+            result = await sessions[number][1].receive()
+            output = from_payload(
+                result.payload, result.shape, result.codec, dtype=torch.float32, device=torch.device("cpu")
+            )
+            torch.testing.assert_close(output, alone(span, texts[number]), atol=1e-4, rtol=0)
+
+
+async def test_sessions_abandoned_at_any_moment_give_all_slots_back(server):
+    async def abandon(number):
+        frames, stream = await server.dial(CLIENT if number % 2 else OTHER)
+        opened = opening(max_length=64)
+        await frames.send(opened)
+        if number % 4:
+            await frames.receive()
+            await frames.send(step(opened.session))
+        if number % 4 == 2:
+            await frames.receive()
+        stream.writer.transport.abort()
+
+    for number in range(12):
+        await abandon(number)
+    await server.until_all_is_free()
+    assert server.handler.counters.sessions > 0
