@@ -42,6 +42,12 @@ MAX_ADDRESS_BYTES = 256
 MAX_NAME_BYTES = 200
 """Longest name of a model or swarm, in UTF-8 bytes."""
 
+EMBEDS = 1
+"""Bit of an announcement's ends: the server embeds token ids; it serves the first block."""
+
+HEADS = 2
+"""Bit of an announcement's ends: the server computes logits and samples; it serves the model's last block."""
+
 KeyPart = int | bytes | str
 
 
@@ -146,6 +152,7 @@ class Announcement:
     cache_free_tokens: int  # tokens that the cache can still take, over all sessions
     addresses: tuple[str, ...]  # multiaddrs where the server listens, with /p2p/<owner> at the end; at most 8
     version: str  # software version of the server ("0.1.0")
+    ends: int = 0  # what the server does beyond its blocks for clients without weights: EMBEDS, HEADS, their sum, 0
 
     @property
     def authors(self) -> tuple[str, ...]:
@@ -179,6 +186,7 @@ class Announcement:
                 self.cache_free_tokens,
                 list(self.addresses),
                 self.version,
+                self.ends,
             ]
         )
 
@@ -201,10 +209,13 @@ class Announcement:
             cache_free_tokens=fields.uint("cache_free_tokens", 2**40),
             addresses=fields.texts("addresses", MAX_ADDRESSES, MAX_ADDRESS_BYTES),
             version=fields.text("version", 32),
+            ends=fields.uint("ends", EMBEDS | HEADS),
         )
         fields.end()
         if record.start >= record.end:
             raise BadRecord("the span is empty")
+        if record.ends & EMBEDS and record.start > 0:
+            raise BadRecord("token ids are embedded before the first block, which the span lacks")
         return record
 
 

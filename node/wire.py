@@ -1,8 +1,8 @@
 """Frames of ``/efedllm/session/1``: their structure, bounds and bytes. No I/O, no tensors, no thread of its own.
 
 A frame is ``u32 length | msgpack header | payload``: ``length`` counts header and payload, the header is a map with the
-frame's kind and fields, and the payload is what remains, the bytes of one tensor in the session's codec (empty in
-frames that carry none). Everything is bounded before it is allocated; an unknown kind, an unknown or missing field, a
+frame's kind and fields, and the payload is what remains, the bytes of one tensor in its codec (empty in frames that
+carry none). Everything is bounded before it is allocated; an unknown kind, an unknown or missing field, a
 value out of range or a payload of another size than shape and codec say raises ``FrameError``.
 
 The classes below are the specification: every field has its meaning, unit and bound beside it.
@@ -43,9 +43,23 @@ SCALE_BYTES = 2
 """One scale of the codec ``int8``, a float16."""
 CODECS = (*ITEM_BYTES, "int8")
 """Activation codecs of this version: how hidden states travel."""
+IDS = "ids"
+"""Codec of token ids, in steps of clients that hold no embeddings and in results that were sampled: uint32 each."""
+LOGITS = "logits"
+"""Codec of the largest logits of each position: the ids of all, uint32 each, then the logits of all, float32 each."""
+ID_BYTES = 4
+LOGIT_BYTES = 4
+MAX_TOP = 1024
+"""Logits of one position that a stage sends."""
+MAX_SCORED_POSITIONS = 1024
+"""Rows times positions of one step that the last stage computes logits for."""
+MAX_TEMPERATURE = 1000.0
+MAX_SEED = 2**64 - 1
 
 Payload: TypeAlias = bytes | bytearray | memoryview
 Check: TypeAlias = Callable[[Any], Any]
+Sampling: TypeAlias = tuple[float, int, float, int]
+"""Temperature, top_k, top_p and seed."""
 
 
 def _uint(limit: int) -> Check:
@@ -91,10 +105,22 @@ def _flag(value: Any) -> bool:
     return value
 
 
-def _codec(value: Any) -> str:
-    if type(value) is not str or value not in CODECS:
-        raise FrameError(f"must be one of {', '.join(CODECS)}")
-    return value
+def _one_of(*known: str) -> Check:
+    def check(value: Any) -> str:
+        if type(value) is not str or value not in known:
+            raise FrameError(f"must be one of {', '.join(known)}")
+        return value
+
+    return check
+
+
+def _number(limit: float) -> Check:
+    def check(value: Any) -> float:
+        if type(value) is not float or not 0 <= value <= limit:  # This way round it holds for a NaN too.
+            raise FrameError(f"must be a float from 0 to {limit:g}")
+        return value
+
+    return check
 
 
 def _list(item: Check, limit: int) -> Check:
@@ -102,6 +128,15 @@ def _list(item: Check, limit: int) -> Check:
         if type(value) is not list or len(value) > limit:
             raise FrameError(f"must be a list of at most {limit} entries")
         return tuple(item(entry) for entry in value)
+
+    return check
+
+
+def _tuple(*items: Check) -> Check:
+    def check(value: Any) -> tuple[Any, ...]:
+        if type(value) is not list or len(value) != len(items):
+            raise FrameError(f"must be a list of {len(items)} entries")
+        return tuple(item(entry) for item, entry in zip(items, value, strict=True))
 
     return check
 
@@ -154,6 +189,18 @@ class Open:
     """Multiaddrs of ``next``."""
     adapter: str = field(default="", metadata={"check": _text(128)})
     """Name of an adapter to apply; empty: none. Reserved, refused politely until it exists."""
+    embed: bool = field(default=False, metadata={"check": _flag})
+    """Steps carry token ids, in the codec ``ids``; the stage embeds them. Only where ``start`` is 0."""
+    top: int = field(default=0, metadata={"check": _uint(MAX_TOP)})
+    """Results carry so many of the largest logits of a position, in the codec ``logits``; 0: hidden states."""
+    sampling: Sampling | None = field(
+        default=None,
+        metadata={
+            "check": _optional(_tuple(_number(MAX_TEMPERATURE), _uint(MAX_LENGTH), _number(1.0), _uint(MAX_SEED)))
+        },
+    )
+    """Results carry ids that the stage samples, in the codec ``ids``, instead of logits: temperature (0: the likeliest
+    token), top_k (0: all), top_p (above 0), seed. This and ``top`` only where ``end`` is the model's last block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +216,7 @@ class Accept:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Client or previous stage to stage: hidden states of consecutive positions."""
+    """Client or previous stage to stage: hidden states, or token ids, of consecutive positions."""
 
     KIND: ClassVar[str] = "step"
     session: bytes = field(metadata={"check": _SESSION})
@@ -177,9 +224,9 @@ class Step:
     position: int = field(metadata={"check": _POSITION})
     """Position of the first token of the payload; makes a repeated step idempotent."""
     shape: tuple[int, ...] = field(metadata={"check": _shape})
-    """Rows, tokens, hidden size of the payload."""
-    codec: str = field(metadata={"check": _codec})
-    """The session's codec."""
+    """Rows, tokens, hidden size of the payload; of token ids the last is 1."""
+    codec: str = field(metadata={"check": _one_of(*CODECS, IDS)})
+    """The session's codec, or ``ids``."""
     payload: Payload
     """The tensor in the codec, as many bytes as ``payload_bytes`` says."""
     crop: int | None = field(default=None, metadata={"check": _optional(_POSITION)})
@@ -188,6 +235,8 @@ class Step:
         default=None, metadata={"check": _optional(_list(_uint(MAX_BATCH - 1), MAX_BATCH))}
     )
     """Keep these rows of the history, in this order, before the step (beam search)."""
+    logits_to_keep: int = field(default=1, metadata={"check": _uint(MAX_STEP_TOKENS)})
+    """How many of the last positions a stage with a head answers for; at least 1. Others hand it on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,9 +249,9 @@ class Result:
     position: int = field(metadata={"check": _POSITION})
     """The step's position."""
     shape: tuple[int, ...] = field(metadata={"check": _shape})
-    """Rows, tokens, hidden size of the payload."""
-    codec: str = field(metadata={"check": _codec})
-    """The session's codec."""
+    """Rows, tokens, hidden size of the payload; with a head: rows, the step's last positions, ids or logits of each."""
+    codec: str = field(metadata={"check": _one_of(*CODECS, IDS, LOGITS)})
+    """The session's codec, ``ids`` or ``logits``."""
     payload: Payload
     """The tensor in the codec, as many bytes as ``payload_bytes`` says."""
 
@@ -287,9 +336,11 @@ def max_step_tokens(rows: int) -> int:
 
 
 def payload_bytes(codec: str, shape: tuple[int, ...]) -> int:
-    """Return the size of hidden states of ``shape`` (rows, tokens, hidden size) in ``codec``, one of ``CODECS``."""
+    """Return the size of a payload of ``shape`` (rows, tokens, and how much there is of a token) in ``codec``."""
     if codec in ITEM_BYTES:
         return prod(shape) * ITEM_BYTES[codec]
+    if codec in (IDS, LOGITS):
+        return prod(shape) * (ID_BYTES if codec == IDS else ID_BYTES + LOGIT_BYTES)
     rows, tokens, hidden_size = shape
     num_scales = -(-hidden_size // INT8_BLOCK)
     return rows * tokens * (num_scales * SCALE_BYTES + hidden_size)

@@ -2,12 +2,16 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from node.client.route import Route, Stage
+from node.client.thin_terms import ThinTerms
 from node.errors import LocalError
+from node.model.ends import Ends
 from node.model.span import Span
 from node.serve.computation import Computation, Output, SpanSteps, StepJob
+from node.serve.end_work import EndWork
 from node.serve.session import Compute, StageSession
 from node.wire import LENGTH_BYTES, Frame, Open, Result, Sendable, Step, decode, decode_length, encode
 
@@ -23,17 +27,20 @@ class InProcessStage(NamedTuple):
 class InProcessChain:
     """One session at every stage; what ``node.client.chain.Chain`` is on a network."""
 
-    def __init__(self, session: bytes, spans: Sequence[Span], opened: Open, hidden_size: int) -> None:
+    def __init__(
+        self,
+        session: bytes,
+        spans: Sequence[Span],
+        openings: Sequence[Open],
+        hidden_size: int,
+        ends: Sequence[Ends | None],
+    ) -> None:
         self.session = session
-        self.max_length = opened.max_length
+        self.max_length = openings[0].max_length
         self.route = Route(tuple(Stage(f"peer{n}", span.start, span.end, ()) for n, span in enumerate(spans)))
         self.stages = [
-            InProcessStage(
-                StageSession(opened, hidden_size),
-                Computation(span, span.new_cache(opened.max_length, opened.batch)),
-                SpanSteps(span),
-            )
-            for span in spans
+            stage_of(span, opened, hidden_size, its_ends)
+            for span, opened, its_ends in zip(spans, openings, ends, strict=True)
         ]
         self.is_closed = False
 
@@ -47,24 +54,37 @@ class InProcessChain:
 class InProcessSwarm:
     """Implements ``node.client.remote_session.Connector`` over spans in this process."""
 
-    def __init__(self, spans: Sequence[Span], hidden_size: int) -> None:
+    def __init__(self, spans: Sequence[Span], hidden_size: int, ends: Sequence[Ends | None] | None = None) -> None:
         assert [span.start for span in spans[1:]] == [span.end for span in spans[:-1]]
         self.chains: list[InProcessChain] = []
         self.num_steps = 0
         self.num_tokens = 0
         self.num_crops = 0
         self.num_selections = 0
+        self.results: list[Result] = []
         self._spans = spans
+        self._ends = ends or [None] * len(spans)
         self._hidden_size = hidden_size
         self._numbers = itertools.count()
 
-    def open(self, batch: int, left_padding: tuple[int, ...], max_length: int, codec: str) -> InProcessChain:
+    def open(
+        self,
+        batch: int,
+        left_padding: tuple[int, ...],
+        max_length: int,
+        codec: str,
+        thin: ThinTerms | None = None,
+    ) -> InProcessChain:
         """Open a session at every span."""
         session = next(self._numbers).to_bytes(16, "big")
         opened = Open(session, bytes(32), 0, 1, batch, left_padding, max_length, codec, "", "", ())
-        received = over_the_wire(opened)
-        assert isinstance(received, Open)
-        chain = InProcessChain(session, self._spans, received, self._hidden_size)
+        openings = [opened] * len(self._spans)
+        if thin is not None:
+            openings[0] = replace(openings[0], embed=True)
+            openings[-1] = replace(openings[-1], top=thin.top, sampling=thin.sampling)
+        received = [over_the_wire(opening) for opening in openings]
+        assert all(isinstance(opening, Open) for opening in received)
+        chain = InProcessChain(session, self._spans, received, self._hidden_size, self._ends)
         self.chains.append(chain)
         return chain
 
@@ -85,9 +105,10 @@ class InProcessSwarm:
             order = stage.state.receive(arrived)
             assert isinstance(order, Compute)
             payload, shape = run_alone(stage, order, chain.max_length)
-            step = Step(step.session, step.position, shape, step.codec, payload, step.crop, step.rows)
+            step = replace(step, shape=shape, codec=stage.state.output_codec, payload=payload)
         result = over_the_wire(Result(step.session, step.position, step.shape, step.codec, step.payload))
         assert isinstance(result, Result)
+        self.results.append(result)
         return result
 
     def close_later(self, chain: InProcessChain) -> None:
@@ -103,6 +124,18 @@ class InProcessSwarm:
     def num_open(self) -> int:
         """Sessions not closed yet."""
         return sum(not chain.is_closed for chain in self.chains)
+
+
+def stage_of(span: Span, opened: Open, hidden_size: int, ends: Ends | None) -> InProcessStage:
+    """Open a session at one stage."""
+    works = opened.embed or opened.top or opened.sampling
+    work = EndWork(ends, opened) if ends is not None and works else None
+    cache = span.new_cache(opened.max_length, opened.batch)
+    return InProcessStage(
+        StageSession(opened, hidden_size, ends.vocab_size if ends is not None else 0),
+        Computation(span, cache, ends=work),
+        SpanSteps(span),
+    )
 
 
 def run_alone(stage: InProcessStage, order: Compute, max_length: int) -> Output:

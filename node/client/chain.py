@@ -16,6 +16,7 @@ from typing import TypeAlias
 from dht.errors import UnavailableError as PeerUnavailable
 from dht.swarm import Swarm
 from node.client.route import Route, Stage
+from node.client.thin_terms import ThinTerms
 from node.errors import LocalError, NodeError, Refused, SessionError, StageLost, UnavailableError
 from node.transport import FrameStream
 from node.wire import PROTOCOL, Accept, Close, Drain, Open, Refuse, Result, Step
@@ -35,6 +36,8 @@ class SessionShape:
     left_padding: tuple[int, ...]
     max_length: int
     codec: str
+    thin: ThinTerms | None = None
+    """What the ends of the route do for a client without weights; None: nothing."""
 
 
 class StageFailed(UnavailableError):
@@ -49,11 +52,19 @@ class StageFailed(UnavailableError):
 class Chain:
     """An open session. Made by ``open_chain``; ended by ``close``."""
 
-    def __init__(self, session: bytes, route: Route, streams: Sequence[FrameStream], step_timeout_s: float) -> None:
+    def __init__(
+        self,
+        session: bytes,
+        route: Route,
+        streams: Sequence[FrameStream],
+        step_timeout_s: float,
+        thin: ThinTerms | None = None,
+    ) -> None:
         self.session = session
         self.route = route
         self._streams = streams
         self._step_timeout_s = step_timeout_s
+        self._thin = thin
         self._results: asyncio.Queue[Result | NodeError] = asyncio.Queue()
         self._waiting: tuple[Step, Settle, asyncio.TimerHandle] | None = None
         self._is_running = False
@@ -159,9 +170,14 @@ class Chain:
     def _checked(self, outcome: Result | NodeError, step: Step) -> Result:
         if isinstance(outcome, NodeError):
             raise outcome
-        if outcome.position != step.position or outcome.shape != step.shape or outcome.codec != step.codec:
+        if outcome.position != step.position or not self._has_form(outcome, step):
             raise SessionError(f"The stage {self.route.stages[-1]} answered another step than it was asked.")
         return outcome
+
+    def _has_form(self, result: Result, step: Step) -> bool:
+        if self._thin is not None:
+            return self._thin.is_answer(result, step)
+        return result.shape == step.shape and result.codec == step.codec
 
     async def _watch(self, stage: Stage, stream: FrameStream) -> None:
         try:
@@ -215,7 +231,7 @@ async def open_chain(swarm: Swarm, route: Route, shape: SessionShape, *, step_ti
         # A stage whose next stage cannot be reached is not the one at fault when that one failed by itself.
         failures.sort(key=lambda failure: _is_secondary(failure))
         raise failures[0]
-    return Chain(session, route, streams, step_timeout_s)
+    return Chain(session, route, streams, step_timeout_s, shape.thin)
 
 
 def _overlap() -> LocalError:
@@ -247,6 +263,9 @@ async def _open_stage(swarm: Swarm, route: Route, index: int, session: bytes, sh
         previous=before.peer_id if before else "",
         next=after.peer_id if after else "",
         next_addresses=after.addresses if after else (),
+        embed=shape.thin is not None and before is None,
+        top=shape.thin.top if shape.thin and after is None else 0,
+        sampling=shape.thin.sampling if shape.thin and after is None else None,
     )
     try:
         await frames.send(opened)

@@ -21,6 +21,7 @@ from dht.swarm import Swarm
 from node.client.chain import Chain, SessionShape, StageFailed, open_chain
 from node.client.loop_thread import LoopThread
 from node.client.route import Route, plan_route
+from node.client.thin_terms import ThinTerms
 from node.errors import MissingBlocks, Refused, UserError
 from node.wire import Result, Step
 
@@ -88,14 +89,28 @@ class Network:
         """Look up who serves the model now."""
         return self._loop.run(self._directory())
 
-    def open(self, batch: int, left_padding: tuple[int, ...], max_length: int, codec: str) -> Chain:
+    def open(
+        self,
+        batch: int,
+        left_padding: tuple[int, ...],
+        max_length: int,
+        codec: str,
+        thin: ThinTerms | None = None,
+    ) -> Chain:
         """Plan a route and open a session along it; a stage that fails is planned around.
+
+        Args:
+            batch: rows.
+            left_padding: padding positions per row; empty for none.
+            max_length: positions to reserve.
+            codec: how hidden states travel.
+            thin: what the ends of the route do for a client without weights; None: nothing.
 
         Raises:
             MissingBlocks: some blocks have no server that can be used.
             StageFailed: servers keep refusing.
         """
-        shape = SessionShape(self._manifest, batch, left_padding, max_length, codec)
+        shape = SessionShape(self._manifest, batch, left_padding, max_length, codec, thin)
         chain = self._loop.run(self._open_and_keep(shape))
         self.last_route = chain.route
         return chain
@@ -110,11 +125,12 @@ class Network:
 
     async def _open(self, shape: SessionShape) -> Chain:
         last_failure: StageFailed | None = None
+        needs_ends = shape.thin is not None
         for _ in range(_MAX_OPEN_ATTEMPTS):
             now = time.monotonic()
             self._avoid = {peer: until for peer, until in self._avoid.items() if until > now}
             try:
-                route = plan_route(await self._directory(), self._num_blocks, self._avoid)
+                route = plan_route(await self._directory(), self._num_blocks, self._avoid, needs_ends=needs_ends)
             except MissingBlocks:
                 break
             try:
@@ -126,7 +142,7 @@ class Network:
                 self._avoid[failure.stage.peer_id] = now + _AVOID_S
         if last_failure is not None:  # It says more than that blocks are missing once its server is left out.
             raise last_failure
-        route = plan_route(await self._directory(), self._num_blocks)
+        route = plan_route(await self._directory(), self._num_blocks, needs_ends=needs_ends)
         return await open_chain(self._swarm, route, shape, step_timeout_s=self._step_timeout_s)
 
     def run(self, chain: Chain, steps: list[Step]) -> list[Result]:

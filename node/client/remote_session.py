@@ -6,9 +6,10 @@ its first step, when the number of rows and their padding are known.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from node.client.chain import Chain
 from node.client.history import History, PlannedStep
 from node.client.route import Route
+from node.client.thin_terms import ThinTerms
 from node.errors import LocalError, UnavailableError, UserError
 from node.model.tensors import from_payload, to_payload
 from node.wire import ITEM_BYTES, MAX_BATCH, Result, Step, max_step_tokens, payload_bytes
@@ -30,7 +32,14 @@ AUTO_CODEC = "auto"
 class Connector(Protocol):
     """Opens, uses and closes chains from a synchronous thread; ``network.Network`` is one."""
 
-    def open(self, batch: int, left_padding: tuple[int, ...], max_length: int, codec: str) -> Chain:
+    def open(
+        self,
+        batch: int,
+        left_padding: tuple[int, ...],
+        max_length: int,
+        codec: str,
+        thin: ThinTerms | None = None,
+    ) -> Chain:
         """Plan a route and open a session along it."""
 
     def run(self, chain: Chain, steps: list[Step]) -> list[Result]:
@@ -153,35 +162,54 @@ class RemoteCache(Cache):
         Raises:
             UserError: the session is closed or in use by another thread, or cannot carry ``hidden``.
         """
+        with self._stepping():
+            return self._step(hidden, left_padding)
+
+    @contextlib.contextmanager
+    def _stepping(self) -> Iterator[None]:
+        """Refuse a step while another thread is in the middle of one."""
         if not self._is_stepping.acquire(blocking=False):
             raise UserError("Another thread is using this session; open one for each with inference_session().")
         try:
-            return self._step(hidden, left_padding)
+            yield
         finally:
             self._is_stepping.release()
 
     def _step(self, hidden: torch.Tensor, left_padding: tuple[int, ...]) -> torch.Tensor:
+        batch, num_tokens, hidden_size = hidden.shape
+        self._begin(batch, num_tokens, left_padding, hidden.dtype)
+        at_once = self._tokens_at_once(batch, hidden_size)
+        results = self._run(batch, num_tokens, at_once, lambda chain, part: self._to_step(chain.session, part, hidden))
+        parts = [
+            from_payload(result.payload, result.shape, self._codec, dtype=hidden.dtype, device=hidden.device)
+            for result in results
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _begin(self, batch: int, num_tokens: int, left_padding: tuple[int, ...], dtype: torch.dtype) -> None:
+        """Open the session with its first step; later, check that the next one can be sent."""
         if self._is_closed:
             raise UserError("This session is closed; open a new one with inference_session().")
-        batch, num_tokens, hidden_size = hidden.shape
         if batch > MAX_BATCH:
             raise UserError(
                 f"A session takes at most {MAX_BATCH} rows, beams included, not {batch}; use fewer at once."
             )
         self.history.check_room(num_tokens)
         if self.history.length == 0:  # Not begun, or cropped to nothing: rows and padding may be others than before.
-            self._open(batch, left_padding, self._codec_for(hidden.dtype))
-        assert self._chain is not None
+            self._open(batch, left_padding, self._codec_for(dtype))
+
+    def _tokens_at_once(self, batch: int, hidden_size: int) -> int:
         by_bytes = max(1, _MAX_STEP_BYTES // payload_bytes(self._codec, (batch, 1, hidden_size)))
-        at_once = min(by_bytes, max_step_tokens(batch))
+        return min(by_bytes, max_step_tokens(batch))
+
+    def _run(
+        self, batch: int, num_tokens: int, at_once: int, to_step: Callable[[Chain, PlannedStep], Step]
+    ) -> list[Result]:
+        """Send ``num_tokens`` more positions in steps of at most ``at_once`` and return their results."""
+        chain = self._chain
+        assert chain is not None
         planned = self.history.plan(batch, num_tokens, at_once)
-        steps = [self._to_step(self._chain.session, part, hidden) for part in planned]
-        results = self._connector.run(self._chain, steps)
-        parts = [
-            from_payload(result.payload, result.shape, self._codec, dtype=hidden.dtype, device=hidden.device)
-            for result in results
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return self._connector.run(chain, [to_step(chain, part) for part in planned])
 
     def _codec_for(self, dtype: torch.dtype) -> str:
         if self._asked_codec != AUTO_CODEC:
@@ -195,15 +223,18 @@ class RemoteCache(Cache):
         if self._finalizer is not None:
             self._finalizer()
         try:
-            self._chain = self._connector.open(batch, left_padding, self.history.max_length, codec)
+            self._chain = self._connect(batch, left_padding, self.history.max_length, codec)
         except UnavailableError:
             if self.history.max_length == self._needed:
                 raise
             self.history.max_length = self._needed
-            self._chain = self._connector.open(batch, left_padding, self._needed, codec)
+            self._chain = self._connect(batch, left_padding, self._needed, codec)
         self._codec = codec
         self.history.restart(left_padding)
         self._finalizer = weakref.finalize(self, self._connector.close_later, self._chain)
+
+    def _connect(self, batch: int, left_padding: tuple[int, ...], max_length: int, codec: str) -> Chain:
+        return self._connector.open(batch, left_padding, max_length, codec)
 
     def _to_step(self, session: bytes, part: PlannedStep, hidden: torch.Tensor) -> Step:
         piece = hidden[:, part.first : part.first + part.num_tokens]

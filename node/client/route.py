@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from dht.directory import Directory
-from dht.records import Announcement, ServerState
+from dht.records import EMBEDS, HEADS, Announcement, ServerState
 from node.errors import MissingBlocks
 
 
@@ -33,38 +33,70 @@ class Route:
         return ", ".join(str(stage) for stage in self.stages)
 
 
-def plan_route(directory: Directory, num_blocks: int, avoid: Collection[str] = ()) -> Route:
+@dataclass(frozen=True, slots=True)
+class _Usable:
+    """What a route may take of one server."""
+
+    server: Announcement
+    start: int
+    end: int
+
+
+def plan_route(
+    directory: Directory, num_blocks: int, avoid: Collection[str] = (), *, needs_ends: bool = False
+) -> Route:
     """Cover ``[0, num_blocks)`` with the fewest stages; among equals take the higher throughput, then the lower id.
 
     Args:
         directory: who serves what now.
         num_blocks: blocks of the model.
         avoid: peers not to use.
+        needs_ends: whether the first stage must embed token ids and the last one compute logits. A server that does not
+            is then used without the model's first or last block.
 
     Raises:
         MissingBlocks: some blocks have no usable server; the message names them.
     """
-    usable = [
+    online = [
         server for server in directory.servers if server.state is ServerState.ONLINE and server.owner not in avoid
     ]
+    usable = [_part_of(server, num_blocks, needs_ends) for server in online]
     stages: list[Stage] = []
     at = 0
     while at < num_blocks:
-        covering = [server for server in usable if server.start <= at < server.end]
+        covering = [part for part in usable if part.start <= at < part.end]
         if not covering:
-            raise MissingBlocks(_missing_message(usable, num_blocks))
+            raise MissingBlocks(_missing_message(usable, num_blocks, online if needs_ends else None))
         best = max(covering, key=_preference)
-        stages.append(Stage(best.owner, at, min(best.end, num_blocks), tuple(best.addresses)))
+        stages.append(Stage(best.server.owner, at, best.end, tuple(best.server.addresses)))
         at = best.end
     return Route(tuple(stages))
 
 
-def _preference(server: Announcement) -> tuple[int, int, list[int]]:
-    return server.end, server.throughput_milli, [-ord(letter) for letter in server.owner]
+def _part_of(server: Announcement, num_blocks: int, needs_ends: bool) -> _Usable:
+    start, end = server.start, min(server.end, num_blocks)
+    if needs_ends and start == 0 and not server.ends & EMBEDS:
+        start = 1
+    if needs_ends and end == num_blocks and not server.ends & HEADS:
+        end -= 1
+    return _Usable(server, start, end)
 
 
-def _missing_message(usable: list[Announcement], num_blocks: int) -> str:
-    held = {block for server in usable for block in range(server.start, server.end)}
+def _preference(part: _Usable) -> tuple[int, int, list[int]]:
+    return part.end, part.server.throughput_milli, [-ord(letter) for letter in part.server.owner]
+
+
+def _missing_message(usable: list[_Usable], num_blocks: int, online: list[Announcement] | None) -> str:
+    """Say which blocks nobody holds; ``online``: all servers, where ends are needed that some do not offer."""
+    held = {block for part in usable for block in range(part.start, part.end)}
+    if online is not None and all(
+        any(server.start <= at < server.end for server in online) for at in range(num_blocks)
+    ):
+        lacking = "embeds token ids" if 0 not in held else "computes logits"
+        return (
+            f"All blocks have servers, but none of them {lacking} for clients without weights; generate without --thin "
+            "(thin=True), or start a server of that end without --no-ends."
+        )
     missing = [block for block in range(num_blocks) if block not in held]
     ranges: list[list[int]] = []
     for block in missing:

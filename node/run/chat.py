@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from node.client.distributed_model import InferenceSession
+from node.client.model_sessions import InferenceSession
 from node.errors import UnavailableError, UserError
 from node.run.events import Reporter
 from node.run.generate import (

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoTokenizer
 from transformers.generation.streamers import TextStreamer
 
-from node.client.distributed_model import AutoDistributedModelForCausalLM, InferenceSession
+from node.client.distributed_model import AutoDistributedModelForCausalLM
+from node.client.model_sessions import InferenceSession
 from node.errors import ModelNotFound, PromptTooLong
 from node.model.checkpoint import Checkpoint
 from node.model.families import check_family

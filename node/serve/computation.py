@@ -18,13 +18,14 @@ from node.model.cache import SpanCache
 from node.model.ragged import Part
 from node.model.span import Span
 from node.model.tensors import from_payload, to_payload
+from node.serve.end_work import EndWork
 from node.serve.prefixes import PrefixChain
 from node.serve.session import Compute
 
 logger = logging.getLogger(__name__)
 
 Output: TypeAlias = tuple[memoryview, tuple[int, ...]]
-"""A step's output bytes and its shape ``[rows, tokens, hidden]``."""
+"""A step's output bytes and its shape ``[rows, tokens, hidden]``; where an end answers, logits or ids."""
 
 
 class Computation:
@@ -34,10 +35,18 @@ class Computation:
         span: the blocks that the session runs.
         cache: made by ``span.new_cache``.
         prefixes: finds what other sessions have computed of the same text; None: every step is run.
+        ends: what is done beyond the blocks; None: nothing.
     """
 
-    def __init__(self, span: Span, cache: SpanCache, prefixes: PrefixChain | None = None) -> None:
+    def __init__(
+        self,
+        span: Span,
+        cache: SpanCache,
+        prefixes: PrefixChain | None = None,
+        ends: EndWork | None = None,
+    ) -> None:
         self.span = span
+        self.ends = ends
         self.prefixes = prefixes
         self.padding: torch.Tensor | None = None
         self._cache: SpanCache | None = cache
@@ -158,10 +167,15 @@ class StepJob:
         cache = computation.cache
         if self._hidden is None:
             computation.begin(self._order, self._into)
-            step, span = self._order.step, computation.span
-            self._hidden = from_payload(step.payload, step.shape, step.codec, dtype=span.dtype, device=span.device)
+            self._hidden = self._enter()
         if computation.prefixes is not None:
             self._reuse(computation.prefixes, cache)
+
+    def _enter(self) -> torch.Tensor:
+        step, span, ends = self._order.step, self._computation.span, self._computation.ends
+        if ends is not None and ends.embeds:
+            return ends.embed(self._order)
+        return from_payload(step.payload, step.shape, step.codec, dtype=span.dtype, device=span.device)
 
     def _reuse(self, prefixes: PrefixChain, cache: SpanCache) -> None:
         assert self._hidden is not None
@@ -190,4 +204,7 @@ class StepJob:
     def result(self) -> Output:
         """Return the whole step's output."""
         output = self._outputs[0] if len(self._outputs) == 1 else torch.cat(self._outputs, dim=1)
-        return to_payload(output, self._order.step.codec), tuple(output.shape)
+        step, ends = self._order.step, self._computation.ends
+        if ends is not None and ends.answers:
+            return ends.answer(step, output)
+        return to_payload(output, ends.codec if ends is not None else step.codec), tuple(output.shape)

@@ -1,8 +1,9 @@
 """The I/O shell of a stage: streams of ``/efedllm/session/1`` in, work to the engine, outputs to the next stage.
 
 Runs in the event loop. What a session may do is decided by ``session`` (pure); where its cache stands by ``slots``
-(pure); what is computed runs in the engine's thread. Two kinds of streams arrive: a client's control stream, which begins with
-``open`` and ends the session when it ends, and a previous stage's push stream, which carries the steps of one session.
+(pure); what is computed runs in the engine's thread. Two kinds of streams arrive: a client's control stream, which
+begins with ``open`` and ends the session when it ends, and a previous stage's push stream, which carries the steps of
+one session.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from dht.errors import DhtError
 from node.engine import Engine
 from node.errors import ComputeFailed, NodeError, Refused, RemoteError, SessionError, UnavailableError
 from node.model.arena import Buffers, KeyValueArena
+from node.model.ends import Ends
 from node.model.span import Span
 from node.model.tensors import codec_of
 from node.serve.computation import Computation, Output, SpanSteps, StepJob
+from node.serve.end_work import EndWork
 from node.serve.prefixes import PrefixChain, PrefixStore
 from node.serve.session import Compute, StageSession
 from node.serve.slots import Slot, Slots
@@ -70,6 +73,10 @@ class Served:
     manifest: bytes
     """sha256 identity of the model."""
     hidden_size: int
+    num_blocks: int = 0
+    """Of the whole model; 0 where no ends are offered."""
+    ends: Ends | None = None
+    """Embedding and head, for clients that hold no weights; None: they are not served."""
     max_sessions: int = 256
     idle_timeout_s: float = 600.0
     """A session without a step for so long is closed."""
@@ -117,7 +124,7 @@ class _Live:
     next: FrameStream | None = None
     """The stream on which outputs are pushed to the next stage."""
     output: Output | None = None
-    """The last step's output bytes and shape, for a repeated step."""
+    """The last step's output, for a repeated step."""
 
 
 class Handler:
@@ -276,16 +283,16 @@ class Handler:
         served = self._served
         self._check_open(opened)
         try:
-            state = StageSession(opened, served.hidden_size)
+            state = StageSession(opened, served.hidden_size, served.ends.vocab_size if served.ends else 0)
         except SessionError as error:
             raise Refused("bad_open", str(error)) from error
         self._check_room(frames.peer_id)
         slot = self._lease(frames.peer_id, opened.batch, opened.max_length)
         span = served.span.view(opened.start, opened.end)
         buffers = self._buffers(slot, opened, opened.batch)
-        computation = Computation(
-            span, span.new_cache(opened.max_length, opened.batch, buffers), self._chain(opened, frames.peer_id)
-        )
+        cache = span.new_cache(opened.max_length, opened.batch, buffers)
+        work = EndWork(served.ends, opened) if served.ends and _wants_ends(opened) else None
+        computation = Computation(span, cache, self._chain(opened, frames.peer_id), work)
         live = _Live(state, computation, frames, time.monotonic(), [slot], opened.batch)
         self._sessions[opened.session] = live
         self.counters.sessions += 1
@@ -333,6 +340,15 @@ class Handler:
             raise Refused("wrong_blocks", f"This server holds the blocks {held}; look the directory up again.")
         if opened.adapter:
             raise Refused("unsupported", "This version serves no adapters yet; open the session without one.")
+        self._check_ends(opened)
+
+    def _check_ends(self, opened: Open) -> None:
+        served, ends = self._served, self._served.ends
+        if opened.embed and not (ends and ends.embeds and opened.start == 0):
+            raise Refused("no_ends", "This server embeds no token ids; look the directory up again.", retryable=True)
+        scores = opened.top or opened.sampling
+        if scores and not (ends and ends.heads and opened.end == served.num_blocks):
+            raise Refused("no_ends", "This server computes no logits; look the directory up again.", retryable=True)
 
     def _check_room(self, client: str) -> None:
         """Refuse a client's next session where all are taken that it may have."""
@@ -405,10 +421,11 @@ class Handler:
             self.slots.release(live.slots.pop())
 
     async def _hand_on(self, live: _Live, step: Step, payload: memoryview, shape: tuple[int, ...]) -> None:
+        codec = live.state.output_codec
         if live.next is None:
-            await self._tell_client(live, Result(step.session, step.position, shape, step.codec, payload))
+            await self._tell_client(live, Result(step.session, step.position, shape, codec, payload))
             return
-        pushed = Step(step.session, step.position, shape, step.codec, payload, step.crop, step.rows)
+        pushed = replace(step, shape=shape, codec=codec, payload=payload)
         try:
             await live.next.send(pushed, self._served.send_timeout_s)
         except UnavailableError:
@@ -449,6 +466,10 @@ class Handler:
         refusal = Refused("idle", "The session was idle for too long; open it again.")
         await asyncio.gather(*(self._end(live, refusal) for live in idle))
         return len(idle)
+
+
+def _wants_ends(opened: Open) -> bool:
+    return bool(opened.embed or opened.top or opened.sampling)
 
 
 def _full(reason: str) -> Refused:

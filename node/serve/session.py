@@ -13,11 +13,23 @@ there is nothing to roll back.
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from node.errors import Refused, SessionError
-from node.wire import CODECS, MAX_BATCH, MAX_STEP_POSITIONS, Open, Step, max_step_tokens, payload_bytes
+from node.wire import (
+    CODECS,
+    IDS,
+    LOGITS,
+    MAX_BATCH,
+    MAX_SCORED_POSITIONS,
+    MAX_STEP_POSITIONS,
+    Open,
+    Step,
+    max_step_tokens,
+    payload_bytes,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +58,17 @@ Order: TypeAlias = Compute | Repeat
 class StageSession:
     """The state of one session at one stage.
 
+    Args:
+        opened: what the client asked for.
+        hidden_size: of the model.
+        vocab_size: token ids are below this; 0 where no ids are embedded.
+
     Raises:
         SessionError: ``opened`` contradicts itself.
         Refused: it asks for a codec that this version does not speak.
     """
 
-    def __init__(self, opened: Open, hidden_size: int) -> None:
+    def __init__(self, opened: Open, hidden_size: int, vocab_size: int = 0) -> None:
         if opened.codec not in CODECS:
             raise Refused("unsupported", f"This server speaks the codecs {', '.join(CODECS)}; choose one of them.")
         if not 1 <= opened.batch <= MAX_BATCH:
@@ -60,18 +77,27 @@ class StageSession:
             raise SessionError("Left padding is given for every row or for none.")
         if any(padding >= max(1, opened.max_length) for padding in opened.left_padding):
             raise SessionError("A row is padding up to the session's maximum length.")
+        _check_ends(opened)
         self.opened = opened
         self.length = 0
         self.batch = opened.batch
-        self._hidden_size = hidden_size
+        self._codec, self._width = (IDS, 1) if opened.embed else (opened.codec, hidden_size)
+        self._vocab_size = vocab_size
         self._left_padding = opened.left_padding if any(opened.left_padding) else ()
-        self._last: tuple[int, tuple[int, ...]] | None = None
+        self._last: tuple[int, tuple[int, ...], int] | None = None
 
     @property
     def max_step_bytes(self) -> int:
         """Payload of the longest step: as many rows and positions as the session was opened for, within bounds."""
         num_positions = min(self.opened.batch * self.opened.max_length, MAX_STEP_POSITIONS)
-        return payload_bytes(self.opened.codec, (1, num_positions, self._hidden_size))
+        return payload_bytes(self._codec, (1, num_positions, self._width))
+
+    @property
+    def output_codec(self) -> str:
+        """How the stage's outputs travel."""
+        if self.opened.top:
+            return LOGITS
+        return IDS if self.opened.sampling else self.opened.codec
 
     def receive(self, step: Step) -> Order:
         """Admit ``step`` and say what to do for it.
@@ -79,13 +105,15 @@ class StageSession:
         Raises:
             SessionError: the step does not fit into the session; the session must end.
         """
-        if step.codec != self.opened.codec:
-            raise SessionError(f"The session's codec is {self.opened.codec}, the step's {step.codec}.")
-        rows, tokens, hidden_size = step.shape
-        if hidden_size != self._hidden_size:
-            raise SessionError(f"The model's hidden size is {self._hidden_size}, the step's {hidden_size}.")
+        if step.codec != self._codec:
+            raise SessionError(f"Steps of this session come in the codec {self._codec}, not in {step.codec}.")
+        rows, tokens, width = step.shape
+        if width != self._width:
+            raise SessionError(f"Steps of this session have the hidden size {self._width}, not {width}.")
         if tokens > max_step_tokens(rows):
             raise SessionError(f"A step of {rows} rows carries at most {max_step_tokens(rows)} tokens, not {tokens}.")
+        if self.opened.top or self.opened.sampling:
+            _check_scored(step)
         if self._is_repeat(step):
             return Repeat(step)
         length = self._length_after_crop(step.crop)
@@ -96,15 +124,23 @@ class StageSession:
             raise SessionError(
                 f"The step reaches position {length + tokens}; the session was opened for {self.opened.max_length}."
             )
+        if self.opened.embed:
+            self._check_ids(step)
         if kept is not None and self._left_padding:
             self._left_padding = tuple(self._left_padding[row] for row in kept)
         crop = length if length < self.length else None
-        self.length, self.batch, self._last = length + tokens, rows, (step.position, step.shape)
+        self.length, self.batch, self._last = length + tokens, rows, _signature(step)
         return Compute(step, crop, kept, self._left_padding)
 
     def _is_repeat(self, step: Step) -> bool:
         """A step with a crop is computed again instead: cropping back to it makes it idempotent anyway."""
-        return self._last == (step.position, step.shape) and step.crop is None and step.rows is None
+        return self._last == _signature(step) and step.crop is None and step.rows is None
+
+    def _check_ids(self, step: Step) -> None:
+        """Refuse ids beyond the vocabulary here, where it costs the session alone: a look-up would cost more."""
+        ids = struct.unpack(f"<{step.shape[0] * step.shape[1]}I", step.payload)
+        if max(ids) >= self._vocab_size:
+            raise SessionError(f"The vocabulary has the ids 0 to {self._vocab_size - 1}; the step has {max(ids)}.")
 
     def _length_after_crop(self, crop: int | None) -> int:
         if crop is None:
@@ -123,3 +159,27 @@ class StageSession:
         if any(row >= self.batch for row in selected):
             raise SessionError(f"The step selects a row beyond the session's {self.batch}.")
         return None if selected == tuple(range(self.batch)) else selected
+
+
+def _signature(step: Step) -> tuple[int, tuple[int, ...], int]:
+    return step.position, step.shape, step.logits_to_keep
+
+
+def _check_ends(opened: Open) -> None:
+    if opened.embed and (opened.previous or opened.start):
+        raise SessionError("Token ids are embedded by the first stage, on the client's own stream.")
+    if (opened.top or opened.sampling) and opened.next:
+        raise SessionError("Logits and samples are for the last stage, which answers the client.")
+    if opened.top and opened.sampling:
+        raise SessionError("A stage answers with logits or with samples, not with both.")
+    if opened.sampling and not opened.sampling[2]:
+        raise SessionError("Nothing can be sampled with a top_p of 0; give more.")
+
+
+def _check_scored(step: Step) -> None:
+    rows, tokens, _ = step.shape
+    if not 1 <= step.logits_to_keep <= tokens or rows * step.logits_to_keep > MAX_SCORED_POSITIONS:
+        raise SessionError(
+            f"Logits are for 1 to {tokens} positions of this step, and {MAX_SCORED_POSITIONS} over all rows, not for "
+            f"{step.logits_to_keep} of {rows} rows."
+        )
