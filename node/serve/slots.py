@@ -61,6 +61,7 @@ class Slots:
         start, size = slot.start, slot.size
         index = bisect_left(self._gaps, (start, 0))
         assert index == len(self._gaps) or start + size <= self._gaps[index][0], "the slot is free already"
+        assert not index or sum(self._gaps[index - 1]) <= start, "the slot is free already"
         if index < len(self._gaps) and start + size == self._gaps[index][0]:
             size += self._gaps.pop(index)[1]
         if index and sum(self._gaps[index - 1]) == start:
