@@ -13,6 +13,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
+from node.client import remote_session
 from node.client.distributed_model import build_model
 from node.errors import DamagedCheckpoint, UnsupportedFamily
 from node.model.checkpoint import Checkpoint
@@ -194,8 +195,19 @@ def assistant_of(model):
     return assistant
 
 
+def test_a_prompt_that_travels_in_pieces_gives_the_same_tokens(case, monkeypatch):
+    tokens_per_step = 5
+    bytes_per_token = case.batch.shape[0] * case.local.config.hidden_size * 4
+    monkeypatch.setattr(remote_session, "_MAX_STEP_BYTES", tokens_per_step * bytes_per_token)
+    num_steps = case.swarm.num_steps
+    local, remote = case.generate_both(case.batch, attention_mask=case.mask)
+    assert torch.equal(remote, local)
+    assert case.swarm.num_steps - num_steps == -(-TEXT_LENGTH // tokens_per_step) + 5
+
+
 def test_the_families_tested_here_are_the_families_that_are_served():
     assert set(FAMILIES) == CHECKED_FAMILIES
+    assert CHECKED_FAMILIES.isdisjoint(_REASONS)
 
 
 def test_windows_are_shorter_than_the_text_and_models_have_more_layers_than_stages():
