@@ -5,9 +5,9 @@ The workload: a Llama-shaped random model (8 layers, hidden 512, vocabulary 1,00
 process of its own with a prompt of its own (64 tokens), 64 new tokens, greedy, one thread per process. All clients
 wait for each other after their first token; what is counted is from there until the first of them has finished, so
 all are decoding. `ratio` is the tokens per second of all clients over those of one client in the same round;
-`whole_...` is the same with opening, prefill and the slowest one's rest. `slowest_share` is the slowest client's
-tokens over the fastest one's. Prints one JSON line; the exit code is 1 when any client's tokens are not those of
-local transformers.
+`whole_...` is the same with opening, prefill (of prompts that servers may know from the warm-up) and the slowest one's
+rest. `slowest_share` is the slowest client's tokens over the fastest one's. Prints one JSON line; the exit code is 1
+when any client's tokens are not those of local transformers.
 """
 
 import argparse

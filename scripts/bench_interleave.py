@@ -34,7 +34,7 @@ MAX_NEW_TOKENS = 2000
 """Tokens of a decoder at most; it is stopped long before."""
 NUM_FIRST_STEPS = 3
 """Steps of a decoder that are not counted: it has just been let go."""
-PREFILL_SEED = 99
+FIRST_PREFILL_SEED = 1000
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,27 @@ class Round:
         return max(self.steps_s(quiet=quiet)) / self.normal_s
 
 
+class LongPrompts:
+    """Draws prompts for prefills, each once: what a server has seen before it might not compute again."""
+
+    def __init__(self, num_tokens: int, vocab_size: int) -> None:
+        self.drawn: list[Prefill] = []
+        self._num_tokens = num_tokens
+        self._vocab_size = vocab_size
+
+    def draw(self) -> Prefill:
+        """Return the next one."""
+        seed = FIRST_PREFILL_SEED + len(self.drawn)
+        ids = random_prompt(self._num_tokens, vocab_size=self._vocab_size, seed=seed)
+        self.drawn.append(Prefill(ids[0].tolist()))
+        return self.drawn[-1]
+
+
 def prefill_among(
-    decoders: Sequence[Client], reader: Client, jobs: Sequence[Decode], prefill: Prefill, settle_s: float
+    decoders: Sequence[Client], reader: Client, jobs: Sequence[Decode], long_prompts: LongPrompts, settle_s: float
 ) -> Round:
     """Let ``decoders`` decode, ``reader`` prefill in the midst of it, and stop them all."""
-    reader.ask(prefill)
+    reader.ask(long_prompts.draw())
     alone = reader.answer()
     for client, job in zip(decoders, jobs, strict=True):
         client.ask(job)
@@ -81,7 +97,7 @@ def prefill_among(
     for client in decoders:
         client.proceed()
     time.sleep(settle_s)
-    reader.ask(prefill)
+    reader.ask(long_prompts.draw())
     among = reader.answer()
     for client in decoders:
         client.proceed()
@@ -92,18 +108,17 @@ def prefill_among(
 
 
 def measure_all(
-    arguments: argparse.Namespace, model: SavedModel, join: str, prompts: torch.Tensor, prefill: Prefill
+    arguments: argparse.Namespace, model: SavedModel, join: str, prompts: torch.Tensor, long_prompts: LongPrompts
 ) -> list[Round]:
-    """Return the counted rounds; the first one warms up and is left out."""
+    """Return all rounds; the first one warms up."""
     jobs = [Decode(prompt, MAX_NEW_TOKENS, stops_early=True) for prompt in prompts.tolist()]
     with started_clients(len(jobs) + 1, model.directory, join, model.scratch) as (reader, *decoders):
-        rounds = [
-            prefill_among(decoders, reader, jobs, prefill, arguments.settle_s) for _ in range(1 + arguments.rounds)
+        return [
+            prefill_among(decoders, reader, jobs, long_prompts, arguments.settle_s) for _ in range(1 + arguments.rounds)
         ]
-    return rounds[1:]
 
 
-def all_equal(model: Any, rounds: Sequence[Round], prompts: torch.Tensor, prefill: Prefill) -> bool:
+def all_equal(model: Any, rounds: Sequence[Round], prompts: torch.Tensor, long_prompts: LongPrompts) -> bool:
     """Say whether every token of every round is that of local transformers."""
     longest = max(len(client.tokens) for of_round in rounds for client in of_round.decoded)
     expected = [
@@ -116,12 +131,13 @@ def all_equal(model: Any, rounds: Sequence[Round], prompts: torch.Tensor, prefil
         )[0, len(prompt) :].tolist()
         for prompt in prompts
     ]
-    token = prefill.run_on(model).token
-    return all(
+    decoded = all(
         client.tokens == known[: len(client.tokens)]
         for of_round in rounds
         for client, known in zip(of_round.decoded, expected, strict=True)
-    ) and all(token == of_round.alone.token == of_round.among.token for of_round in rounds)
+    )
+    read = [prefilled.token for of_round in rounds for prefilled in (of_round.alone, of_round.among)]
+    return decoded and read == [prefill.run_on(model).token for prefill in long_prompts.drawn]
 
 
 async def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -132,11 +148,10 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
         prompts = random_prompt(
             arguments.prompt_tokens, vocab_size=arguments.vocab_size, seed=1, batch=arguments.decoders
         )
-        long_prompt = random_prompt(arguments.prefill_tokens, vocab_size=arguments.vocab_size, seed=PREFILL_SEED)
-        prefill = Prefill(long_prompt[0].tolist())
+        long_prompts = LongPrompts(arguments.prefill_tokens, arguments.vocab_size)
         async with serving(model.directory, model.scratch) as swarm:
-            rounds = await asyncio.to_thread(measure_all, arguments, model, swarm.join, prompts, prefill)
-        equal = all_equal(model.local, rounds, prompts, prefill)
+            rounds = await asyncio.to_thread(measure_all, arguments, model, swarm.join, prompts, long_prompts)
+        equal = all_equal(model.local, rounds, prompts, long_prompts)
     return {
         **circumstances("interleave", arguments.seed),
         "rounds": arguments.rounds,
@@ -145,7 +160,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "decoders": arguments.decoders,
         "prompt_tokens": arguments.prompt_tokens,
         "prefill_tokens": arguments.prefill_tokens,
-        **figures(rounds),
+        **figures(rounds[1:]),
         "tokens_equal": equal,
     }
 
