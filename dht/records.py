@@ -146,7 +146,7 @@ class Announcement:
     state: ServerState  # what the server does now
     start: int  # first block served
     end: int  # one past the last block served
-    dtype: str  # compute dtype of the span, torch's name ("float32", "bfloat16")
+    dtype: str  # what the weights are held in: the compute dtype by torch's name ("float32"), or "int8", "int4"
     throughput_milli: int  # measured rate, thousandths of a block-token per second
     max_length: int  # tokens that one session may hold
     cache_free_tokens: int  # tokens that the cache can still take, over all sessions
