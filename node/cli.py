@@ -23,7 +23,7 @@ from node.run.interrupts import INTERRUPTED, leaving_at_once_on_interrupt
 if TYPE_CHECKING:
     from dht.parameters import JoinCode
     from node.run.events import Reporter
-    from node.run.generate import GenerateOptions
+    from node.run.generate import GenerateOptions, ThinOptions
 
 Arguments: TypeAlias = argparse.Namespace
 DEFAULT_LISTEN = "/ip4/127.0.0.1/tcp/0"
@@ -249,6 +249,11 @@ def _add_serve(commands: Commands) -> None:
         help="let sessions of different clients share what is computed of equal beginnings; the time an answer takes "
         "then tells one client what others have asked",
     )
+    parser.add_argument(
+        "--no-ends",
+        action="store_true",
+        help="hold neither embeddings nor head: clients without weights (--thin) then need another server for them",
+    )
     parser.add_argument("--num-threads", type=_threads, metavar="N", help="threads to compute with (default: torch's)")
     _add_addresses(parser)
     _add_events(parser)
@@ -273,6 +278,7 @@ def _serve(arguments: Arguments) -> int:
         max_memory_bytes=arguments.max_memory,
         max_sessions=arguments.max_sessions,
         share_prefixes=arguments.share_prefixes,
+        offer_ends=not arguments.no_ends,
         num_threads=arguments.num_threads,
         listen=tuple(arguments.listen or (DEFAULT_LISTEN,)),
         announce=tuple(arguments.announce),
@@ -298,6 +304,22 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--codec", default="auto", choices=["auto", "float32", "float16", "bfloat16", "int8"],
         help="how hidden states travel: int8 takes a byte per element, and changes results a little (default: --dtype)",
+    )  # fmt: skip
+    thin = parser.add_argument_group(
+        "without weights",
+        "The first server then reads the token ids of your prompt, and the last one every token that is generated.",
+    )
+    thin.add_argument("--thin", action="store_true", help="hold and download no weights: servers embed and score")
+    thin.add_argument(
+        "--server-sampling", action="store_true", help="with --thin: the last server chooses the tokens, too"
+    )
+    thin.add_argument(
+        "--num-logits", type=_count, metavar="N",
+        help="with --thin: likeliest tokens that the last server sends to choose from, up to 1024 (default: 64)",
+    )  # fmt: skip
+    thin.add_argument(
+        "--manifest", metavar="HEX",
+        help="with --thin: the model's identity from `status --json`, where MODEL has config and tokenizer only",
     )  # fmt: skip
     _add_events(parser)
 
@@ -325,7 +347,18 @@ def _generation_options(arguments: Arguments, prompt: str) -> GenerateOptions:
         seed=arguments.seed,
         dtype=pick_dtype(arguments.dtype, None, torch.device("cpu")),
         codec=arguments.codec,
+        thin=_thin_options(arguments),
     )
+
+
+def _thin_options(arguments: Arguments) -> ThinOptions | None:
+    from node.run.generate import ThinOptions
+
+    if arguments.thin:
+        return ThinOptions(arguments.server_sampling, arguments.num_logits, arguments.manifest)
+    if arguments.server_sampling or arguments.num_logits or arguments.manifest:
+        raise UserError("--server-sampling, --num-logits and --manifest go with --thin; add it, or leave them out.")
+    return None
 
 
 def _add_generate(commands: Commands) -> None:

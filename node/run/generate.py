@@ -12,12 +12,24 @@ from transformers.generation.streamers import TextStreamer
 
 from node.client.distributed_model import AutoDistributedModelForCausalLM
 from node.client.model_sessions import InferenceSession
+from node.client.thin_model import DEFAULT_TOP
 from node.errors import ModelNotFound, PromptTooLong
 from node.model.checkpoint import Checkpoint
 from node.model.families import check_family
 from node.run.events import Reporter
 from node.run.libraries import silence_libraries
 from node.run.lifetime import end_on_terminate_as_on_interrupt
+
+
+@dataclass(frozen=True)
+class ThinOptions:
+    """How a client without weights shall work."""
+
+    server_sampling: bool
+    num_logits: int | None
+    """None: as the library does."""
+    manifest: str | None
+    """The model's identity in hex; None: told from its files."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,8 @@ class GenerateOptions:
     dtype: torch.dtype
     codec: str = "auto"
     """How hidden states travel; auto: in ``dtype``."""
+    thin: ThinOptions | None = None
+    """None: embeddings and head are loaded."""
 
 
 class Printer(TextStreamer):
@@ -106,8 +120,17 @@ def load_tokenizer(options: GenerateOptions) -> tuple[Any, Any]:
 
 def connect(options: GenerateOptions) -> Any:
     """Return the client's model, connected to the swarm."""
+    thin = options.thin
     return AutoDistributedModelForCausalLM.from_pretrained(
-        options.model, revision=options.revision, join=options.join, dtype=options.dtype, codec=options.codec
+        options.model,
+        revision=options.revision,
+        join=options.join,
+        dtype=options.dtype,
+        codec=options.codec,
+        thin=thin is not None,
+        num_logits=(thin.num_logits if thin else None) or DEFAULT_TOP,
+        server_sampling=thin is not None and thin.server_sampling,
+        manifest=thin.manifest if thin else None,
     )
 
 

@@ -27,9 +27,10 @@ from dht.records import Announcement, ManifestRecord, ServerState
 from dht.swarm import Swarm
 from node import __version__
 from node.engine import Engine
-from node.errors import BadBlocks, DoesNotFit
+from node.errors import BadBlocks, DoesNotFit, UnsupportedFamily
 from node.model.checkpoint import Checkpoint
 from node.model.devices import free_bytes, pick_device, pick_dtype
+from node.model.ends import Ends
 from node.model.families import check_family
 from node.model.quantise import Scheme, check_stored, find_scheme
 from node.model.span import Span, build_quantised_span, build_span
@@ -37,6 +38,7 @@ from node.run.events import Reporter
 from node.run.libraries import silence_libraries
 from node.run.lifetime import until_told_to_stop
 from node.run.load import tell_load
+from node.run.server_ends import EndPlan, announced, in_words
 from node.serve.handler import Handler, Served
 from node.serve.measure import SpanCost, measure
 from node.serve.placement import MemoryPlan, choose_span, parse_blocks, plan_memory
@@ -71,6 +73,7 @@ class ServeOptions:
     max_memory_bytes: int | None
     max_sessions: int
     share_prefixes: bool
+    offer_ends: bool
     num_threads: int | None
     listen: tuple[str, ...]
     announce: tuple[str, ...]
@@ -90,6 +93,8 @@ class _Plan:
     memory: MemoryPlan
     span: tuple[int, int] | None
     """The blocks asked for; None: the swarm decides where the need is."""
+    ends: EndPlan | None
+    """Embedding and head, for clients without weights; None: not offered."""
 
     @property
     def weight_dtype(self) -> str:
@@ -106,7 +111,7 @@ async def run_server(options: ServeOptions, reporter: Reporter) -> None:
         torch.set_num_threads(options.num_threads)
     with reporter.progress() as bar:
         checkpoint = await asyncio.to_thread(_open_checkpoint, options, bar.update)
-        plan = await asyncio.to_thread(_plan, options, checkpoint)
+        plan = await asyncio.to_thread(_plan, options, checkpoint, reporter)
         async with contextlib.AsyncExitStack() as exits:
             swarm = await exits.enter_async_context(place)
             reporter.say(f"Memory: {plan.memory}")
@@ -120,14 +125,15 @@ async def run_server(options: ServeOptions, reporter: Reporter) -> None:
                 Engine(observe=lambda report: statistics.observe(time.monotonic(), report))
             )
             span = await asyncio.to_thread(_load, plan, start, end)
+            ends = await asyncio.to_thread(_load_ends, plan, (start, end), reporter)
             cost = await engine.submit(lambda: measure(span, checkpoint.config.hidden_size))
             gc.collect()
             gc.freeze()  # What start-up made stays; the collector need not walk it again between two steps.
             bar.__exit__()
-            handler = _make_handler(plan, span, manifest, swarm, engine, options)
+            handler = _make_handler(plan, span, ends, manifest, swarm, engine, options)
             await swarm.serve(PROTOCOL, handler.handle)
-            await announcing.online(handler, cost)
-            announce_start = partial(_announce_start, reporter, swarm, plan, span, cost)
+            await announcing.online(handler, cost, announced(ends))
+            announce_start = partial(_announce_start, reporter, swarm, plan, span, cost, ends)
             say_load = partial(tell_load, reporter, handler, statistics)
             reason = await _serve_until_stopped(handler, swarm, options, announce_start, say_load)
             reporter.say(f"Stopping ({reason}): the announcement is withdrawn.")
@@ -139,7 +145,7 @@ def _open_checkpoint(options: ServeOptions, progress: Any) -> Checkpoint:
     return checkpoint
 
 
-def _plan(options: ServeOptions, checkpoint: Checkpoint) -> _Plan:
+def _plan(options: ServeOptions, checkpoint: Checkpoint, reporter: Reporter) -> _Plan:
     num_blocks = checkpoint.num_blocks
     span = parse_blocks(options.blocks, num_blocks) if options.blocks is not None else None
     wanted = span[1] - span[0] if span else options.num_blocks
@@ -159,7 +165,16 @@ def _plan(options: ServeOptions, checkpoint: Checkpoint) -> _Plan:
         scheme.check_machine(device)
         dtype = scheme.compute_dtype(options.dtype, dtype)
         sizes = scheme.block_bytes(checkpoint.config, dtype)
-    return _Plan(checkpoint, device, dtype, scheme, plan_memory(free, sizes, wanted), span)
+    ends = None
+    if options.offer_ends and getattr(checkpoint.config, "quantization_config", None) is None:
+        ends = EndPlan.of(checkpoint, dtype, device)
+    try:
+        memory = plan_memory(free, sizes, wanted, ends.num_bytes(span) if ends else 0)
+    except DoesNotFit:
+        memory = plan_memory(free, sizes, wanted)  # Blocks come first; it raises where they are what does not fit.
+        ends = None
+        reporter.say("Embeddings and head do not fit beside the blocks: clients without weights are not served here.")
+    return _Plan(checkpoint, device, dtype, scheme, memory, span, ends)
 
 
 async def _needed_span(swarm: Swarm, manifest: bytes, plan: _Plan) -> tuple[int, int]:
@@ -186,17 +201,37 @@ def _load(plan: _Plan, start: int, end: int) -> Span:
     )
 
 
+def _load_ends(plan: _Plan, span: tuple[int, int], reporter: Reporter) -> Ends | None:
+    if plan.ends is None:
+        return None
+    try:
+        return plan.ends.load(span)
+    except UnsupportedFamily as error:
+        reporter.say(f"Clients without weights are not served here: {error}")
+        return None
+
+
 def _make_handler(
-    plan: _Plan, span: Span, manifest: bytes, swarm: Swarm, engine: Engine, options: ServeOptions
+    plan: _Plan,
+    span: Span,
+    ends: Ends | None,
+    manifest: bytes,
+    swarm: Swarm,
+    engine: Engine,
+    options: ServeOptions,
 ) -> Handler:
-    prefix_bytes = plan.memory.cache_bytes // _PREFIX_SHARE
-    num_positions = (plan.memory.cache_bytes - prefix_bytes) // span.cache_bytes_per_position
+    spared = plan.memory.end_bytes - (ends.weight_bytes if ends else 0)
+    cache_bytes = plan.memory.cache_bytes + max(0, spared)
+    prefix_bytes = cache_bytes // _PREFIX_SHARE
+    num_positions = (cache_bytes - prefix_bytes) // span.cache_bytes_per_position
     if num_positions < PAGE:
-        raise DoesNotFit("The weights fit but leave no memory for a session; take fewer blocks.")
+        raise DoesNotFit("The weights fit but leave no memory for a session; take fewer blocks, or pass --no-ends.")
     served = Served(
         span=span,
         manifest=manifest,
         hidden_size=plan.checkpoint.config.hidden_size,
+        num_blocks=plan.checkpoint.num_blocks,
+        ends=ends,
         max_sessions=options.max_sessions,
         shares_prefixes=options.share_prefixes,
     )
@@ -221,11 +256,12 @@ class _Announcing:
         self._span = span
         self._handler: Handler | None = None
         self._cost: SpanCost | None = None
+        self._ends = 0
         self.announcer = Announcer(swarm, identity, self._records, refresh_s=REFRESH_S)
 
-    async def online(self, handler: Handler, cost: SpanCost) -> None:
-        """Announce that sessions are taken from now on."""
-        self._handler, self._cost = handler, cost
+    async def online(self, handler: Handler, cost: SpanCost, ends: int) -> None:
+        """Announce that sessions are taken from now on; ``ends`` as the announcement has it."""
+        self._handler, self._cost, self._ends = handler, cost, ends
         await self.announcer.update()
 
     def _records(self, t: int, life_s: int) -> list[Announcement | ManifestRecord]:
@@ -246,6 +282,7 @@ class _Announcing:
             cache_free_tokens=slots.free if slots else 0,
             addresses=tuple(self._swarm.addresses[:8]),
             version=__version__,
+            ends=self._ends,
         )
         model = ManifestRecord(
             manifest=manifest,
@@ -261,13 +298,17 @@ class _Announcing:
         return [announcement, model]
 
 
-def _announce_start(reporter: Reporter, swarm: Swarm, plan: _Plan, span: Span, cost: SpanCost) -> None:
+def _announce_start(
+    reporter: Reporter, swarm: Swarm, plan: _Plan, span: Span, cost: SpanCost, ends: Ends | None
+) -> None:
     blocks, model = f"{span.start}:{span.end}", plan.checkpoint.short_name
     held = f" with weights in {plan.scheme.name}" if plan.scheme else ""
     reporter.say(
         f"Serving blocks {blocks} of {model} as {swarm.peer_id} on {span.device} in "
         f"{_name(span.dtype)}{held}: {cost.blocks_per_s / (span.end - span.start):.1f} steps/s measured."
     )
+    if ends is not None:
+        reporter.say(in_words(ends))
     for address in swarm.addresses:
         reporter.say(f"  {address}")
     if all("/ip4/127." in address for address in swarm.addresses):

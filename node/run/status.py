@@ -13,7 +13,7 @@ from rich.table import Table
 from dht.directory import Directory, read_directory, read_models
 from dht.identity import Identity
 from dht.parameters import JoinCode
-from dht.records import ManifestRecord
+from dht.records import EMBEDS, HEADS, ManifestRecord
 from dht.swarm import Swarm
 
 _WIDTH_OF_A_FILE = 160
@@ -55,6 +55,7 @@ def _as_json(model: ManifestRecord, directory: Directory) -> dict[str, Any]:
             "throughput": server.throughput_milli / 1000,
             "cache_free_tokens": server.cache_free_tokens,
             "version": server.version,
+            "ends": [name for bit, name in ((EMBEDS, "embed"), (HEADS, "head")) if server.ends & bit],
         }
         for server in sorted(directory.servers, key=lambda server: (server.start, server.owner))
     ]

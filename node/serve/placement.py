@@ -26,39 +26,45 @@ class MemoryPlan:
     """Left for the caches of sessions."""
     usable_bytes: int
     """All of it, working memory already taken off."""
+    end_bytes: int = 0
+    """Kept for embeddings and head."""
 
     def __str__(self) -> str:
         weights = self.num_blocks * self.block_bytes
+        ends = f"+ {self.end_bytes / MIB:.0f} MiB of embeddings and head " if self.end_bytes else ""
+        total = weights + self.end_bytes + self.cache_bytes
         return (
-            f"{self.num_blocks} blocks x {self.block_bytes / MIB:.1f} MiB = {weights / MIB:.0f} MiB of weights "
-            f"+ {self.cache_bytes / MIB:.0f} MiB of cache = {(weights + self.cache_bytes) / MIB:.0f} of "
+            f"{self.num_blocks} blocks x {self.block_bytes / MIB:.1f} MiB = {weights / MIB:.0f} MiB of weights {ends}"
+            f"+ {self.cache_bytes / MIB:.0f} MiB of cache = {total / MIB:.0f} of "
             f"{self.usable_bytes / MIB:.0f} MiB usable"
         )
 
 
-def plan_memory(free_bytes: int, block_bytes: list[int], num_wanted: int | None) -> MemoryPlan:
+def plan_memory(free_bytes: int, block_bytes: list[int], num_wanted: int | None, end_bytes: int = 0) -> MemoryPlan:
     """Divide ``free_bytes`` between weights and caches.
 
     Args:
         free_bytes: memory of the device that may be used.
         block_bytes: weights of every block of the model, in order.
         num_wanted: blocks asked for; None takes as many as leave ``DEFAULT_CACHE_SHARE`` to caches.
+        end_bytes: to keep for embeddings and head.
 
     Raises:
         DoesNotFit: not even the blocks asked for, or one, fit; the message has the numbers.
     """
     largest = max(block_bytes)
     usable = free_bytes - WORKING_BYTES
-    num_blocks = num_wanted or min(len(block_bytes), int(usable * (1 - DEFAULT_CACHE_SHARE)) // largest)
+    for_blocks = usable - end_bytes
+    num_blocks = num_wanted or min(len(block_bytes), int(for_blocks * (1 - DEFAULT_CACHE_SHARE)) // largest)
     weights = num_blocks * largest
-    if num_blocks < 1 or weights >= usable:
+    if num_blocks < 1 or weights >= for_blocks:
         asked = max(1, num_blocks)
         raise DoesNotFit(
             f"{asked} of the model's {len(block_bytes)} blocks need {asked * largest / MIB:.0f} MiB and "
             f"{WORKING_BYTES / MIB:.0f} MiB to work in, but {free_bytes / MIB:.0f} MiB are free: take fewer blocks, a "
             "smaller --dtype, or raise --max-memory."
         )
-    return MemoryPlan(num_blocks, largest, usable - weights, usable)
+    return MemoryPlan(num_blocks, largest, for_blocks - weights, usable, end_bytes)
 
 
 def choose_span(servers: tuple[Announcement, ...], num_blocks: int, count: int) -> tuple[int, int]:
