@@ -8,6 +8,8 @@ from dht.codec import decode, encode
 from dht.errors import BadRecord
 from dht.identity import Identity, peer_id_to_bytes, verify
 from dht.records import (
+    EMBEDS,
+    HEADS,
     MAX_BLOCKS,
     MODELS_KEY,
     Announcement,
@@ -40,6 +42,7 @@ announcements = st.builds(
     cache_free_tokens=st.integers(0, 2**40),
     addresses=st.lists(st.just("/ip4/1.2.3.4/tcp/5"), max_size=8).map(tuple),
     version=st.just("0.1.0"),
+    ends=st.sampled_from([0, HEADS]),
 )
 
 
@@ -52,7 +55,7 @@ def test_a_manifest_record_is_read_as_it_was_written():
     assert ManifestRecord.from_body(MODEL.to_body()) == MODEL
 
 
-@given(announcements, st.integers(0, 13), st.sampled_from([2**64 - 1, -1, b"", b"x" * 64, "", "\n", True, [], [[]]]))
+@given(announcements, st.integers(0, 14), st.sampled_from([2**64 - 1, -1, b"", b"x" * 64, "", "\n", True, [], [[]]]))
 def test_a_field_of_another_type_or_range_is_refused_or_is_another_valid_record(record, position, junk):
     fields = decode(record.to_body(), 10_000)
     fields[position] = junk
@@ -78,6 +81,9 @@ def test_a_field_of_another_type_or_range_is_refused_or_is_another_valid_record(
         {"addresses": ("/" * 300,)},
         {"dtype": "x" * 33},
         {"t": 2**41},
+        {"ends": 4},
+        {"ends": EMBEDS, "start": 1},
+        {"ends": EMBEDS | HEADS, "start": 2},
     ],
 )
 def test_an_announcement_out_of_bounds_is_neither_sealed_nor_read(change):
@@ -86,6 +92,12 @@ def test_an_announcement_out_of_bounds_is_neither_sealed_nor_read(change):
         seal(record, OWNER)
     with pytest.raises(BadRecord):
         Announcement.from_body(record.to_body())
+
+
+@pytest.mark.parametrize(("start", "ends"), [(0, EMBEDS), (0, EMBEDS | HEADS), (1, HEADS)])
+def test_the_ends_of_a_span_are_announced(start, ends):
+    record = replace(announcement(OWNER, start=start), ends=ends)
+    assert Announcement.from_body(record.to_body()).ends == ends
 
 
 def test_an_unknown_field_at_the_end_is_refused():

@@ -13,14 +13,18 @@ from dht.identity import peer_id_to_str
 from node.errors import FrameError
 from node.wire import (
     CODECS,
+    IDS,
     INT8_BLOCK,
     LENGTH_BYTES,
+    LOGITS,
     MAX_BATCH,
     MAX_FRAME_BYTES,
     MAX_HEADER_BYTES,
     MAX_LENGTH,
+    MAX_SEED,
     MAX_STEP_POSITIONS,
     MAX_STEP_TOKENS,
+    MAX_TOP,
     NO_SESSION,
     RESERVED_KINDS,
     Accept,
@@ -56,14 +60,20 @@ codecs = st.sampled_from(CODECS)
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 8))
 
 
-def with_payload(frame_type, **extra):
+def with_payload(frame_type, more_codecs, **extra):
     def build(shape, codec, seed, session, position, others):
         size = payload_bytes(codec, shape)
         payload = (seed * size)[:size]
         return frame_type(session=session, position=position, shape=shape, codec=codec, payload=payload, **others)
 
     return st.builds(
-        build, shapes, codecs, st.binary(min_size=1, max_size=16), sessions, positions, st.fixed_dictionaries(extra)
+        build,
+        shapes,
+        st.sampled_from((*CODECS, *more_codecs)),
+        st.binary(min_size=1, max_size=16),
+        sessions,
+        positions,
+        st.fixed_dictionaries(extra),
     )
 
 
@@ -82,14 +92,20 @@ frames_of = {
         next=peers,
         next_addresses=st.lists(st.text(max_size=256), max_size=16).map(tuple),
         adapter=st.text(max_size=128),
+        embed=st.booleans(),
+        top=st.integers(0, MAX_TOP),
+        sampling=st.none()
+        | st.tuples(st.floats(0, 1000), st.integers(0, MAX_LENGTH), st.floats(0, 1), st.integers(0, MAX_SEED)),
     ),
     Accept: st.builds(Accept, session=sessions, dtype=st.text(max_size=32)),
     Step: with_payload(
         Step,
+        (IDS,),
+        logits_to_keep=st.integers(0, MAX_STEP_TOKENS),
         crop=st.none() | positions,
         rows=st.none() | st.lists(st.integers(0, MAX_BATCH - 1), max_size=8).map(tuple),
     ),
-    Result: with_payload(Result),
+    Result: with_payload(Result, (IDS, LOGITS)),
     Refuse: st.builds(
         Refuse,
         session=sessions,
@@ -360,6 +376,25 @@ def test_the_payload_cannot_be_smuggled_in_as_a_header_field():
         (OPEN, "codec", "c" * 17),
         (OPEN, "codec", 8),
         (OPEN, "adapter", None),
+        (OPEN, "embed", 1),
+        (OPEN, "top", -1),
+        (OPEN, "top", MAX_TOP + 1),
+        (OPEN, "top", 3.0),
+        (OPEN, "sampling", [1.0, 0, 1.0]),
+        (OPEN, "sampling", [1.0, 0, 1.0, 0, 0]),
+        (OPEN, "sampling", [float("nan"), 0, 1.0, 0]),
+        (OPEN, "sampling", [float("inf"), 0, 1.0, 0]),
+        (OPEN, "sampling", [-1.0, 0, 1.0, 0]),
+        (OPEN, "sampling", [1, 0, 1.0, 0]),
+        (OPEN, "sampling", [1.0, -1, 1.0, 0]),
+        (OPEN, "sampling", [1.0, 0, 1.1, 0]),
+        (OPEN, "sampling", [1.0, 0, float("nan"), 0]),
+        (OPEN, "sampling", [1.0, 0, 1.0, -1]),
+        (OPEN, "sampling", {"temperature": 1.0}),
+        (STEP, "logits_to_keep", -1),
+        (STEP, "logits_to_keep", MAX_STEP_TOKENS + 1),
+        (STEP, "logits_to_keep", True),
+        (STEP, "codec", LOGITS),
         (Refuse(bytes(16), "full", "No."), "retryable", 1),
         (Refuse(bytes(16), "full", "No."), "retry_after_ms", -1),
         (Refuse(bytes(16), "full", "No."), "message", "m" * 513),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dht.directory import Directory
-from dht.records import Announcement, ServerState
+from dht.records import EMBEDS, HEADS, Announcement, ServerState
 from node.client.route import Route, Stage, plan_route
 from node.errors import MissingBlocks
 
@@ -15,7 +15,7 @@ MANIFEST = bytes(32)
 NUM_BLOCKS = 8
 
 
-def server(owner, start, end, *, throughput=1000, state=ServerState.ONLINE):
+def server(owner, start, end, *, throughput=1000, state=ServerState.ONLINE, ends=0):
     return Announcement(
         manifest=MANIFEST,
         shard=0,
@@ -31,11 +31,12 @@ def server(owner, start, end, *, throughput=1000, state=ServerState.ONLINE):
         cache_free_tokens=1024,
         addresses=(f"/ip4/127.0.0.1/tcp/1/p2p/{owner}",),
         version="0.1.0",
+        ends=ends,
     )
 
 
-def route_over(*servers, avoid=(), num_blocks=NUM_BLOCKS):
-    return plan_route(Directory(MANIFEST, servers), num_blocks, avoid)
+def route_over(*servers, avoid=(), num_blocks=NUM_BLOCKS, needs_ends=False):
+    return plan_route(Directory(MANIFEST, servers), num_blocks, avoid, needs_ends=needs_ends)
 
 
 def drawn(route):
@@ -92,6 +93,36 @@ def test_every_block_that_nobody_holds_is_named_with_the_mend():
     assert "--blocks 0:1" in str(missing.value)
     with pytest.raises(MissingBlocks, match="the blocks 0:8 of 8"):
         route_over()
+
+
+BOTH = EMBEDS | HEADS
+
+
+@pytest.mark.parametrize(
+    ("servers", "drawing"),
+    [
+        ([("a", 0, 8, BOTH), ("b", 0, 8, 0)], "0:8 on a"),
+        ([("a", 0, 8, EMBEDS), ("b", 4, 8, HEADS)], "0:7 on a, 7:8 on b"),
+        ([("a", 0, 8, HEADS), ("b", 0, 2, EMBEDS)], "0:2 on b, 2:8 on a"),
+        ([("a", 0, 8, 0), ("b", 0, 1, EMBEDS), ("c", 7, 8, HEADS)], "0:1 on b, 1:7 on a, 7:8 on c"),
+        ([("a", 0, 5, EMBEDS), ("b", 5, 8, HEADS), ("c", 0, 8, 0)], "0:5 on a, 5:8 on b"),
+    ],
+)
+def test_a_client_without_weights_begins_where_ids_are_embedded_and_ends_where_logits_are_computed(servers, drawing):
+    offers = [server(owner, start, end, ends=ends) for owner, start, end, ends in servers]
+    assert drawn(route_over(*offers, needs_ends=True)) == drawing
+
+
+@pytest.mark.parametrize(
+    ("ends", "lacking"), [(0, "embeds token ids"), (HEADS, "embeds token ids"), (EMBEDS, "computes logits")]
+)
+def test_an_end_that_nobody_offers_is_named_with_the_mend(ends, lacking):
+    with pytest.raises(MissingBlocks, match=lacking) as missing:
+        route_over(server("a", 0, 8, ends=ends), needs_ends=True)
+    assert "--no-ends" in str(missing.value)
+    with pytest.raises(MissingBlocks, match="blocks 3:8"):
+        route_over(server("a", 0, 3, ends=EMBEDS), needs_ends=True)
+    assert drawn(route_over(server("a", 0, 8, ends=ends))) == "0:8 on a"
 
 
 spans = st.tuples(st.integers(0, NUM_BLOCKS - 1), st.integers(1, NUM_BLOCKS)).map(lambda pair: (pair[0], sum(pair)))

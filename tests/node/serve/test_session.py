@@ -1,6 +1,7 @@
 """What a stage admits in a session, against a model that simply keeps a list of tokens per row."""
 
 import itertools
+import struct
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,17 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from node.errors import Refused, SessionError
 from node.serve.session import Compute, Repeat, StageSession
-from node.wire import CODECS, MAX_BATCH, MAX_STEP_POSITIONS, MAX_STEP_TOKENS, Open, Step
+from node.wire import (
+    CODECS,
+    IDS,
+    LOGITS,
+    MAX_BATCH,
+    MAX_SCORED_POSITIONS,
+    MAX_STEP_POSITIONS,
+    MAX_STEP_TOKENS,
+    Open,
+    Step,
+)
 
 HIDDEN_SIZE = 4
 MAX_LENGTH = 24
@@ -254,3 +265,97 @@ def test_whatever_a_peer_asks_the_session_stays_within_its_bounds(steps):
         if isinstance(order, Compute):
             assert len(order.left_padding) in {0, session.batch}
             assert order.rows is None or max(order.rows) < before[1]
+
+
+# --------------------------------------------------------------------------------------- clients without weights
+
+VOCABULARY = 100
+GREEDY = (0.0, 0, 1.0, 0)
+
+
+def end_session(batch=1, max_length=MAX_LENGTH, **changes):
+    fields = {"previous": "", "next": "", "next_addresses": (), "start": 0, "end": 4, **changes}
+    opened = Open(bytes(16), bytes(32), batch=batch, left_padding=(), max_length=max_length, codec="int8", **fields)
+    return StageSession(opened, HIDDEN_SIZE, VOCABULARY)
+
+
+def ids_frame(position, *rows, **changes):
+    payload = b"".join(struct.pack(f"<{len(row)}I", *row) for row in rows)
+    return Step(bytes(16), position, (len(rows), len(rows[0]), 1), IDS, payload, **changes)
+
+
+def test_a_session_of_ids_takes_ids_of_the_vocabulary_and_nothing_else():
+    session = end_session(embed=True, batch=2)
+    assert isinstance(session.receive(ids_frame(0, (0, 1), (2, VOCABULARY - 1))), Compute)
+    for step in (
+        ids_frame(2, (0,), (VOCABULARY,)),
+        ids_frame(2, (2**32 - 1,), (0,)),
+        step_frame(2, 2, 1, codec="int8"),
+        step_frame(2, 2, 1, hidden_size=2, codec=IDS),
+    ):
+        with pytest.raises(SessionError):
+            session.receive(step)
+    assert session.length == 2
+    assert isinstance(session.receive(ids_frame(2, (5,), (6,))), Compute)
+
+
+def test_a_session_of_hidden_states_takes_no_ids():
+    with pytest.raises(SessionError, match="codec"):
+        StageSession(open_frame(), HIDDEN_SIZE, VOCABULARY).receive(ids_frame(0, (1, 2)))
+
+
+def test_where_no_ids_are_embedded_every_id_is_beyond_the_vocabulary():
+    session = StageSession(end_session(embed=True).opened, HIDDEN_SIZE)
+    with pytest.raises(SessionError, match="vocabulary"):
+        session.receive(ids_frame(0, (0,)))
+
+
+def test_a_step_of_ids_takes_four_bytes_a_position():
+    assert end_session(embed=True, batch=2).max_step_bytes == 2 * MAX_LENGTH * 4
+
+
+def test_outputs_travel_as_the_session_was_opened_for():
+    assert end_session().output_codec == "int8"
+    assert end_session(embed=True).output_codec == "int8"
+    assert end_session(top=5).output_codec == LOGITS
+    assert end_session(sampling=GREEDY).output_codec == IDS
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"embed": True, "previous": "somebody"},
+        {"embed": True, "start": 1},
+        {"top": 5, "next": "somebody"},
+        {"sampling": GREEDY, "next": "somebody"},
+        {"sampling": GREEDY, "top": 5},
+        {"sampling": (1.0, 0, 0.0, 0)},
+    ],
+)
+def test_ends_that_contradict_the_rest_of_the_opening_are_refused(changes):
+    with pytest.raises(SessionError):
+        end_session(**changes)
+
+
+@pytest.mark.parametrize("keep", [0, 4, MAX_STEP_TOKENS])
+def test_logits_are_for_positions_of_the_step_and_no_others(keep):
+    session = end_session(embed=True, top=5)
+    with pytest.raises(SessionError, match="1 to 3 positions"):
+        session.receive(ids_frame(0, (1, 2, 3), logits_to_keep=keep))
+    assert isinstance(session.receive(ids_frame(0, (1, 2, 3), logits_to_keep=3)), Compute)
+
+
+def test_logits_are_for_so_many_positions_over_all_rows_and_no_more():
+    rows = [(1, 2, 3)] * MAX_BATCH
+    session = end_session(embed=True, top=5, batch=MAX_BATCH)
+    with pytest.raises(SessionError, match=str(MAX_SCORED_POSITIONS)):
+        session.receive(ids_frame(0, *rows, logits_to_keep=2))
+    assert isinstance(session.receive(ids_frame(0, *rows)), Compute)
+
+
+def test_a_repeated_step_that_asks_for_other_positions_is_no_repetition():
+    session = end_session(embed=True, top=5)
+    session.receive(ids_frame(0, (1, 2, 3)))
+    assert isinstance(session.receive(ids_frame(0, (1, 2, 3))), Repeat)
+    with pytest.raises(SessionError, match="stands at position 3"):
+        session.receive(ids_frame(0, (1, 2, 3), logits_to_keep=2))
