@@ -45,15 +45,17 @@ class RaggedAttention:
     Args:
         model: a base model, trimmed to a span.
         configs: every config object that its modules look at.
+        own: the attention that they name between batches. Not read from them: a batch may be bound to a span whose
+            configs these are too.
         expands_history: whether the family works on what its cache returns before it attends, as latent attention
             does: the histories of all parts then go through the layer together, at the price of a copy.
     """
 
-    def __init__(self, model: Any, configs: Sequence[Any], *, expands_history: bool = False) -> None:
+    def __init__(self, model: Any, configs: Sequence[Any], own: str | None, *, expands_history: bool = False) -> None:
+        self.own = own
         self.expands_history = expands_history
         self._model = model
         self._configs = list(configs)
-        self._own = [config._attn_implementation_internal for config in self._configs]  # noqa: SLF001 - no public spelling
         self._name = f"efedllm_ragged_{next(_numbers)}"
         self._batch: _Batch | None = None
         ALL_ATTENTION_FUNCTIONS.register(self._name, self._attend)
@@ -67,12 +69,12 @@ class RaggedAttention:
         batch = self._batch = _Batch(parts, expands_history=self.expands_history)
         hidden = torch.cat([part.hidden.reshape(1, -1, part.hidden.shape[2]) for part in parts], dim=1)
         try:
-            self._name_attention([self._name] * len(self._configs))
+            self._name_attention(self._name)
             output = self._model(
                 inputs_embeds=hidden, position_ids=batch.positions(hidden.device), past_key_values=batch, use_cache=True
             ).last_hidden_state
         finally:
-            self._name_attention(self._own)
+            self._name_attention(self.own)
             self._batch = None
         for part in parts:
             part.cache.advance(part.hidden.shape[1])
@@ -81,8 +83,8 @@ class RaggedAttention:
             for part, (first, last) in zip(parts, batch.bounds, strict=True)
         ]
 
-    def _name_attention(self, names: Sequence[str | None]) -> None:
-        for config, name in zip(self._configs, names, strict=True):
+    def _name_attention(self, name: str | None) -> None:
+        for config in self._configs:
             config._attn_implementation_internal = name  # noqa: SLF001 - the public setter walks all sub-configs
 
     def _attend(
@@ -99,8 +101,8 @@ class RaggedAttention:
         assert self._batch is not None
         if self.expands_history:
             self._batch.split_histories(key, value)
-        is_eager = self._own[0] in (None, "eager")
-        attention = _eager_attention(module) if is_eager else ALL_ATTENTION_FUNCTIONS[self._own[0]]
+        is_eager = self.own in (None, "eager")
+        attention = _eager_attention(module) if is_eager else ALL_ATTENTION_FUNCTIONS[self.own]
         return self._batch.attend(attention, module, query, options, adds_mask=is_eager), None
 
 
@@ -241,6 +243,12 @@ class _Batch(Cache):
 
     def __len__(self) -> int:
         return len(self._parts[0].cache)
+
+
+def attention_name(config: Any) -> str | None:
+    """Return the attention that a config names."""
+    name: str | None = config._attn_implementation_internal  # noqa: SLF001 - the public getter never says None
+    return name
 
 
 def _rows_of(states: torch.Tensor, bounds: tuple[int, int], rows: int) -> torch.Tensor:

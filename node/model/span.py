@@ -22,7 +22,7 @@ from node.model.cache import ShapeProbe, SpanCache
 from node.model.families import keeps_state
 from node.model.packed import pack_linears
 from node.model.quantise import Scheme
-from node.model.ragged import Part, RaggedAttention
+from node.model.ragged import Part, RaggedAttention, attention_name
 from node.model.state_cache import StateCache, StateSize
 from node.model.state_step import forward_with_state, measure_state
 from node.model.trunk import Layers, Trunk, find_trunk, keep_only_layers, slice_config
@@ -59,7 +59,7 @@ class Span:
         self._model = model
         self._trunk = trunk
         self._config = config
-        self._ragged = RaggedAttention(model, _configs_of(model))
+        self._ragged = RaggedAttention(model, _configs_of(model), attention_name(config))
         self._views: dict[tuple[int, int], Span] = {(start, end): self}
 
     @property
@@ -268,7 +268,9 @@ def _load_blocks(
 def _make_span(model: nn.Module, start: int, end: int, dtype: torch.dtype, device: torch.device) -> Span:
     """Check what the loaded ``model`` computes, and learn what it keeps of a position."""
     trunk = find_trunk(model, end - start)
-    config = model.config  # The loader has written into it how attention is computed, which masks depend on.
+    # The loader has written into it how attention is computed, which masks depend on. A copy, because views are made of
+    # it while a batch may have put its own name for attention into the layers' config.
+    config = copy.deepcopy(model.config)
     _set_config(model, slice_config(config, start, end))
     _probe_identity(model, trunk, config)
     pack_linears(model)
