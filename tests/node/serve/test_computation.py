@@ -44,7 +44,7 @@ class Session:
     """A session and the text it has been given, with the output that its own forward of it would be."""
 
     def __init__(self, span, rows=1, prefixes=None):
-        self.computation = Computation(span, span.new_cache(MAX_LENGTH, rows), "float32", prefixes)
+        self.computation = Computation(span, span.new_cache(MAX_LENGTH, rows), prefixes)
         self.span, self.text = span, text(0, rows)
 
     def job(self, group, hidden, crop=None, rows=None, into=None):
@@ -61,8 +61,8 @@ class Session:
 
     def has_given(self, job):
         """Say whether the job's output is that of the whole text in one forward."""
-        payload, shape, codec = job.result()
-        output = from_payload(payload, shape, codec, dtype=torch.float32, device=torch.device("cpu"))
+        payload, shape = job.result()
+        output = from_payload(payload, shape, "float32", dtype=torch.float32, device=torch.device("cpu"))
         rows, total = self.text.shape[:2]
         expected = self.span.forward(self.text, self.span.new_cache(total, rows))[:, -shape[1] :]
         assert self.computation.length == total
