@@ -142,7 +142,7 @@ def run_alone(stage: InProcessStage, order: Compute, max_length: int) -> Output:
     """Run one step as the engine does when nothing else waits."""
     span, rows = stage.computation.span, order.step.shape[0]
     into = None
-    if order.rows is not None and len(order.rows) != stage.computation.cache.buffers[0][0].shape[0]:
+    if order.rows is not None and span.layers and len(order.rows) != stage.computation.cache.buffers[0][0].shape[0]:
         into = span.new_cache(max_length, rows).buffers
     job = StepJob(stage.group, stage.computation, order, "client", into)
     job.prepare()

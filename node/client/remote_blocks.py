@@ -34,20 +34,20 @@ class Echo:
 class RemoteBlocks(nn.Module):
     """Stands where the decoder layers were."""
 
-    attention_type = "full_attention"
+    attention_type = block_type = "full_attention"
     """Some families ask a layer which of their masks it wants; the answer does not matter here."""
 
     def __init__(self) -> None:
         super().__init__()
         self.returns_tuple = False
-        """Whether the family's layers return ``(hidden,)`` instead of ``hidden``."""
+        """Whether the family's layers return ``(hidden, attention)`` instead of ``hidden``."""
         self._call = threading.local()
 
     def aim(self, runner: StepRunner, left_padding: tuple[int, ...]) -> None:
         """Say where the next forward pass of this thread goes, and only that one."""
         self._call.target = (runner, left_padding)
 
-    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor | tuple[torch.Tensor]:
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor | tuple[torch.Tensor, None]:
         """Send ``hidden_states`` (``[batch, seq, hidden]``) along the route and return what comes back."""
         target = getattr(self._call, "target", None)
         if target is None:
@@ -55,4 +55,4 @@ class RemoteBlocks(nn.Module):
         runner, left_padding = target
         self._call.target = None  # A session ends with the last reference to its cache; this is none of them.
         hidden: torch.Tensor = runner.step(hidden_states, left_padding)
-        return (hidden,) if self.returns_tuple else hidden
+        return (hidden, None) if self.returns_tuple else hidden

@@ -42,16 +42,15 @@ def build_client_model(
         ConfigMismatch: tensors are missing, unexpected, or of another shape than the config asks for.
     """
     config = copy.deepcopy(config)
-    causal_class = type(on_meta(AutoModelForCausalLM, config))
-    num_blocks = config.num_hidden_layers
+    whole = on_meta(AutoModelForCausalLM, config)
+    causal_class, path = type(whole), find_trunk(whole, config.num_hidden_layers).path
 
     class ClientModel(mixin, causal_class):  # type: ignore[misc, valid-type]
         """A causal language model without its blocks."""
 
         def __init__(self, config: Any) -> None:
             super().__init__(config)
-            trunk = find_trunk(self, num_blocks)
-            setattr(trunk.holder, trunk.name, Layers([stand_in]))
+            self.set_submodule(path, Layers())
 
     # transformers finds its checkpoint conversions by class name, for classes of its own modules only.
     ClientModel.__name__, ClientModel.__module__ = causal_class.__name__, causal_class.__module__
@@ -59,6 +58,7 @@ def build_client_model(
         None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
     )
     check_loaded(info, "the client's part")
+    model.set_submodule(path, Layers([stand_in]))  # Not before: some families initialise their layers by name.
     model.eval().requires_grad_(False).to(device)
     transpose_linears(model)
     return model
@@ -66,10 +66,10 @@ def build_client_model(
 
 @torch.inference_mode()
 def probe_returns_tuple(model: Any) -> bool:
-    """Say whether the family's layers return ``(hidden,)``, by running the model with a stand-in that echoes.
+    """Say whether the family's layers return a tuple, by running the model with a stand-in that echoes.
 
     The stand-in must echo a bare tensor when this is called. A family that expects a tuple takes the first row
-    instead, which shows in the shape.
+    instead, which shows in the shape, or fails to unpack it.
 
     Raises:
         UnsupportedFamily: neither explains what the model makes of it.
@@ -78,7 +78,10 @@ def probe_returns_tuple(model: Any) -> bool:
     rows, tokens = 3, 2
     ids = torch.zeros((rows, tokens), dtype=torch.long, device=model.device)
     hidden_size = model.config.hidden_size
-    shape = tuple(base(input_ids=ids, use_cache=False).last_hidden_state.shape)
+    try:
+        shape = tuple(base(input_ids=ids, use_cache=False).last_hidden_state.shape)
+    except ValueError:  # Three rows were unpacked as the two parts of a tuple.
+        return True
     if shape == (rows, tokens, hidden_size):
         return False
     if rows not in shape:

@@ -14,7 +14,7 @@ STATE_FAMILIES = frozenset(
 )  # fmt: skip
 """Those of the checked families in whose layers a session keeps a state: it cannot go back, and never batches."""
 
-CHECKED_FAMILIES = frozenset(
+CHECKED_FAMILIES = STATE_FAMILIES | frozenset(
     {
         "afmoe", "apertus", "arcee", "biogpt", "bitnet", "bloom", "codegen", "cohere", "cohere2", "cohere2_moe",
         "deepseek_v2", "deepseek_v3", "diffllama", "doge", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe",
@@ -32,7 +32,6 @@ CHECKED_FAMILIES = frozenset(
 _FORGETFUL = frozenset({"jamba"})
 """Families whose scan takes no state to begin with: steps of several tokens are right at the beginning only."""
 
-_STATE = "its layers keep a state that cannot be cropped to a position"
 _OWN_CACHE = "its model takes a cache of its own class only"
 _SHARED_LAYER = "its layers use the embedded text beside what the layer before gives"
 _ENCODER = "it has an encoder beside its decoder"
@@ -40,7 +39,6 @@ _SHARED = "its layers share keys and values across the model"
 _OTHER_NAME = "transformers generates with it through a cache of another name"
 
 _REASONS = {
-    **dict.fromkeys(STATE_FAMILIES, _STATE),
     "bart": _ENCODER,
     "bert": "it does not generate text from left to right",
     "deepseek_v4": "its layers hand several streams of hidden states to each other",

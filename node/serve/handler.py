@@ -300,7 +300,9 @@ class Handler:
 
     def _chain(self, opened: Open, client: str) -> PrefixChain | None:
         """Return what finds common beginnings for a session of one row, or None."""
-        if self._prefixes is None or opened.batch > 1 or any(opened.left_padding):
+        if self._prefixes is None or self._served.span.state is not None:
+            return None
+        if opened.batch > 1 or any(opened.left_padding):
             return None
         owner = "" if self._served.shares_prefixes else client
         scope = repr((opened.manifest, opened.start, opened.end, opened.codec, opened.adapter, owner))
@@ -361,7 +363,8 @@ class Handler:
 
     def _lease(self, client: str, rows: int, max_length: int) -> Slot:
         """Lease a slot for ``rows`` rows of ``max_length`` positions, or refuse."""
-        wanted, per_position = rows * max_length, self._served.span.cache_bytes_per_position
+        span = self._served.span
+        wanted, per_position = rows * (max_length + span.state_positions), span.cache_bytes_per_position
         if wanted > self.slots.total:
             message = (
                 f"{rows} rows of {max_length} positions need {wanted * per_position >> 20} MiB of cache here; "

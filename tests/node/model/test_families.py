@@ -15,17 +15,17 @@ from transformers.generation.streamers import BaseStreamer
 
 from node.client import remote_session
 from node.client.distributed_model import build_model
-from node.errors import DamagedCheckpoint, UnsupportedFamily
+from node.errors import DamagedCheckpoint, SessionError, UnsupportedFamily
 from node.model.checkpoint import Checkpoint
-from node.model.families import _REASONS, CHECKED_FAMILIES, check_family
+from node.model.families import _REASONS, CHECKED_FAMILIES, STATE_FAMILIES, check_family, keeps_state
 from node.model.span import build_span
-from tests.families import FAMILIES, NUM_BLOCKS, VARIANTS, VOCABULARY, build
+from tests.families import FAMILIES, NUM_BLOCKS, STATEFUL, VARIANTS, VOCABULARY, build
 from tests.in_process import InProcessSwarm
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-4
 """Of the largest logit."""
-CASES = {**{family: (family, values) for family, values in FAMILIES.items()}, **VARIANTS}
+CASES = {**{family: (family, values) for family, values in (FAMILIES | STATEFUL).items()}, **VARIANTS}
 TEXT_LENGTH = 14
 PADDING = (3, 0)
 
@@ -102,12 +102,18 @@ def test_logits_are_those_of_the_whole_model(case):
     third = remote(text[:, 10:], past_key_values=second.past_key_values)
     assert_close(torch.cat([first.logits, second.logits, third.logits], dim=1), whole)
 
-    # Cropped, and continued otherwise.
+    # Cropped, and continued otherwise; a state cannot be, and nothing is computed from a wrong one.
     cache = third.past_key_values
-    cache.crop(-(TEXT_LENGTH - 5))
-    assert cache.get_seq_length() == 5
-    again = remote(text[:, 5:], past_key_values=cache)
-    assert_close(again.logits, whole[:, 5:])
+    if keeps_state(local.config):
+        again = None
+        cache.crop(-(TEXT_LENGTH - 5))
+        with pytest.raises(SessionError, match="keep a state"):
+            remote(text[:, 5:], past_key_values=cache)
+    else:
+        cache.crop(-(TEXT_LENGTH - 5))
+        assert cache.get_seq_length() == 5
+        again = remote(text[:, 5:], past_key_values=cache)
+        assert_close(again.logits, whole[:, 5:])
     assert case.swarm.chains[-1].length == TEXT_LENGTH
 
     # Padded rows: what stands on padding is of no account.
@@ -156,16 +162,7 @@ def test_generated_tokens_are_those_of_the_whole_model(case):
     assert torch.equal(remote, local)
     assert case.swarm.num_selections > 0
 
-    # Drafts out of the prompt.
-    num_crops = case.swarm.num_crops
-    local, remote = case.generate_both(case.text, prompt_lookup_num_tokens=3)
-    assert torch.equal(remote, local)
-    assert torch.equal(remote, greedy)
-
-    # Drafts of a smaller model that is sometimes wrong.
-    assisted = case.remote.generate(case.text, max_new_tokens=6, assistant_model=assistant_of(case.local))
-    assert torch.equal(assisted, greedy)
-    assert case.swarm.num_crops > num_crops, "no draft was ever wrong: nothing was tried here"
+    check_drafts(case, greedy)
 
     # A session that goes on: what it has seen is not sent again.
     with case.remote.inference_session(max_length=40) as session:
@@ -182,6 +179,25 @@ def test_generated_tokens_are_those_of_the_whole_model(case):
     assert case.swarm.num_open == 0
 
 
+def check_drafts(case, greedy):
+    """Check that drafts change no token; where layers keep a state, that they are refused."""
+    from_assistant = {"assistant_model": assistant_of(case.local)}
+    if keeps_state(case.local.config):
+        for drafts in ({"prompt_lookup_num_tokens": 3}, from_assistant):
+            with pytest.raises((SessionError, ValueError), match=r"stateful|keep a state"):
+                case.remote.generate(case.text, max_new_tokens=6, **drafts)
+        return
+    # Out of the prompt.
+    num_crops = case.swarm.num_crops
+    local, remote = case.generate_both(case.text, prompt_lookup_num_tokens=3)
+    assert torch.equal(remote, local)
+    assert torch.equal(remote, greedy)
+    # Of a smaller model that is sometimes wrong.
+    assisted = case.remote.generate(case.text, max_new_tokens=6, **from_assistant)
+    assert torch.equal(assisted, greedy)
+    assert case.swarm.num_crops > num_crops, "no draft was ever wrong: nothing was tried here"
+
+
 def assistant_of(model):
     """Return a copy of ``model`` with some noise: it drafts well, and not always."""
     assistant = copy.deepcopy(model)
@@ -196,17 +212,20 @@ def assistant_of(model):
 
 
 def test_a_prompt_that_travels_in_pieces_gives_the_same_tokens(case, monkeypatch):
-    tokens_per_step = 5
     bytes_per_token = case.batch.shape[0] * case.local.config.hidden_size * 4
-    monkeypatch.setattr(remote_session, "_MAX_STEP_BYTES", tokens_per_step * bytes_per_token)
-    num_steps = case.swarm.num_steps
-    local, remote = case.generate_both(case.batch, attention_mask=case.mask)
-    assert torch.equal(remote, local)
-    assert case.swarm.num_steps - num_steps == -(-TEXT_LENGTH // tokens_per_step) + 5
+    whole = case.local.generate(case.batch, attention_mask=case.mask, max_new_tokens=6)
+    # Pieces of one token are all padding in one row, and text in the other.
+    for tokens_per_step in (1, 2, 5) if keeps_state(case.local.config) else (5,):
+        monkeypatch.setattr(remote_session, "_MAX_STEP_BYTES", tokens_per_step * bytes_per_token)
+        num_steps = case.swarm.num_steps
+        pieced = case.remote.generate(case.batch, attention_mask=case.mask, max_new_tokens=6)
+        assert torch.equal(pieced, whole)
+        assert case.swarm.num_steps - num_steps == -(-TEXT_LENGTH // tokens_per_step) + 5
 
 
 def test_the_families_tested_here_are_the_families_that_are_served():
-    assert set(FAMILIES) == CHECKED_FAMILIES
+    assert set(FAMILIES) | set(STATEFUL) == CHECKED_FAMILIES
+    assert set(STATEFUL) == STATE_FAMILIES
     assert CHECKED_FAMILIES.isdisjoint(_REASONS)
 
 
