@@ -41,6 +41,10 @@ class Limits:
     """A chunk of a long step when nobody decodes."""
     short_positions: int = 8
     """A step of at most so many positions is short."""
+    linger_share: float = 1.0
+    """Short steps wait for others that are due, at most for this share of what a forward takes."""
+    max_linger_s: float = 0.01
+    """And never longer than this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,53 @@ class Share:
     """Place of the step among those that wait."""
     positions: int
     """Positions per row to run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rhythm:
+    """When a session takes its short steps."""
+
+    last_s: float
+    """When the last one arrived."""
+    period_s: float
+    """Time between two of them, averaged over the last few; 0 until there have been two."""
+
+    def next(self, now_s: float) -> Rhythm:
+        """Return the rhythm after a step that arrives at ``now_s``."""
+        period_s = now_s - self.last_s
+        if period_s > _PAUSE_S:
+            return Rhythm(now_s, 0.0)
+        if self.period_s:
+            period_s = self.period_s + (period_s - self.period_s) * _AVERAGE_WEIGHT
+        return Rhythm(now_s, period_s)
+
+    def is_due(self, now_s: float, within_s: float) -> bool:
+        """Say whether the next step should arrive within ``within_s``, or should just have arrived."""
+        early, late = self.last_s + 0.75 * self.period_s, self.last_s + 1.5 * self.period_s
+        return self.period_s > 0 and early <= now_s + within_s and now_s <= late
+
+    def is_over(self, now_s: float) -> bool:
+        """Say whether the session has paused, or ended."""
+        return now_s > self.last_s + max(_PAUSE_S, 2 * self.period_s)
+
+
+_PAUSE_S = 1.0
+"""A longer time between two steps is a pause and no period."""
+_AVERAGE_WEIGHT = 0.3
+"""Weight of the latest period in the average."""
+
+
+def linger_s(forward_s: float, limits: Limits) -> float:
+    """Return how long short steps wait, from the first one's arrival, for others that are due.
+
+    A forward of eight rows costs little more than one of one row, so sessions that step at about the same time gain
+    by keeping together, here and at the stages that follow. A session that steps alone never waits.
+
+    Args:
+        forward_s: what a forward of short steps has taken lately.
+        limits: bounds of the forward.
+    """
+    return min(limits.max_linger_s, limits.linger_share * forward_s)
 
 
 def plan_batch(waiting: Sequence[Waiting], limits: Limits, *, is_decoding: bool) -> tuple[Share, ...]:

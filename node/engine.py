@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
-from node.batching import Limits, Waiting, plan_batch
+from node.batching import Limits, Rhythm, Waiting, linger_s, plan_batch
 from node.errors import ComputeFailed, NodeError, Refused
 
 T = TypeVar("T")
@@ -32,13 +32,14 @@ logger = logging.getLogger(__name__)
 
 SWITCH_INTERVAL_S = 5e-4
 """How long one Python thread may hold the interpreter: short, so that the loop answers while the thread computes."""
-DECODING_S = 0.3
-"""After a short step others are expected for so long, and long steps are cut into short chunks."""
+_AVERAGE_WEIGHT = 0.2
+"""Weight of the latest forward in the running average of their durations."""
 
 
 class Job(Protocol):
     """One session's step. All but the plain attributes is used by the compute thread alone."""
 
+    session: bytes
     client: str
     """Who asked for it: turns go round by client."""
     rows: int
@@ -117,7 +118,10 @@ class Engine:
         self._has_seen_end = False
         """Whether the end mark has been taken: nothing comes after it."""
         self._tick = 0
-        self._decoding_until_s = 0.0
+        self._rhythms: dict[bytes, Rhythm] = {}
+        """When each session takes its short steps, until it pauses."""
+        self._forward_s = 0.0
+        """What a forward of short steps takes, averaged over the last few."""
 
     async def __aenter__(self) -> Self:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -179,6 +183,7 @@ class Engine:
 
     def _run(self) -> None:
         while self._take():
+            self._linger()
             outcomes = self._prepare()
             if self._jobs:
                 outcomes += self._run_batch()
@@ -187,15 +192,47 @@ class Engine:
     def _take(self) -> bool:
         """Take what has been submitted, waiting only when there is nothing else to do; say whether there are jobs."""
         while not self._has_seen_end and (not self._jobs or not self._queue.empty()):
-            item = self._queue.get()
-            if item is None:
-                self._has_seen_end = True
-            elif isinstance(item, _Pending):
-                item.since = self._tick
-                self._jobs.append(item)
-            elif not item.future.cancelled():
-                self._deliver([(item.future, *_outcome(item.work))])
+            self._accept(self._queue.get())
         return bool(self._jobs)
+
+    def _accept(self, item: _Pending | _Call | None) -> None:
+        """Take one thing that was submitted, or the end mark; calls are done at once."""
+        if item is None:
+            self._has_seen_end = True
+        elif isinstance(item, _Pending):
+            item.since = self._tick
+            self._jobs.append(item)
+            if self._is_short(item):
+                rhythm = self._rhythms.get(item.job.session)
+                self._rhythms[item.job.session] = (
+                    rhythm.next(item.submitted_s) if rhythm else Rhythm(item.submitted_s, 0.0)
+                )
+        elif not item.future.cancelled():
+            self._deliver([(item.future, *_outcome(item.work))])
+
+    def _linger(self) -> None:
+        """Wait a little for short steps that are due, so that they share the next forward."""
+        wait_s = linger_s(self._forward_s, self._limits)
+        while not self._has_seen_end and all(self._is_short(pending) for pending in self._jobs):
+            now_s = time.perf_counter()
+            left_s = min(pending.submitted_s for pending in self._jobs) + wait_s - now_s
+            if left_s <= 0 or not self._is_anyone_due(now_s, left_s):
+                return
+            try:
+                self._accept(self._queue.get(timeout=left_s))
+            except queue.Empty:
+                return
+
+    def _is_anyone_due(self, now_s: float, within_s: float) -> bool:
+        for session in [session for session, rhythm in self._rhythms.items() if rhythm.is_over(now_s)]:
+            del self._rhythms[session]
+        waiting = {pending.job.session for pending in self._jobs}
+        return any(
+            rhythm.is_due(now_s, within_s) for session, rhythm in self._rhythms.items() if session not in waiting
+        )
+
+    def _is_short(self, pending: _Pending) -> bool:
+        return pending.job.positions_left <= self._limits.short_positions
 
     def _prepare(self) -> list[_Outcome]:
         """Let new and long jobs do what needs no forward; drop those that nobody waits for; return what has ended."""
@@ -204,7 +241,7 @@ class Engine:
         for pending in self._jobs:
             if pending.future.cancelled():
                 continue
-            if not pending.has_begun or pending.job.positions_left > self._limits.short_positions:
+            if not pending.has_begun or not self._is_short(pending):
                 _, error = _outcome(pending.job.prepare)
                 if error is not None or not pending.job.positions_left:
                     outcomes.append(_ended(pending, error))
@@ -220,14 +257,15 @@ class Engine:
             Waiting(id(p.job.group), p.job.client, p.job.rows, p.job.positions_left, p.since, p.job.priority)
             for p in self._jobs
         ]
-        shares = plan_batch(waiting, self._limits, is_decoding=started_s < self._decoding_until_s)
+        shares = plan_batch(waiting, self._limits, is_decoding=self._is_decoding(started_s))
         chosen = [self._jobs[share.index] for share in shares]
         pairs = [(pending.job, share.positions) for pending, share in zip(chosen, shares, strict=True)]
         errors = _run_group(chosen[0].job.group, pairs)
         self._tick += 1
         ended_s = time.perf_counter()
-        if any(waiting[share.index].positions <= self._limits.short_positions for share in shares):
-            self._decoding_until_s = ended_s + DECODING_S
+        is_short = [waiting[share.index].positions <= self._limits.short_positions for share in shares]
+        if all(is_short):
+            self._forward_s += (ended_s - started_s - self._forward_s) * _AVERAGE_WEIGHT
         waits_s = tuple(started_s - pending.submitted_s for pending in chosen if not pending.has_begun)
         outcomes = []
         for pending, error in zip(chosen, errors, strict=True):
@@ -237,6 +275,11 @@ class Engine:
                 outcomes.append(_ended(pending, error))
         self._report(pairs, ended_s - started_s, waits_s)
         return outcomes
+
+    def _is_decoding(self, now_s: float) -> bool:
+        """Say whether a session may take a short step at any moment that does not wait with a long one."""
+        waiting = {pending.job.session for pending in self._jobs if not self._is_short(pending)}
+        return any(not rhythm.is_over(now_s) for session, rhythm in self._rhythms.items() if session not in waiting)
 
     def _report(self, pairs: Sequence[tuple[Job, int]], seconds: float, waits_s: tuple[float, ...]) -> None:
         if self._observe is not None:

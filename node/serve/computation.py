@@ -114,7 +114,8 @@ class SpanSteps:
         return _take(share[0], output)
 
     def _forward(self, shares: Sequence[tuple[StepJob, int]]) -> list[torch.Tensor]:
-        return self._span.forward_many([job.part(positions) for job, positions in shares])
+        outputs: list[torch.Tensor] = self._span.forward_many([job.part(positions) for job, positions in shares])
+        return outputs
 
 
 def _take(job: StepJob, output: torch.Tensor) -> Exception | None:
@@ -141,6 +142,7 @@ class StepJob:
         self, group: SpanSteps, computation: Computation, order: Compute, client: str, into: Buffers | None = None
     ) -> None:
         self.group = group
+        self.session = order.step.session
         self.client = client
         self.rows = order.step.shape[0]
         self.priority = 0

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+import time
 
 import pytest
 
@@ -31,11 +32,13 @@ class Gate:
 class FakeGroup:
     """Counts positions instead of computing, and remembers every forward as ``{name: positions}``."""
 
-    def __init__(self):
+    def __init__(self, seconds=0.0):
         self.forwards = []
         self.threads = set()
+        self.seconds = seconds
 
     def run(self, shares):
+        time.sleep(self.seconds)
         self.threads.add(threading.get_ident())
         self.forwards.append({job.name: positions for job, positions in shares})
         return [job.advance(positions) for job, positions in shares]
@@ -48,7 +51,7 @@ class FakeJob:
 
     def __init__(self, group, name, positions=1, *, client=None, rows=1, error=None, known=0):
         self.group, self.name, self.client, self.rows = group, name, client or name, rows
-        self.positions_left = positions
+        self.session, self.positions_left = name.encode(), positions
         self.num_results = self.num_prepared = 0
         self._error, self._known = error, known
 
@@ -382,7 +385,7 @@ async def test_what_a_job_knows_already_is_not_run():
 
 async def test_the_sessions_of_a_greedy_client_do_not_keep_another_waiting():
     """One client keeps eight steps waiting, another has one at a time; two fit into a forward."""
-    group = FakeGroup()
+    group = FakeGroup(seconds=0.002)
     async with Engine(limits=Limits(max_rows=2)) as engine:
         num_modest = 10
 
