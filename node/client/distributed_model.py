@@ -27,6 +27,9 @@ from node.model.client_model import build_client_model, probe_returns_tuple
 from node.model.families import check_family
 from node.wire import CODECS, MAX_TOP
 
+logger = logging.getLogger("efedllm")
+"""Says what concerns the user, under the name that the user knows."""
+
 
 def build_model(
     config: Any, tensors: dict[str, torch.Tensor], *, dtype: torch.dtype, device: torch.device
@@ -144,11 +147,18 @@ class AutoDistributedModelForCausalLM:
             step_timeout_s=step_timeout_s,
         )
         if thin:
-            logging.getLogger("efedllm").warning(THIN_NOTICE)
+            _tell(model, server_sampling)
             model.connect(network, max_length, codec)
         else:
             model.attach(network, remote, max_length, codec)
         return model
+
+
+def _tell(model: ThinModel, server_sampling: bool) -> None:
+    logger.warning(THIN_NOTICE)
+    left_out = model.leave_out_defaults() if server_sampling else []
+    if left_out:
+        logger.warning("Where the server samples, the model's own defaults are left out for %s.", ", ".join(left_out))
 
 
 def _check_thin(thin: bool, num_logits: int, server_sampling: bool, manifest: str | None) -> None:

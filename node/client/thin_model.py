@@ -11,7 +11,7 @@ import threading
 from typing import Any
 
 import torch
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -29,6 +29,13 @@ THIN_NOTICE = (
     "server of the last blocks reads every token that is generated."
 )
 _GREEDY: Sampling = (0.0, 0, 1.0, 0)
+_NOT_BY_SERVERS = (
+    "bad_words_ids", "begin_suppress_tokens", "epsilon_cutoff", "eta_cutoff", "exponential_decay_length_penalty",
+    "forced_bos_token_id", "forced_eos_token_id", "guidance_scale", "min_length", "min_new_tokens", "min_p",
+    "no_repeat_ngram_size", "num_beams", "prompt_lookup_num_tokens", "repetition_penalty", "sequence_bias",
+    "suppress_tokens", "top_h", "typical_p",
+)  # fmt: skip
+"""Settings of transformers' generation that a server, which sees logits and not the text, does not follow."""
 _DONE_BY_SERVERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
 _MODES_BY_SERVERS = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
@@ -85,6 +92,17 @@ class ThinModel(DistributedMixin, PreTrainedModel, GenerationMixin):
     def connect(self, connector: Connector, max_length: int, codec: str = AUTO_CODEC) -> None:
         """Connect the freshly built model; as ``attach``."""
         self.attach(connector, self._thin_remote, max_length, codec)
+
+    def leave_out_defaults(self) -> list[str]:
+        """Take out of the author's defaults for ``generate`` what a sampling server does not follow; return its names.
+
+        What is asked for in a call is not left out but refused.
+        """
+        usual, settings = GenerationConfig(), self.generation_config
+        names = [name for name in _NOT_BY_SERVERS if getattr(settings, name, None) not in (None, getattr(usual, name))]
+        for name in names:
+            setattr(settings, name, getattr(usual, name))
+        return names
 
     @property
     def device(self) -> torch.device:

@@ -193,6 +193,14 @@ def test_what_a_sampling_server_cannot_do_is_refused_in_a_sentence(options, name
     assert llama.swarm.num_open == 0
 
 
+def test_of_the_authors_defaults_those_that_a_server_does_not_follow_are_left_out_and_named(llama):
+    thin = llama.thin(server_sampling=True)
+    thin.generation_config = GenerationConfig(repetition_penalty=1.3, top_p=0.9, temperature=0.5, do_sample=True)
+    assert thin.leave_out_defaults() == ["repetition_penalty"]
+    assert (thin.generation_config.top_p, thin.generation_config.temperature) == (0.9, 0.5)
+    assert thin.generate(llama.text, max_new_tokens=3).shape == (1, TEXT_LENGTH + 3)
+
+
 def test_a_session_that_is_sampled_in_one_way_is_not_gone_on_with_in_another(llama):
     thin = llama.thin(server_sampling=True)
     sampled = {"do_sample": True, "max_new_tokens": 2}
