@@ -101,7 +101,7 @@ def test_status_has_the_documented_shape_as_json_and_names_every_peer_in_full_fo
     assert [server["blocks"] for server in model["servers"]] == [f"{start}:{end}" for start, end in SPANS]
     for server in model["servers"]:
         assert set(server) == {
-            "peer_id", "blocks", "state", "score", "dtype", "throughput", "cache_free_tokens", "version",
+            "peer_id", "blocks", "state", "score", "dtype", "throughput", "cache_free_tokens", "version", "ends",
         }  # fmt: skip
         assert len(peer_id_to_bytes(server["peer_id"])) == 38
         assert (server["state"], server["score"], server["dtype"]) == ("online", None, "float32")
