@@ -224,8 +224,6 @@ class Engine:
                 return
 
     def _is_anyone_due(self, now_s: float, within_s: float) -> bool:
-        for session in [session for session, rhythm in self._rhythms.items() if rhythm.is_over(now_s)]:
-            del self._rhythms[session]
         waiting = {pending.job.session for pending in self._jobs}
         return any(
             rhythm.is_due(now_s, within_s) for session, rhythm in self._rhythms.items() if session not in waiting
@@ -253,6 +251,7 @@ class Engine:
     def _run_batch(self) -> list[_Outcome]:
         """Run one forward pass; return the jobs that it ends."""
         started_s = time.perf_counter()
+        self._rhythms = {session: rhythm for session, rhythm in self._rhythms.items() if not rhythm.is_over(started_s)}
         waiting = [
             Waiting(id(p.job.group), p.job.client, p.job.rows, p.job.positions_left, p.since, p.job.priority)
             for p in self._jobs

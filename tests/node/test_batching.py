@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node import batching
-from node.batching import Limits, Share, Waiting, plan_batch
+from node.batching import Limits, Rhythm, Share, Waiting, linger_s, plan_batch
 
 LIMITS = Limits()
 
@@ -232,3 +232,45 @@ def test_groups_take_turns():
     ]
     waits = longest_waits(simulate(sessions, LIMITS))
     assert set(waits.values()) == {1}
+
+
+def steady(period_s, num_steps=10):
+    rhythm = Rhythm(0.0, 0.0)
+    for number in range(1, num_steps):
+        rhythm = rhythm.next(number * period_s)
+    return rhythm, (num_steps - 1) * period_s
+
+
+@pytest.mark.parametrize("period_s", [0.002, 0.05, 0.9])
+def test_a_session_that_steps_steadily_is_due_one_period_after_its_last_step(period_s):
+    rhythm, last_s = steady(period_s)
+    assert rhythm.period_s == pytest.approx(period_s)
+    within_s = 0.1 * period_s
+    assert rhythm.is_due(last_s + 0.95 * period_s, within_s)
+    assert rhythm.is_due(last_s + 1.2 * period_s, within_s), "a little late"
+    assert not rhythm.is_due(last_s + 0.1 * period_s, within_s)
+    assert not rhythm.is_due(last_s + 2 * period_s, within_s), "nobody is waited for who does not come"
+    assert not rhythm.is_over(last_s + 1.5 * period_s)
+
+
+def test_a_session_that_pauses_is_over_and_begins_a_new_rhythm():
+    rhythm, last_s = steady(0.05)
+    assert rhythm.is_over(last_s + 1.1)
+    again = rhythm.next(last_s + 30.0)
+    assert again == Rhythm(last_s + 30.0, 0.0)
+    assert not again.is_due(last_s + 30.05, 1.0), "after one step nothing is known yet"
+
+
+@given(st.lists(st.floats(0.001, 0.5), min_size=1, max_size=30))
+def test_a_rhythm_lies_between_the_shortest_and_the_longest_time_between_two_steps(gaps_s):
+    rhythm, now_s = Rhythm(0.0, 0.0), 0.0
+    for gap_s in gaps_s:
+        now_s += gap_s
+        rhythm = rhythm.next(now_s)
+    assert rhythm.last_s == now_s
+    assert min(gaps_s) - 1e-9 <= rhythm.period_s <= max(gaps_s) + 1e-9
+
+
+def test_short_steps_linger_for_a_share_of_a_forward_and_never_long():
+    limits = Limits(linger_share=0.5, max_linger_s=0.003)
+    assert [linger_s(forward_s, limits) for forward_s in (0.0, 0.004, 10.0)] == pytest.approx([0.0, 0.002, 0.003])

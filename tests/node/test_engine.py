@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+import node.batching
 from node.batching import Limits
 from node.engine import Engine
 from node.errors import ComputeFailed, Refused, SessionError
@@ -355,7 +356,8 @@ async def test_a_full_queue_refuses_jobs_too():
         assert await engine.run(FakeJob(group, "c")) == "c"
 
 
-async def test_a_long_job_is_cut_and_short_ones_ride_along():
+async def test_a_long_job_is_cut_and_short_ones_ride_along(monkeypatch):
+    monkeypatch.setattr(node.batching, "_PAUSE_S", 60.0)  # longer than any machine stalls
     group = FakeGroup()
     async with Engine(limits=Limits(chunk_tokens=64)) as engine:
         held = await (gate := Gate()).hold(engine)
@@ -385,23 +387,51 @@ async def test_what_a_job_knows_already_is_not_run():
 
 async def test_the_sessions_of_a_greedy_client_do_not_keep_another_waiting():
     """One client keeps eight steps waiting, another has one at a time; two fit into a forward."""
-    group = FakeGroup(seconds=0.002)
+    num_greedy, num_modest = 8, 10
+
+    class Patient(FakeGroup):
+        """Lets a forward last until those whom the one before has answered have sent their next steps."""
+
+        num_sent, is_over = 0, False
+
+        def run(self, shares):
+            num_answered = sum(len(forward) for forward in self.forwards)
+            deadline_s = time.monotonic() + 10
+            while self.num_sent < num_greedy + 1 + num_answered and not self.is_over:
+                assert time.monotonic() < deadline_s
+                time.sleep(1e-4)
+            return super().run(shares)
+
+    group = Patient()
+
+    async def repeat(name, client, times):
+        for _ in range(times):
+            group.num_sent += 1
+            await engine.run(FakeJob(group, name, client=client))
+
     async with Engine(limits=Limits(max_rows=2)) as engine:
-        num_modest = 10
-
-        async def repeat(name, client, times):
-            for _ in range(times):
-                await engine.run(FakeJob(group, name, client=client))
-
         held = await (gate := Gate()).hold(engine)
-        greedy = await start(*(repeat(f"greedy{number}", "greedy", 20) for number in range(8)))
+        greedy = await start(*(repeat(f"greedy{number}", "greedy", 1000) for number in range(num_greedy)))
         modest = asyncio.create_task(repeat("modest", "modest", num_modest))
         await asyncio.sleep(0)
         gate.opened.set()
         await asyncio.gather(held, modest)
-        num_forwards = len(group.forwards)
+        group.is_over, num_forwards = True, len(group.forwards)
         for task in greedy:
             task.cancel()
         await asyncio.gather(*greedy, return_exceptions=True)
-    # Each of its steps rides in the first or second forward after it came: the thread may be ahead of the loop by one.
+    # A step that comes while a forward runs rides in the next one.
     assert num_forwards <= 2 * num_modest + 2
+
+
+async def test_sessions_that_have_paused_are_forgotten_also_where_the_engine_is_always_busy(monkeypatch):
+    monkeypatch.setattr(node.batching, "_PAUSE_S", 0.0)
+    group = FakeGroup()
+    async with Engine() as engine:
+        for first in range(0, 150, 50):
+            held = await (gate := Gate()).hold(engine)
+            tasks = await start(*(engine.run(FakeJob(group, f"{first + number}")) for number in range(50)))
+            await asyncio.sleep(2 * Limits().max_linger_s)  # they have waited: nobody lingers for others
+            gate.opened.set()
+            await asyncio.gather(held, *tasks)
+        assert len(engine._rhythms) <= 50
