@@ -17,10 +17,17 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from transformers.cache_utils import Cache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 Attention: TypeAlias = Callable[..., tuple[torch.Tensor, Any]]
+
+_PLAIN_OPTIONS = frozenset({"dropout", "scaling", "sliding_window"})
+"""Of the options that families pass to their attention, those that leave one token's to torch's kernel alone."""
+_MAX_GROUPED_DIM = 256
+"""Size of a head up to which torch's kernels take grouped keys."""
 
 _numbers = itertools.count()
 
@@ -116,6 +123,7 @@ class _Batch(Cache):
         ends = list(itertools.accumulate(part.hidden.shape[0] * part.hidden.shape[1] for part in parts))
         self.bounds = list(zip([0, *ends[:-1]], ends, strict=True))
         """First token of every part, and one past its last."""
+        self._sizes = [last - first for first, last in self.bounds]
         self._views: list[tuple[torch.Tensor, torch.Tensor]] = []
         """Keys and values of every part in the layer that was written last, with their histories."""
         self._masks: dict[tuple[int, int | None], torch.Tensor] = {}
@@ -139,12 +147,10 @@ class _Batch(Cache):
             What was given, or, for a family that expands it, the histories of all parts side by side.
         """
         self._views = [
-            part.cache.update(
-                _rows_of(key_states, bounds, part.hidden.shape[0]),
-                _rows_of(value_states, bounds, part.hidden.shape[0]),
-                layer_idx,
+            part.cache.update(_in_rows(keys, part), _in_rows(values, part), layer_idx)
+            for part, keys, values in zip(
+                self._parts, key_states.split(self._sizes, 2), value_states.split(self._sizes, 2), strict=True
             )
-            for part, bounds in zip(self._parts, self.bounds, strict=True)
         ]
         if not self._expands_history:
             return key_states, value_states
@@ -155,13 +161,11 @@ class _Batch(Cache):
 
     def split_histories(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Take what the family has made of the histories that ``update`` returned."""
-        first, views = 0, []
-        for part in self._parts:
-            rows, count = part.hidden.shape[:2]
-            last = first + rows * (part.cache.length + count)
-            views.append((_rows_of(keys, (first, last), rows), _rows_of(values, (first, last), rows)))
-            first = last
-        self._views = views
+        sizes = [part.hidden.shape[0] * (part.cache.length + part.hidden.shape[1]) for part in self._parts]
+        self._views = [
+            (_in_rows(mine, part), _in_rows(its, part))
+            for part, mine, its in zip(self._parts, keys.split(sizes, 2), values.split(sizes, 2), strict=True)
+        ]
 
     def attend(
         self,
@@ -182,24 +186,35 @@ class _Batch(Cache):
             adds_mask: whether ``attention`` adds its mask to the scores instead of asking which keys are seen.
         """
         window = options.get("sliding_window")
+        is_plain = attention is sdpa_attention_forward and options.keys() <= _PLAIN_OPTIONS
+        has_groups = getattr(module, "num_key_value_groups", 1) > 1
         outputs = []
-        for index, part in enumerate(self._parts):
+        for index, (part, mine) in enumerate(zip(self._parts, query.split(self._sizes, 2), strict=True)):
             rows, count = part.hidden.shape[:2]
             keys, values = self._views[index]
             mask = None
             if count == 1 and part.padding is None:
                 if window is not None and keys.shape[2] > window:
                     keys, values = keys[:, :, -window:], values[:, :, -window:]
+                if is_plain and rows == 1 and keys.shape[3] == values.shape[3] <= _MAX_GROUPED_DIM:
+                    # What transformers' function comes to for one token, without the way there.
+                    output = scaled_dot_product_attention(
+                        mine, keys, values, scale=options.get("scaling"), enable_gqa=has_groups
+                    )
+                    outputs.append(output.transpose(1, 2))
+                    continue
             else:
-                seen = self._seen(index, window, query.device)
-                mask = (
-                    seen
-                    if not adds_mask
-                    else torch.zeros_like(seen, dtype=query.dtype).masked_fill_(~seen, _lowest(query))
-                )
-            output, _ = attention(module, _rows_of(query, self.bounds[index], rows), keys, values, mask, **options)
+                mask = self._mask(index, window, query, adds_mask=adds_mask)
+            output, _ = attention(module, _in_rows(mine, part), keys, values, mask, **options)
             outputs.append(output.reshape(1, rows * count, *output.shape[2:]))
         return torch.cat(outputs, dim=1)
+
+    def _mask(self, index: int, window: int | None, query: torch.Tensor, *, adds_mask: bool) -> torch.Tensor:
+        """Return what a part's queries see as its family's attention wants to be told."""
+        seen = self._seen(index, window, query.device)
+        if not adds_mask:
+            return seen
+        return torch.zeros_like(seen, dtype=query.dtype).masked_fill_(~seen, float(torch.finfo(query.dtype).min))
 
     def _seen(self, index: int, window: int | None, device: torch.device) -> torch.Tensor:
         """Return which keys each query of a part sees, ``[rows or 1, 1, positions, keys]``."""
@@ -251,22 +266,18 @@ def attention_name(config: Any) -> str | None:
     return name
 
 
-def _rows_of(states: torch.Tensor, bounds: tuple[int, int], rows: int) -> torch.Tensor:
-    """Cut a part's ``[rows, heads, positions, dim]`` out of ``[1, heads, tokens, dim]``."""
-    mine = states[:, :, bounds[0] : bounds[1]]
+def _in_rows(states: torch.Tensor, part: Part) -> torch.Tensor:
+    """Turn a part's tokens, ``[1, heads, tokens, dim]``, into ``[rows, heads, positions, dim]``."""
+    rows = part.hidden.shape[0]
     if rows == 1:
-        return mine
-    _, heads, tokens, dim = mine.shape
-    return mine.reshape(heads, rows, tokens // rows, dim).transpose(0, 1)
+        return states
+    _, heads, tokens, dim = states.shape
+    return states.reshape(heads, rows, tokens // rows, dim).transpose(0, 1)
 
 
 def _side_by_side(states: torch.Tensor) -> torch.Tensor:
-    """Undo ``_rows_of``: ``[rows, heads, positions, dim]`` to ``[1, heads, tokens, dim]``."""
+    """Undo ``_in_rows``: ``[rows, heads, positions, dim]`` to ``[1, heads, tokens, dim]``."""
     return states.transpose(0, 1).flatten(1, 2).unsqueeze(0)
-
-
-def _lowest(states: torch.Tensor) -> float:
-    return float(torch.finfo(states.dtype).min)
 
 
 def _eager_attention(module: torch.nn.Module) -> Attention:
