@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,13 +20,17 @@ from transformers import AutoModel
 from node.errors import ConfigMismatch, UnsupportedFamily
 from node.model.arena import Buffers, KeyValueArena, LayerShape
 from node.model.cache import ShapeProbe, SpanCache
+from node.model.captured import CapturedCalls, CudaCapture
 from node.model.families import keeps_state
 from node.model.packed import pack_linears
 from node.model.quantise import Scheme
 from node.model.ragged import Part, RaggedAttention, attention_name
 from node.model.state_cache import StateCache, StateSize
 from node.model.state_step import forward_with_state, measure_state
+from node.model.static_decode import StaticDecode
 from node.model.trunk import Layers, Trunk, find_trunk, keep_only_layers, slice_config
+
+logger = logging.getLogger(__name__)
 
 _MAX_PROBED_WINDOW = 8192
 """A longer sliding window is not reached by the probe of batching, which would take its memory."""
@@ -56,6 +61,8 @@ class Span:
         """Whether several sessions share a forward pass; otherwise they run one after the other."""
         self.state = state
         """What a session keeps where layers hold a state; None where they keep keys and values only."""
+        self.static_decode: StaticDecode | None = None
+        """Runs single tokens in static shapes; None: they go the way of all others."""
         self._model = model
         self._trunk = trunk
         self._config = config
@@ -111,7 +118,22 @@ class Span:
         shapes = self.layers[first:last]
         view = Span(model, trunk, start, end, self._config, self.dtype, self.device, shapes, self.state)
         view.can_batch, view._ragged.expands_history = self.can_batch, self._ragged.expands_history
+        if self.static_decode is not None:
+            view.static_decode = view._new_static_decode()
         return view
+
+    def _new_static_decode(self) -> StaticDecode:
+        calls = CapturedCalls(CudaCapture(self.device)) if self.device.type == "cuda" else None
+        return StaticDecode(self._model, _configs_of(self._model), self._ragged.own, self.start, calls)
+
+    def find_static_decode(self, config: Any) -> None:
+        """Try whether single tokens can be run in static shapes, captured where the device does that.
+
+        Called once, before there are views, where it pays: a CPU, which has nothing to capture, decodes faster without.
+        """
+        self.static_decode = self._new_static_decode()
+        if not _can_decode_statically(self, config):
+            self.static_decode = None
 
     def find_batching(self, config: Any) -> None:
         """Try whether sessions can share a forward pass, and how; called once, when the span is built."""
@@ -125,9 +147,17 @@ class Span:
     def forward_many(self, parts: Sequence[Part]) -> list[torch.Tensor]:
         """Run steps of different sessions in one forward pass, or one by one where the family does not allow it.
 
+        This alone decides which way parts take: in static shapes, side by side, or one by one.
+
         Returns:
             ``[rows, positions, hidden]`` for each part, equal to ``forward`` of it up to rounding.
         """
+        if self.static_decode is not None and self.static_decode.can_decode(parts):
+            try:
+                return self.static_decode.forward(parts)
+            except RuntimeError:  # Memory may be short; the histories are as they were, and the other way needs less.
+                logger.warning("Decoding in static shapes failed; it is given up", exc_info=True)
+                self.static_decode = None
         if len(parts) == 1 or not self.can_batch:
             return [self.forward(part.hidden, part.cache, part.padding) for part in parts]
         return self._ragged.forward(parts)
@@ -280,6 +310,8 @@ def _make_span(model: nn.Module, start: int, end: int, dtype: torch.dtype, devic
     shapes = _probe_shapes(model, config, dtype, device)
     span = Span(model, trunk, start, end, config, dtype, device, shapes)
     span.find_batching(config)
+    if device.type == "cuda":
+        span.find_static_decode(config)
     return span
 
 
@@ -369,12 +401,7 @@ def _can_batch(span: Span, config: Any) -> bool:
     parts, twins = [], []
     for length, count in zip(lengths, (1, 1, 4), strict=True):
         caches = [span.new_cache(length + count, rows=2) for _ in range(2)]
-        for mine, its in zip(caches[0].buffers, caches[1].buffers, strict=True):
-            for one, other in zip(mine, its, strict=True):
-                one.copy_(random(*one.shape))
-                other.copy_(one)
-        for cache in caches:
-            cache.advance(length)
+        _remember_the_same(caches, length, random)
         hidden = random(2, count, config.hidden_size)
         padding = torch.tensor([0, 2], device=span.device) if count > 1 else None
         parts.append(Part(hidden, caches[0], padding))
@@ -382,10 +409,50 @@ def _can_batch(span: Span, config: Any) -> bool:
     alone = [span.forward(part.hidden, part.cache, part.padding) for part in twins]
     span.can_batch = True
     with contextlib.suppress(Exception):  # Whatever a family does with what we hand it, it only means no.
-        together = span.forward_many(parts)
-        scale = max(float(part.abs().max()) for part in alone)
-        tolerance = scale * (1e-4 if span.dtype == torch.float32 else 5e-2)
-        return all(
-            torch.allclose(one, other, atol=tolerance, rtol=0) for one, other in zip(together, alone, strict=True)
-        )
+        return _agree(span.forward_many(parts), alone)
     return False
+
+
+@torch.inference_mode()
+def _can_decode_statically(span: Span, config: Any) -> bool:
+    """Say whether single tokens of two sessions in static shapes get what each gets alone, sliding windows and all."""
+    if span.state is not None or span.static_decode is None:
+        return False
+    window = getattr(config, "sliding_window", None) or 0
+    lengths = (min(window, _MAX_PROBED_WINDOW) + 5, 3)
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(device=span.device, dtype=span.dtype)
+
+    arena, start = span.new_arena(2 * (sum(lengths) + 2)), 0
+    parts, alone = [], []
+    for length in lengths:
+        mine = span.new_cache(length + 1, 2, arena.place(start, 2, length + 1))
+        its = span.new_cache(length + 1, 2)
+        start += 2 * (length + 1)
+        _remember_the_same([mine, its], length, random)
+        parts.append(Part(random(2, 1, config.hidden_size), mine))
+        alone.append(span.forward(parts[-1].hidden, its))
+    with contextlib.suppress(Exception):  # Whatever a family or a device does with it, it only means no.
+        return span.static_decode.can_decode(parts) and _agree(span.static_decode.forward(parts), alone)
+    return False
+
+
+def _remember_the_same(caches: Sequence[SpanCache], length: int, random: Callable[..., torch.Tensor]) -> None:
+    """Give new caches the same history of ``length`` positions."""
+    first, *others = caches
+    for index, pair in enumerate(first.buffers):
+        for which, one in enumerate(pair):
+            one.copy_(random(*one.shape))
+            for other in others:
+                other.buffers[index][which].copy_(one)
+    for cache in caches:
+        cache.advance(length)
+
+
+def _agree(together: Sequence[torch.Tensor], alone: Sequence[torch.Tensor]) -> bool:
+    """Say whether every part got what it got alone, up to rounding."""
+    scale = max(float(part.abs().max()) for part in alone)
+    tolerance = scale * (1e-4 if alone[0].dtype == torch.float32 else 5e-2)
+    return all(torch.allclose(one, other, atol=tolerance, rtol=0) for one, other in zip(together, alone, strict=True))

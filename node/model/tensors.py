@@ -5,7 +5,8 @@ codec ``int8`` sends one byte per element and one float16 scale per block of the
 
     | scales [rows, tokens, blocks] float16 | values [rows, tokens, hidden] int8 |      element = value * its scale
 
-Both directions compute on the device of the tensor, so that only payload bytes travel to and from it.
+Both directions compute on the device of the tensor, so that only payload bytes travel to and from it; to and from a GPU
+they go through pinned memory.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ def to_payload(hidden: torch.Tensor, codec: str) -> memoryview:
     """
     hidden = hidden.detach()
     if codec in CODEC_DTYPES:
-        ready = hidden.to(device=_CPU, dtype=CODEC_DTYPES[codec]).contiguous().view(torch.uint8)
+        ready = _to_host(hidden.to(CODEC_DTYPES[codec]).contiguous()).view(torch.uint8)
     else:
-        ready = _quantise(hidden).to(_CPU)
+        ready = _to_host(_quantise(hidden))
     return memoryview(ready.numpy()).cast("B")
 
 
@@ -67,8 +68,25 @@ def from_payload(
     """
     writable = payload if not memoryview(payload).readonly else bytearray(payload)  # torch warns of read-only memory.
     if codec in CODEC_DTYPES:
-        return torch.frombuffer(writable, dtype=CODEC_DTYPES[codec]).reshape(shape).to(device=device, dtype=dtype)
-    return _dequantise(torch.frombuffer(writable, dtype=torch.uint8).to(device), shape, dtype)
+        return _to_device(torch.frombuffer(writable, dtype=CODEC_DTYPES[codec]).reshape(shape), device).to(dtype)
+    return _dequantise(_to_device(torch.frombuffer(writable, dtype=torch.uint8), device), shape, dtype)
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Return ``tensor`` in the host's memory, complete."""
+    if not tensor.is_cuda:
+        return tensor.to(_CPU)
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    pinned.copy_(tensor, non_blocking=True)
+    torch.cuda.current_stream(tensor.device).synchronize()
+    return pinned
+
+
+def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return ``tensor``, which lies in the host's memory, on ``device``; on a GPU for work that comes behind."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)  # torch keeps the pinned copy until it has been read.
 
 
 def _quantise(hidden: torch.Tensor) -> torch.Tensor:
