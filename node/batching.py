@@ -4,8 +4,8 @@ No tensors, no clock, no thread. Steps wait in order of arrival; before every fo
 
 - Short steps (decoding, or the few tokens of a draft) all ride together, as many as ``max_rows`` tokens allow. Turns go
   round by client, then by priority, then by who waits longest: a client's second step waits for everybody's first.
-- A long step (a prefill) rides along in chunks, one long step per forward, so that the others wait for a chunk and not
-  for a prompt. Chunks are short while somebody decodes and long when nobody does. Long steps take turns.
+- A long step (a prefill) rides along in chunks, so that the others wait for a chunk and not for a prompt. Chunks are
+  short while somebody decodes and long when nobody does. Long steps take turns; ends of others fill what a chunk leaves.
 - Steps of different groups (parts of the span) cannot share a forward; the group of whoever waits longest goes first.
 
 Drawn for forwards of 3 short tokens, with chunks of 64 while somebody decodes and of 128 otherwise. P and Q are
@@ -13,11 +13,11 @@ prefills of 200 and 100 positions; a to c decode, c in two sessions, and b has a
 Numbers are positions run, a dot is a forward waited for.
 
     forward     0    1    2    3    4    5    6    7
-    P         128    .   64    .    8
+    P         128    .   64    8
     Q           .   64    .   36
     a                1    1    1    .    1    1
     b                1    1    .    3    1
-    c                     1    .    .    1    1    1
+    c                     1    1    .    1    1
     c'                    .    1    .    .    1    1
 
 ``tests/node/test_batching.py`` makes this drawing of ``plan_batch`` and compares.
@@ -108,6 +108,8 @@ class Rhythm:
         return now_s > self.last_s + max(_PAUSE_S, 2 * self.period_s)
 
 
+_FORWARDS_PER_LEVEL = 4
+"""A step that has waited for so many forwards gains one level of priority."""
 _PAUSE_S = 1.0
 """A longer time between two steps is a pause and no period."""
 _AVERAGE_WEIGHT = 0.3
@@ -143,11 +145,26 @@ def plan_batch(waiting: Sequence[Waiting], limits: Limits, *, is_decoding: bool)
     shares = _short_shares(waiting, _turns(waiting, short), limits.max_rows)
     chunk = limits.chunk_tokens if is_decoding or short else limits.full_chunk_tokens
     long = [index for index in members if waiting[index].positions > limits.short_positions]
-    if long:
-        index = min(long, key=lambda index: (waiting[index].since, -waiting[index].priority))
+    return tuple(shares + _long_shares(waiting, _turns(waiting, long), chunk))
+
+
+def _long_shares(waiting: Sequence[Waiting], turns: Sequence[int], chunk_tokens: int) -> list[Share]:
+    """Give the first long step a chunk, and others what is left of it if that ends them.
+
+    Cut anywhere else, they would lose the places at which common beginnings are found.
+    """
+    shares: list[Share] = []
+    left = chunk_tokens
+    for index in turns:
         step = waiting[index]
-        shares.append(Share(index, min(step.positions, max(1, chunk // step.rows))))
-    return tuple(shares)
+        if not shares:
+            shares.append(Share(index, min(step.positions, max(1, chunk_tokens // step.rows))))
+        elif step.num_tokens <= left:
+            shares.append(Share(index, step.positions))
+        else:
+            continue
+        left -= step.rows * shares[-1].positions
+    return shares
 
 
 def _short_shares(waiting: Sequence[Waiting], turns: Iterable[int], max_rows: int) -> list[Share]:
@@ -157,18 +174,23 @@ def _short_shares(waiting: Sequence[Waiting], turns: Iterable[int], max_rows: in
     for index in turns:
         step = waiting[index]
         if shares and taken + step.num_tokens > max_rows:
-            break
+            continue
         shares.append(Share(index, step.positions))
         taken += step.num_tokens
     return shares
 
 
 def _turns(waiting: Sequence[Waiting], members: Sequence[int]) -> list[int]:
-    """Order ``members``: every client's first step, then every client's second, and so on."""
+    """Order ``members``: every client's first step, then every client's second, and so on.
+
+    Within a turn the higher priority goes first, but who has waited gains on it: nobody waits for ever.
+    """
     seen: dict[str, int] = {}
+    latest = max((waiting[index].since for index in members), default=0)
     keys = []
     for index in sorted(members, key=lambda index: (waiting[index].since, index)):
         step = waiting[index]
         turn = seen[step.client] = seen.get(step.client, -1) + 1
-        keys.append((turn, -step.priority, step.since, index))
+        gained = (latest - step.since) // _FORWARDS_PER_LEVEL
+        keys.append((turn, -step.priority - gained, step.since, index))
     return [key[-1] for key in sorted(keys)]

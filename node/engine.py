@@ -111,6 +111,8 @@ class Engine:
         self._num_waiting = 0
         """Calls and jobs whose futures are not settled; only the loop touches it."""
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self.cpu_s = 0.0
+        """Processor time that the compute thread has taken."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_leaving = False
         # From here on: the compute thread's own.
@@ -183,10 +185,15 @@ class Engine:
 
     def _run(self) -> None:
         while self._take():
-            self._linger()
-            outcomes = self._prepare()
-            if self._jobs:
-                outcomes += self._run_batch()
+            try:
+                self._linger()
+                outcomes = self._prepare()
+                if self._jobs:
+                    outcomes += self._run_batch()
+            except Exception as error:  # noqa: BLE001 - our own bug; whoever waits must hear of it, and others be served
+                outcomes = [_ended(pending, error) for pending in self._jobs]
+                self._jobs = []
+            self.cpu_s = time.thread_time()
             self._deliver(outcomes)
 
     def _take(self) -> bool:

@@ -120,7 +120,7 @@ async def run_server(options: ServeOptions, reporter: Reporter) -> None:
             reporter.say(f"Loading blocks {start}:{end} of {checkpoint.short_name} ...")
             announcing = _Announcing(identity, swarm, checkpoint, plan, (start, end))
             await exits.enter_async_context(announcing.announcer)
-            statistics = Statistics()
+            statistics = Statistics(time.monotonic())
             engine = await exits.enter_async_context(
                 Engine(observe=lambda report: statistics.observe(time.monotonic(), report))
             )

@@ -164,6 +164,11 @@ class Handler:
         return len(self._sessions)
 
     @property
+    def compute_cpu_s(self) -> float:
+        """Processor time that the compute thread has taken since it started, s."""
+        return self._engine.cpu_s
+
+    @property
     def cache_bytes_per_position(self) -> int:
         """Bytes that one position of one row takes in the cache."""
         return self._served.span.cache_bytes_per_position

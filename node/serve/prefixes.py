@@ -140,6 +140,7 @@ class PrefixChain:
 
     def _key(self, hidden: torch.Tensor, position: int) -> bytes:
         if self._next is None or self._next[0] != position:
-            raw = hidden.cpu().contiguous().view(torch.uint8).numpy()
-            self._next = (position, hashlib.sha256(self._keys[-1] + raw.tobytes()).digest())
+            digest = hashlib.sha256(self._keys[-1])
+            digest.update(hidden.cpu().contiguous().view(torch.uint8).numpy())
+            self._next = (position, digest.digest())
         return self._next[1]

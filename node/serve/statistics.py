@@ -32,10 +32,11 @@ class Load:
 
 
 class Statistics:
-    """Remembers the forwards of the last ``window_s`` seconds."""
+    """Remembers the forwards of the last ``window_s`` seconds, or since ``started_s`` if that is less."""
 
-    def __init__(self, window_s: float = WINDOW_S) -> None:
+    def __init__(self, started_s: float, window_s: float = WINDOW_S) -> None:
         self.window_s = window_s
+        self._started_s = started_s
         self._reports: deque[tuple[float, BatchReport]] = deque(maxlen=_MAX_REPORTS)
 
     def observe(self, now_s: float, report: BatchReport) -> None:
@@ -47,12 +48,13 @@ class Statistics:
         while self._reports and self._reports[0][0] < now_s - self.window_s:
             self._reports.popleft()
         reports = [report for _, report in list(self._reports)]
+        elapsed_s = max(1e-3, min(self.window_s, now_s - self._started_s))
         waits_s = sorted(wait for report in reports for wait in report.waits_s)
         num_jobs = sum(report.num_jobs for report in reports)
         return Load(
-            tokens_per_s=sum(report.num_tokens for report in reports) / self.window_s,
+            tokens_per_s=sum(report.num_tokens for report in reports) / elapsed_s,
             batch_mean=sum(report.num_jobs**2 for report in reports) / num_jobs if num_jobs else 0.0,
-            busy_share=min(1.0, sum(report.seconds for report in reports) / self.window_s),
+            busy_share=min(1.0, sum(report.seconds for report in reports) / elapsed_s),
             wait_p50_ms=1000 * _quantile(waits_s, 0.5),
             wait_p95_ms=1000 * _quantile(waits_s, 0.95),
         )

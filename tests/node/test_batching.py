@@ -103,7 +103,7 @@ def test_turns_go_round_by_client_then_priority_then_who_waits_longest():
         Waiting("all", "greedy", 1, 1, 0),
         Waiting("all", "late", 1, 1, 5),
         Waiting("all", "early", 1, 1, 3),
-        Waiting("all", "dear", 1, 1, 5, priority=1),
+        Waiting("all", "dear", 1, 1, 5, priority=2),
     ]
     order = [
         {share.index for share in plan_batch(waiting, Limits(max_rows=size), is_decoding=True)} for size in range(1, 6)
@@ -141,12 +141,26 @@ def test_every_plan_keeps_its_bounds(waiting, limits, is_decoding):
     assert all(1 <= share.positions <= waiting[share.index].positions for share in plan)
     short = [share for share in plan if waiting[share.index].positions <= limits.short_positions]
     long = [share for share in plan if waiting[share.index].positions > limits.short_positions]
-    assert len(long) <= 1
     assert all(share.positions == waiting[share.index].positions for share in short), "short steps run whole"
     assert len(short) == 1 or sum(waiting[share.index].num_tokens for share in short) <= limits.max_rows
-    for share in long:
-        chunk = limits.chunk_tokens if is_decoding or short else limits.full_chunk_tokens
-        assert share.positions == 1 or share.positions * waiting[share.index].rows <= chunk
+    chunk = limits.chunk_tokens if is_decoding or short else limits.full_chunk_tokens
+    long_tokens = sum(share.positions * waiting[share.index].rows for share in long)
+    assert long_tokens <= chunk or (len(long) == 1 and long[0].positions == 1)
+    assert all(share.positions == waiting[share.index].positions for share in long[1:]), "only the first is cut"
+
+
+def test_the_ends_of_other_long_steps_fill_what_a_chunk_leaves():
+    waiting = [Waiting("all", name, 1, positions, 0) for name, positions in zip("abcd", (20, 500, 30, 15), strict=True)]
+    assert plan_batch(waiting, LIMITS, is_decoding=True) == (Share(0, 20), Share(2, 30))
+
+
+def test_a_low_priority_does_not_make_a_step_wait_for_ever():
+    humble = Waiting("all", "humble", 1, 1, 0)
+    for now in range(100):
+        dear = [Waiting("all", f"dear{number}", 1, 1, now, priority=3) for number in range(4)]
+        if Share(0, 1) in plan_batch([humble, *dear], Limits(max_rows=4), is_decoding=True):
+            break
+    assert 4 <= now < 20
 
 
 @given(waiting_steps(), limits_drawn, st.booleans())
@@ -157,7 +171,7 @@ def test_no_step_is_left_out_while_a_later_one_of_its_kind_and_client_goes(waiti
         for other_index, other in enumerate(waiting):
             same = other.group == mine.group and (other.client, other.priority) == (mine.client, mine.priority)
             both_short = max(mine.positions, other.positions) <= limits.short_positions
-            if same and both_short and other.since < mine.since:
+            if same and both_short and other.since < mine.since and other.num_tokens <= mine.num_tokens:
                 assert other_index in chosen
 
 

@@ -29,9 +29,10 @@ def test_sentence_and_event_say_the_same_numbers():
         slots=slots,
         cache_bytes_per_position=MIB // 16,
         bytes_moved=(5 * MIB, 7 * MIB),
+        compute_cpu_s=1.5,
         counters=Counters(sessions=9, refused=2, broken=1),
     )
-    statistics = Statistics()
+    statistics = Statistics(time.monotonic() - 100)
     statistics.observe(time.monotonic(), BatchReport(4, 600, 15.0, (0.001, 0.002, 0.004, 0.009)))
     event, sentence = told(handler, statistics)
     assert event == {
@@ -40,6 +41,7 @@ def test_sentence_and_event_say_the_same_numbers():
         "tokens_per_s": 10.0,
         "batch_mean": 4.0,
         "busy_share": 0.25,
+        "compute_cpu_s": 1.5,
         "queue_wait_p50_ms": 4.0,
         "queue_wait_p95_ms": 9.0,
         "cache_used_bytes": 16 * MIB,

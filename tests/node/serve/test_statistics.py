@@ -11,11 +11,11 @@ from node.serve.statistics import Load, Statistics
 
 
 def test_a_server_that_did_nothing_reports_zeros():
-    assert Statistics().load(100.0) == Load(0.0, 0.0, 0.0, 0.0, 0.0)
+    assert Statistics(-100.0).load(100.0) == Load(0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def test_rates_are_those_of_the_window():
-    watched = Statistics(window_s=10.0)
+    watched = Statistics(-100.0, window_s=10.0)
     watched.observe(1.0, BatchReport(1, 30, 0.5, (0.001,)))
     watched.observe(9.0, BatchReport(3, 70, 1.5, (0.002, 0.003, 0.004)))
     load = watched.load(10.0)
@@ -26,7 +26,7 @@ def test_rates_are_those_of_the_window():
 
 
 def test_what_left_the_window_is_forgotten():
-    watched = Statistics(window_s=10.0)
+    watched = Statistics(-100.0, window_s=10.0)
     watched.observe(0.0, BatchReport(9, 900, 5.0, (1.0,) * 9))
     watched.observe(15.0, BatchReport(1, 20, 1.0, (0.002,)))
     assert watched.load(16.0) == Load(2.0, 1.0, 0.1, 2.0, 2.0)
@@ -34,13 +34,13 @@ def test_what_left_the_window_is_forgotten():
 
 
 def test_a_forward_that_began_before_the_window_does_not_make_more_than_all_of_it():
-    watched = Statistics(window_s=10.0)
+    watched = Statistics(-100.0, window_s=10.0)
     watched.observe(1.0, BatchReport(1, 1, 30.0, ()))
     assert watched.load(2.0).busy_share == 1.0
 
 
 def test_chunks_that_go_on_wait_for_nothing():
-    watched = Statistics()
+    watched = Statistics(-100.0)
     watched.observe(1.0, BatchReport(1, 64, 0.1, (0.5,)))
     for now_s in range(2, 30):
         watched.observe(float(now_s), BatchReport(1, 64, 0.1, ()))
@@ -50,7 +50,7 @@ def test_chunks_that_go_on_wait_for_nothing():
 
 @given(st.lists(st.integers(0, 10_000), min_size=1, max_size=300).map(lambda waits: [wait / 1000 for wait in waits]))
 def test_waits_are_quantiles_of_all_steps_that_began(waits_s):
-    watched = Statistics()
+    watched = Statistics(-100.0)
     for first in range(0, len(waits_s), 7):
         watched.observe(1.0, BatchReport(7, 7, 0.0, tuple(waits_s[first : first + 7])))
     load = watched.load(2.0)
