@@ -14,6 +14,8 @@ from tests.processes import NodeProcess
 NUM_BLOCKS = 6
 MAX_SESSIONS = 8
 """Sessions that each server of the shared swarm takes: few, so that one not freed is missed."""
+MAX_SESSIONS_OF_ONE = MAX_SESSIONS - 1
+"""Sessions that one client may hold: an eighth is kept for clients that have none."""
 _EMBEDDED = Path(__file__).parents[2] / "node" / "embedded"
 
 
