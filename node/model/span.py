@@ -119,11 +119,10 @@ class Span:
         view = Span(model, trunk, start, end, self._config, self.dtype, self.device, shapes, self.state)
         view.can_batch, view._ragged.expands_history = self.can_batch, self._ragged.expands_history
         if self.static_decode is not None:
-            view.static_decode = view._new_static_decode()
+            view.static_decode = view._new_static_decode(self.static_decode.calls)
         return view
 
-    def _new_static_decode(self) -> StaticDecode:
-        calls = CapturedCalls(CudaCapture(self.device)) if self.device.type == "cuda" else None
+    def _new_static_decode(self, calls: CapturedCalls | None) -> StaticDecode:
         return StaticDecode(self._model, _configs_of(self._model), self._ragged.own, self.start, calls)
 
     def find_static_decode(self, config: Any) -> None:
@@ -131,7 +130,8 @@ class Span:
 
         Called once, before there are views, where it pays: a CPU, which has nothing to capture, decodes faster without.
         """
-        self.static_decode = self._new_static_decode()
+        calls = CapturedCalls(CudaCapture(self.device)) if self.device.type == "cuda" else None
+        self.static_decode = self._new_static_decode(calls)
         if not _can_decode_statically(self, config):
             self.static_decode = None
 
@@ -155,7 +155,9 @@ class Span:
         if self.static_decode is not None and self.static_decode.can_decode(parts):
             try:
                 return self.static_decode.forward(parts)
-            except RuntimeError:  # Memory may be short; the histories are as they were, and the other way needs less.
+            except torch.OutOfMemoryError:
+                logger.info("Memory is short for a step in static shapes; it takes the other way", exc_info=True)
+            except RuntimeError:  # What a graph cannot hold; the histories are as they were.
                 logger.warning("Decoding in static shapes failed; it is given up", exc_info=True)
                 self.static_decode = None
         if len(parts) == 1 or not self.can_batch:

@@ -12,7 +12,8 @@ attention, on a GPU one fused kernel of torch's. Used by the compute thread only
     fill   0                                                 x           0  0  0  0  0  0  0  0  0  0
 
 The arena's memory may hold anything from sessions that have ended, and zero weight times NaN is NaN: beyond a row's
-own token its index is that of a position of zeros. Rows that fill up the bucket write where nobody reads.
+own token its index is that of a position of zeros. Rows that fill up the bucket compute on whatever stands there, and
+write where nobody else reads.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ MAX_ROWS = 128
 SHORTEST = 256
 """Positions of the shortest bucket."""
 MAX_GATHERED_BYTES = 2 * 2**30
-"""What one layer's gathered keys and values may take; where it would be more, the step takes the other way."""
+"""What one layer's gathered keys and values may take: less where memory has been short once. Beyond it, another way."""
 _STEPS_PER_DOUBLING = 4
 """Buckets of length between a power of two and the next: a history is rounded up by a quarter at most."""
 
@@ -65,7 +66,7 @@ class StaticDecode:
         configs: every config object that its modules look at.
         own: the attention that they name between steps.
         first_layer: number of the span's first layer in the whole model.
-        calls: captures and replays steps; None: each is run anew.
+        calls: captures and replays steps, of other parts of the span too; None: each is run anew.
     """
 
     def __init__(
@@ -75,7 +76,8 @@ class StaticDecode:
         self._configs = list(configs)
         self._own = own
         self._first_layer = first_layer
-        self._calls = calls
+        self.calls = calls
+        self._max_gathered_bytes = MAX_GATHERED_BYTES
         self._name = f"efedllm_static_{next(_numbers)}"
         self._arena: list[tuple[torch.Tensor, torch.Tensor]] = []
         """``[vectors, dim]`` keys and values of every layer, of all sessions."""
@@ -94,41 +96,52 @@ class StaticDecode:
         num_rows = sum(part.hidden.shape[0] for part in parts)
         if len(arenas) > 1 or num_rows > MAX_ROWS:
             return False
-        gathered = row_bucket(num_rows) * _longest_bucket(parts) * _largest_position_bytes(parts[0].cache)
-        return gathered <= MAX_GATHERED_BYTES
+        return _gathered_bytes(parts) <= self._max_gathered_bytes
 
     def forward(self, parts: Sequence[Part]) -> list[torch.Tensor]:
         """Run one token of each row of ``parts`` and append it to the histories; the caller has asked ``can_decode``.
 
         Returns:
             ``[rows, 1, hidden]`` for each part.
+
+        Raises:
+            torch.OutOfMemoryError: the histories are as they were, and steps as large as this one are not taken again.
         """
+        num_rows = [part.hidden.shape[0] for part in parts]
+        try:
+            output = self._decode(parts, row_bucket(sum(num_rows)), _longest_bucket(parts))
+        except torch.OutOfMemoryError:
+            self._max_gathered_bytes = min(self._max_gathered_bytes, _gathered_bytes(parts) - 1)
+            raise
+        for part in parts:
+            part.cache.advance(1)
+        return list(output[: sum(num_rows)].split(num_rows))
+
+    def _decode(self, parts: Sequence[Part], rows: int, length: int) -> torch.Tensor:
         self._settle_in(parts[0])
-        num_rows = sum(part.hidden.shape[0] for part in parts)
-        rows, length = row_bucket(num_rows), _longest_bucket(parts)
-        self._write_inputs(parts, num_rows, rows)
+        self._write_inputs(parts, rows)
 
         def work() -> torch.Tensor:
             return self._run(rows, length)
 
-        output = work() if self._calls is None else self._calls.run((rows, length), work).clone()
-        for part in parts:
-            part.cache.advance(1)
-        return list(output[:num_rows].split([part.hidden.shape[0] for part in parts]))
+        if self.calls is None:
+            return work()
+        return self.calls.run((self._first_layer, len(self._arena), rows, length), work).clone()
 
     def _settle_in(self, part: Part) -> None:
         """Make the tensors that stay where they are, unless they are there for the arena of ``part``."""
         buffers = part.cache.buffers
         if self._arena and self._arena[0][0].data_ptr() == whole_of(buffers[0][0]).data_ptr():
             return
-        if self._calls is not None:
-            self._calls.clear()
+        if self._arena and self.calls is not None:
+            self.calls.clear()
         self._arena = [(whole_of(keys), whole_of(values)) for keys, values in buffers]
         self._hidden = part.hidden.new_zeros((MAX_ROWS, 1, part.hidden.shape[2]))
         self._places = torch.zeros((MAX_ROWS, 3), dtype=torch.long, device=part.hidden.device)
 
-    def _write_inputs(self, parts: Sequence[Part], num_rows: int, bucket: int) -> None:
+    def _write_inputs(self, parts: Sequence[Part], bucket: int) -> None:
         places = [place for part in parts for place in _places_of(part.cache)]
+        num_rows = len(places)
         spare = whole_of(parts[0].cache.buffers[0][0]).shape[0] // parts[0].cache.buffers[0][0].shape[1] - 1
         places += [(spare, 1, 0)] * (bucket - num_rows)
         sent = torch.tensor(places)
@@ -136,7 +149,6 @@ class StaticDecode:
             sent = sent.pin_memory()  # torch keeps it until the copy has been made.
         self._places[:bucket].copy_(sent, non_blocking=True)
         self._hidden[:num_rows].copy_(torch.cat([part.hidden for part in parts]))
-        self._hidden[num_rows:bucket].zero_()
 
     def _run(self, rows: int, length: int) -> torch.Tensor:
         """Return ``[rows, 1, hidden]`` from what stands in the static tensors."""
@@ -285,10 +297,11 @@ def _longest_bucket(parts: Sequence[Part]) -> int:
     return length_bucket(1 + max(int(part.cache.length) for part in parts))
 
 
-def _largest_position_bytes(cache: SpanCache) -> int:
-    """Return the bytes of one position of one row in the layer that keeps most."""
-    sizes = [keys.shape[1] * (keys.shape[3] + values.shape[3]) * keys.element_size() for keys, values in cache.buffers]
-    return int(max(sizes))
+def _gathered_bytes(parts: Sequence[Part]) -> int:
+    """Return the bytes of the gathered keys and values in the layer that keeps most."""
+    buffers = parts[0].cache.buffers
+    sizes = [keys.shape[1] * (keys.shape[3] + values.shape[3]) * keys.element_size() for keys, values in buffers]
+    return int(max(sizes)) * row_bucket(sum(part.hidden.shape[0] for part in parts)) * _longest_bucket(parts)
 
 
 def _places_of(cache: SpanCache) -> list[tuple[int, int, int]]:

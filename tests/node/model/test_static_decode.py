@@ -52,7 +52,9 @@ class Room:
         self.span, self.num_positions = span, num_positions
         self.arena = span.new_arena(num_positions)
         for part in self.parts():
-            part[: part.shape[0] // (num_positions + RESERVED) * num_positions] = torch.nan
+            heads = part.shape[0] // (num_positions + RESERVED)
+            part[: heads * num_positions] = torch.nan
+            part[heads * (num_positions + 1) :] = torch.nan
         self.generator = torch.Generator().manual_seed(seed)
         self.start = 0
 
@@ -75,17 +77,23 @@ class Room:
         shape = rows, tokens, self.span._config.hidden_size
         return torch.randn(shape, generator=self.generator).to(self.span.device)
 
-    def step(self, sessions):
-        """Decode one token of every session in static shapes, and check it against each alone."""
+    def go_on(self, sessions):
+        """Decode one token of every session, whichever way, and check it against each alone."""
         parts = [Part(self.hidden(cache.buffers[0][0].shape[0]), cache) for cache, _ in sessions]
-        assert self.span.static_decode.can_decode(parts)
         outputs = self.span.forward_many(parts)
-        assert self.span.static_decode is not None, "it has not been given up"
         for output, part, (cache, own) in zip(outputs, parts, sessions, strict=True):
             alone = self.span.forward(part.hidden, own)
             assert cache.length == own.length
             assert output.shape == alone.shape
             assert ((output - alone).abs().max() / alone.abs().max()).item() < TOLERANCE
+
+    def step(self, sessions):
+        """The same, in static shapes."""
+        assert self.span.static_decode.can_decode([Part(self.hidden(len(c.buffers[0][0])), c) for c, _ in sessions])
+        bound = self.span.static_decode._max_gathered_bytes
+        self.go_on(sessions)
+        assert self.span.static_decode is not None, "it has not been given up"
+        assert self.span.static_decode._max_gathered_bytes == bound, "memory was not short"
 
 
 @given(st.integers(1, MAX_ROWS))
@@ -114,7 +122,7 @@ def test_sessions_of_any_length_and_number_of_rows_get_what_each_gets_alone(fami
     span = span_of(family, tmp_path)
     assert span.static_decode is not None
     if is_captured:
-        span.static_decode._calls = captured_calls()
+        span.static_decode.calls = captured_calls()
     room = Room(span, 400)
     # Below, at and beyond sliding windows; nothing yet; and more rows than one.
     sessions = [room.session(*each) for each in ((1, 3), (3, WINDOW - 1), (2, 2 * WINDOW), (1, 0), (1, WINDOW))]
@@ -149,11 +157,15 @@ def test_rows_that_were_chosen_anew_are_found(llama):
 
 
 @torch.inference_mode()
-def test_a_part_of_a_span_decodes_with_its_own_layers(llama):
-    view = llama.view(1, 3)
-    assert view.static_decode is not None
-    room = Room(view, 100)
-    room.step([room.session(1, 5), room.session(2, 2)])
+def test_parts_of_a_span_decode_with_their_own_layers_and_share_what_is_captured(llama):
+    llama.static_decode.calls = captured_calls()
+    rooms = [Room(llama.view(*blocks), 100) for blocks in ((0, 4), (1, 3), (1, 2), (2, 4))]
+    sessions = [[room.session(1, 5), room.session(2, 2)] for room in rooms]
+    for _ in range(2):
+        for room, its in zip(rooms, sessions, strict=True):
+            assert room.span.static_decode.calls is llama.static_decode.calls
+            room.step(its)
+    assert len(llama.static_decode.calls._calls) == len(rooms)
 
 
 @torch.inference_mode()
@@ -196,12 +208,12 @@ def test_what_does_not_fit_into_a_static_shape_goes_another_way(llama):
 
 
 @torch.inference_mode()
-def test_a_gathered_history_has_a_bound(llama, monkeypatch):
+def test_a_gathered_history_has_a_bound(llama):
     room = Room(llama, 100)
     sessions = [room.session(1, 3), room.session(1, 3)]
     parts = [Part(room.hidden(1), cache) for cache, _ in sessions]
     bytes_per_position = llama.cache_bytes_per_position // NUM_BLOCKS
-    monkeypatch.setattr("node.model.static_decode.MAX_GATHERED_BYTES", SHORTEST * bytes_per_position)
+    llama.static_decode._max_gathered_bytes = SHORTEST * bytes_per_position
     assert llama.static_decode.can_decode(parts[:1])
     assert not llama.static_decode.can_decode(parts)
 
@@ -220,30 +232,54 @@ def test_a_session_that_is_full_is_refused_and_writes_into_nobody_elses_slot(lla
 
 
 @torch.inference_mode()
-def test_where_capturing_fails_sessions_go_on_the_other_way(llama, caplog):
+def test_where_nothing_can_be_captured_sessions_go_on_the_other_way(llama, caplog):
     def refuse(_):
-        raise torch.OutOfMemoryError("out of memory")
+        raise RuntimeError("operation not permitted when stream is capturing")
 
-    llama.static_decode._calls = CapturedCalls(refuse)
+    llama.static_decode.calls = CapturedCalls(refuse)
     room = Room(llama, 100)
     sessions = [room.session(1, 3), room.session(1, 6)]
-    for _ in range(2):
-        parts = [Part(room.hidden(1), cache) for cache, _ in sessions]
-        outputs = llama.forward_many(parts)
-        for output, part, (_, own) in zip(outputs, parts, sessions, strict=True):
-            torch.testing.assert_close(output, llama.forward(part.hidden, own), atol=1e-4, rtol=1e-4)
+    room.go_on(sessions)
+    room.go_on(sessions)
     assert llama.static_decode is None
     assert caplog.text.count("it is given up") == 1
 
 
 @torch.inference_mode()
+def test_a_step_that_memory_is_short_for_takes_the_other_way_and_smaller_ones_do_not(llama):
+    asked = []
+
+    def refuse_two_rows(work):
+        output = work().clone()
+        asked.append(len(output))
+        if len(output) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return Captured(lambda: output.copy_(work()), output)
+
+    llama.static_decode.calls = CapturedCalls(refuse_two_rows)
+    room = Room(llama, 100)
+    sessions = [room.session(1, 3), room.session(1, 6)]
+    for company in (sessions, sessions, sessions[:1], sessions):
+        room.go_on(company)
+    assert asked == [2, 1], "a step of two rows is tried once"
+
+
+@torch.inference_mode()
 def test_another_arena_takes_the_place_of_the_first(llama):
-    llama.static_decode._calls = captured_calls()
+    captures = []
+
+    def capture(work):
+        captures.append(work)
+        output = work().clone()
+        return Captured(lambda: output.copy_(work()), output)
+
+    llama.static_decode.calls = CapturedCalls(capture)
     for seed in (1, 2):
         room = Room(llama, 100, seed)
         sessions = [room.session(1, 3), room.session(2, 6)]
         room.step(sessions)
         room.step(sessions)
+        assert len(captures) == seed, "a captured step reads and writes the arena that it was captured in"
 
 
 def test_a_server_on_a_cpu_decodes_the_way_that_is_faster_there(tmp_path):
@@ -280,4 +316,4 @@ def test_graphs_on_a_gpu_give_what_each_session_gets_alone(family, tmp_path):
     sessions = [room.session(*each) for each in ((1, 3), (3, WINDOW - 1), (2, 2 * WINDOW), (1, 0), (1, WINDOW))]
     for company in (sessions[:1], sessions, sessions[::-1], sessions[2:4], sessions):
         room.step(company)
-    assert span.static_decode._calls._calls, "steps have been captured"
+    assert span.static_decode.calls._calls, "steps have been captured"
