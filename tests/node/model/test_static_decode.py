@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from node.model.arena import RESERVED, whole_of
 from node.model.captured import Captured, CapturedCalls
@@ -19,6 +20,34 @@ TOLERANCE = 1e-4
 """Of the largest output."""
 CAPACITY = 2 * WINDOW + 12
 CPU = torch.device("cpu")
+
+
+ASKING = {
+    "_local_scalar_dense",
+    "is_nonzero",
+    "equal",
+    "nonzero",
+    "masked_select",
+    "_unique2",
+    "bincount",
+    "lift_fresh",
+}
+"""Operations that a graph cannot hold: the host waits for a value, or makes a tensor of one of its own."""
+
+
+class Asked(TorchDispatchMode):
+    """Notes the operations of ``ASKING`` that are run within."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        indexes_by_mask = name == "index" and any(at is not None and at.dtype == torch.bool for at in args[1])
+        if name in ASKING or indexes_by_mask:
+            self.names.add(name)
+        return func(*args, **(kwargs or {}))
 
 
 def span_of(family, directory, values=None, blocks=(0, NUM_BLOCKS), device=CPU):
@@ -133,6 +162,20 @@ def test_sessions_of_any_length_and_number_of_rows_get_what_each_gets_alone(fami
         cache.crop_to(4)
     room.step(sessions[2:4])
     room.step(sessions)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", CHECKED)
+def test_what_is_captured_asks_the_device_for_no_value(family, tmp_path):
+    span = span_of(family, tmp_path)
+    room = Room(span, 100)
+    room.step([room.session(1, 5), room.session(1, 2)])
+    with Asked() as asked:
+        span.static_decode._run(2, SHORTEST)
+    assert not asked.names
+    with Asked() as asked:
+        span.static_decode._places.max().item()
+    assert asked.names == {"_local_scalar_dense"}
 
 
 @torch.inference_mode()
