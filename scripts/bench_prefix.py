@@ -2,12 +2,13 @@
 """Measure what sessions that begin with the same tokens cost the servers, beside one prefill of those tokens.
 
 The workload: the model of bench_clients.py on three servers; one client opens 16 sessions with a common prefix of 512
-tokens and a continuation of its own in each, all open at the same time. Counted is the processor time of the three
-server processes. `shared` is that of the 16 sessions over that of one prefill of the prefix alone in the same round,
-`different` the same for 16 sessions without a common prefix. Continuations cost too: 16 of 16 tokens are half as many
-tokens as the prefix, so each figure says for which length it is. Sessions are opened one after the other
-(`sequential`) and by 16 threads at once (`concurrent`). Prints one JSON line; the exit code is 1 when any session's
-next token is not that of local transformers.
+tokens and a continuation of its own in each (or none), all open at the same time. Counted is the processor time of the
+three servers' compute threads, hashing and copying included. `shared` is that of the 16 sessions over that of one
+prefill of the prefix alone in the same round, `different` the same for 16 sessions without a common prefix;
+`shared_whole` takes the whole server processes instead, which also read and write every hidden state. Continuations
+cost too: 16 of 16 tokens are half as many tokens as the prefix, so each figure says for which length it is. Sessions
+are opened one after the other (`sequential`) and by 16 threads at once (`concurrent`). Prints one JSON line; the exit
+code is 1 when any session's next token is not that of local transformers.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from typing import Any, TypeAlias
 import torch
 from bench.cpu_time import cpu_seconds
 from bench.report import circumstances, spread
-from bench.serving import NUM_SERVERS, Serving, serving
+from bench.serving import NUM_SERVERS, Serving, compute_seconds, serving
 from bench.workload import SavedModel, random_prompt, saved_model
 
 from node import AutoDistributedModelForCausalLM
@@ -92,11 +93,14 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Costs:
-    """Processor time of the servers in one round, s."""
+    """Processor time of the servers' compute threads in one round, s."""
 
     prefill_s: float
     shared_s: float
     different_s: float
+    prefill_whole_s: float
+    """Of the whole processes, as the next."""
+    shared_whole_s: float
     equal: bool
     """Whether all next tokens were those of local transformers."""
 
@@ -104,39 +108,55 @@ class Costs:
 class Bench:
     """One client of one swarm, and the local model beside it."""
 
-    def __init__(self, arguments: argparse.Namespace, local: Any, remote: Any, server_pids: Sequence[int]) -> None:
+    def __init__(
+        self, arguments: argparse.Namespace, local: Any, remote: Any, swarm: Serving, loop: asyncio.AbstractEventLoop
+    ) -> None:
         self._arguments = arguments
         self._local = local
         self._remote = remote
-        self._server_pids = server_pids
+        self._swarm = swarm
+        self._loop = loop
         self._prompts = Prompts(arguments)
 
     def costs(self, opener: Opener, num_more: int) -> Costs:
         """Measure one round with continuations of ``num_more`` tokens."""
         prefix = self._prompts.draw(self._arguments.prefix_tokens)
-        alone_s, _ = self._cost(open_sequentially, [self._prompts.draw(self._arguments.prefix_tokens)])
+        (alone_s, alone_whole_s), _ = self._cost(open_sequentially, [self._prompts.draw(self._arguments.prefix_tokens)])
         shared = self._prompts.with_prefix(prefix, num_more)
-        shared_s, tokens = self._cost(opener, shared)
-        different_s, _ = self._cost(opener, self._prompts.different(num_more))
-        return Costs(alone_s, shared_s, different_s, tokens == list(self._expected(prefix, shared)))
+        (shared_s, shared_whole_s), tokens = self._cost(opener, shared)
+        (different_s, _), _ = self._cost(opener, self._prompts.different(num_more))
+        equal = tokens == list(self._expected(prefix, shared))
+        return Costs(alone_s, shared_s, different_s, alone_whole_s, shared_whole_s, equal)
 
-    def _cost(self, opener: Opener, prompts: Sequence[torch.Tensor]) -> tuple[float, list[int]]:
-        before_s = cpu_seconds(self._server_pids)
+    def _cost(self, opener: Opener, prompts: Sequence[torch.Tensor]) -> tuple[tuple[float, float], list[int]]:
+        """Return the processor time of compute threads and of whole processes, and the next tokens."""
+        before_s, before_whole_s = self._clocks()
         tokens = opener(self._remote, prompts)
-        return cpu_seconds(self._server_pids) - before_s, tokens
+        after_s, after_whole_s = self._clocks()
+        return (after_s - before_s, after_whole_s - before_whole_s), tokens
+
+    def _clocks(self) -> tuple[float, float]:
+        asked = asyncio.run_coroutine_threadsafe(compute_seconds(self._swarm.servers), self._loop)
+        return asked.result(), cpu_seconds([server.pid for server in self._swarm.servers])
 
     def _expected(self, prefix: torch.Tensor, prompts: Sequence[torch.Tensor]) -> Iterator[int]:
         with torch.no_grad():
-            cache = self._local(input_ids=prefix, use_cache=True, logits_to_keep=1).past_key_values
+            begun = self._local(input_ids=prefix, use_cache=True, logits_to_keep=1)
+        cache = begun.past_key_values
         for ids in prompts:
+            if ids.shape == prefix.shape:
+                yield int(begun.logits[0, -1].argmax())
+                continue
             yield next_token(self._local, ids[:, prefix.shape[1] :], past_key_values=copy.deepcopy(cache))
 
 
-def measure_all(arguments: argparse.Namespace, model: SavedModel, swarm: Serving) -> list[dict[str, Any]]:
+def measure_all(
+    arguments: argparse.Namespace, model: SavedModel, swarm: Serving, loop: asyncio.AbstractEventLoop
+) -> list[dict[str, Any]]:
     """Measure every way to open and every length in turn, round by round; the first round is left out."""
     ways = list(itertools.product(OPENERS, arguments.continuations))
     with AutoDistributedModelForCausalLM.from_pretrained(str(model.directory), join=swarm.join) as remote:
-        bench = Bench(arguments, model.local, remote, [server.pid for server in swarm.servers])
+        bench = Bench(arguments, model.local, remote, swarm, loop)
         rounds = [
             [bench.costs(OPENERS[opened], num_more) for opened, num_more in ways] for _ in range(1 + arguments.rounds)
         ]
@@ -151,6 +171,7 @@ def figures(rounds: Sequence[Costs]) -> dict[str, Any]:
     return {
         **spread("prefill_ms", [1000 * costs.prefill_s for costs in rounds], 1),
         **spread("shared", [costs.shared_s / costs.prefill_s for costs in rounds], 2),
+        **spread("shared_whole", [costs.shared_whole_s / costs.prefill_whole_s for costs in rounds], 2),
         **spread("different", [costs.different_s / costs.prefill_s for costs in rounds], 2),
         "tokens_equal": all(costs.equal for costs in rounds),
     }
@@ -162,7 +183,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     silence_libraries()
     with saved_model(vocab_size=arguments.vocab_size, seed=arguments.seed) as model:
         async with serving(model.directory, model.scratch) as swarm:
-            by_way = await asyncio.to_thread(measure_all, arguments, model, swarm)
+            by_way = await asyncio.to_thread(measure_all, arguments, model, swarm, asyncio.get_running_loop())
     return {
         **circumstances("prefix", arguments.seed),
         "rounds": arguments.rounds,
@@ -180,7 +201,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds after one warm-up (default: 5)")
     parser.add_argument("--sessions", type=int, default=16)
     parser.add_argument("--prefix-tokens", type=int, default=512)
-    parser.add_argument("--continuations", type=int, nargs="+", default=[1, 16], help="lengths, tokens (default: 1 16)")
+    parser.add_argument("--continuations", type=int, nargs="+", default=[0, 16], help="lengths, tokens (default: 0 16)")
     parser.add_argument("--vocab-size", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     line = asyncio.run(run(parser.parse_args()))

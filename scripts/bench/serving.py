@@ -6,15 +6,18 @@ Runs in the caller's event loop; computes nothing.
 import asyncio
 import contextlib
 import itertools
+import os
+import signal
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from bench.workload import NUM_LAYERS
-from node.run.children import Child
+from node.run.children import Child, ChildFailed
 
 NUM_SERVERS = 3
 START_TIMEOUT_S = 120.0
+_SILENCE_S = 0.05
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -24,6 +27,21 @@ class Serving(NamedTuple):
     join: str
     servers: list[Child]
     """In the order of their blocks."""
+
+
+async def compute_seconds(servers: Sequence[Child]) -> float:
+    """Return the processor time that the compute threads of ``servers`` have taken together, as they tell it."""
+    total_s = 0.0
+    for server in servers:
+        with contextlib.suppress(ChildFailed):  # What it has said by itself, once a minute, is old.
+            while await server.next_event(_SILENCE_S) is not None:
+                pass
+        os.kill(server.pid, signal.SIGUSR1)
+        while (event := await server.next_event(START_TIMEOUT_S)) is not None:
+            if event["event"] == "stats":
+                total_s += event["compute_cpu_s"]
+                break
+    return total_s
 
 
 @contextlib.asynccontextmanager
