@@ -219,3 +219,15 @@ def test_writing_int8_leaves_the_tensor_as_it_was():
     before = hidden.clone()
     to_payload(hidden, "int8")
     assert torch.equal(hidden, before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("codec", [*CODEC_DTYPES, "int8"])
+def test_a_gpu_writes_and_reads_what_a_cpu_does(codec):
+    device, shape = torch.device("cuda"), (2, 3, 100)
+    for seed in range(20):  # Pinned memory is used again: what is still on its way must not be written over.
+        hidden = noise(shape, seed, 0)
+        payload = to_payload(hidden.to(device), codec)
+        assert bytes(payload) == bytes(to_payload(hidden, codec))
+        back = from_payload(payload, shape, codec, dtype=torch.float32, device=device)
+        assert torch.equal(back.cpu(), arrive(bytes(payload), shape, codec, torch.float32))
