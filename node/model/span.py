@@ -123,7 +123,8 @@ class Span:
         return view
 
     def _new_static_decode(self, calls: CapturedCalls | None) -> StaticDecode:
-        return StaticDecode(self._model, _configs_of(self._model), self._ragged.own, self.start, calls)
+        largest = max((layer.num_elements for layer in self.layers), default=0) * int(self.dtype.itemsize)
+        return StaticDecode(self._model, _configs_of(self._model), self._ragged.own, self.start, largest, calls)
 
     def find_static_decode(self, config: Any) -> None:
         """Try whether single tokens can be run in static shapes, captured where the device does that.

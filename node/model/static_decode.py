@@ -66,21 +66,31 @@ class StaticDecode:
         configs: every config object that its modules look at.
         own: the attention that they name between steps.
         first_layer: number of the span's first layer in the whole model.
+        position_bytes: bytes of one position of one row in the layer that keeps most.
         calls: captures and replays steps, of other parts of the span too; None: each is run anew.
     """
 
     def __init__(
-        self, model: Any, configs: Sequence[Any], own: str | None, first_layer: int, calls: CapturedCalls | None = None
+        self,
+        model: Any,
+        configs: Sequence[Any],
+        own: str | None,
+        first_layer: int,
+        position_bytes: int,
+        calls: CapturedCalls | None = None,
     ) -> None:
         self._model = model
         self._configs = list(configs)
         self._own = own
         self._first_layer = first_layer
         self.calls = calls
+        self._position_bytes = position_bytes
         self._max_gathered_bytes = MAX_GATHERED_BYTES
         self._name = f"efedllm_static_{next(_numbers)}"
         self._arena: list[tuple[torch.Tensor, torch.Tensor]] = []
         """``[vectors, dim]`` keys and values of every layer, of all sessions."""
+        self._spare = 0
+        """The arena's position that anybody may write."""
         self._hidden = torch.empty(0)
         """``[MAX_ROWS, 1, hidden]``: what enters."""
         self._places = torch.empty(0)
@@ -92,11 +102,15 @@ class StaticDecode:
         """Say whether ``parts`` are single tokens without padding that fit together into a static shape."""
         if not all(_is_single_token(part) for part in parts):
             return False
-        arenas = {part.cache.buffers[0][0].untyped_storage().data_ptr() for part in parts}
+        arenas = {_arena_of(part) for part in parts}
         num_rows = sum(part.hidden.shape[0] for part in parts)
         if len(arenas) > 1 or num_rows > MAX_ROWS:
             return False
-        return _gathered_bytes(parts) <= self._max_gathered_bytes
+        return self._gathered_bytes(parts) <= self._max_gathered_bytes
+
+    def _gathered_bytes(self, parts: Sequence[Part]) -> int:
+        rows = row_bucket(sum(part.hidden.shape[0] for part in parts))
+        return rows * _longest_bucket(parts) * self._position_bytes
 
     def forward(self, parts: Sequence[Part]) -> list[torch.Tensor]:
         """Run one token of each row of ``parts`` and append it to the histories; the caller has asked ``can_decode``.
@@ -111,7 +125,7 @@ class StaticDecode:
         try:
             output = self._decode(parts, row_bucket(sum(num_rows)), _longest_bucket(parts))
         except torch.OutOfMemoryError:
-            self._max_gathered_bytes = min(self._max_gathered_bytes, _gathered_bytes(parts) - 1)
+            self._max_gathered_bytes = min(self._max_gathered_bytes, self._gathered_bytes(parts) - 1)
             raise
         for part in parts:
             part.cache.advance(1)
@@ -130,25 +144,23 @@ class StaticDecode:
 
     def _settle_in(self, part: Part) -> None:
         """Make the tensors that stay where they are, unless they are there for the arena of ``part``."""
-        buffers = part.cache.buffers
-        if self._arena and self._arena[0][0].data_ptr() == whole_of(buffers[0][0]).data_ptr():
+        if self._arena and self._arena[0][0].data_ptr() == _arena_of(part):
             return
         if self._arena and self.calls is not None:
             self.calls.clear()
-        self._arena = [(whole_of(keys), whole_of(values)) for keys, values in buffers]
+        self._arena = [(whole_of(keys), whole_of(values)) for keys, values in part.cache.buffers]
+        self._spare = self._arena[0][0].shape[0] // part.cache.buffers[0][0].shape[1] - 1
         self._hidden = part.hidden.new_zeros((MAX_ROWS, 1, part.hidden.shape[2]))
         self._places = torch.zeros((MAX_ROWS, 3), dtype=torch.long, device=part.hidden.device)
 
     def _write_inputs(self, parts: Sequence[Part], bucket: int) -> None:
         places = [place for part in parts for place in _places_of(part.cache)]
-        num_rows = len(places)
-        spare = whole_of(parts[0].cache.buffers[0][0]).shape[0] // parts[0].cache.buffers[0][0].shape[1] - 1
-        places += [(spare, 1, 0)] * (bucket - num_rows)
+        torch.cat([part.hidden for part in parts], out=self._hidden[: len(places)])
+        places += [(self._spare, 1, 0)] * (bucket - len(places))
         sent = torch.tensor(places)
         if self._places.is_cuda:
             sent = sent.pin_memory()  # torch keeps it until the copy has been made.
         self._places[:bucket].copy_(sent, non_blocking=True)
-        self._hidden[:num_rows].copy_(torch.cat([part.hidden for part in parts]))
 
     def _run(self, rows: int, length: int) -> torch.Tensor:
         """Return ``[rows, 1, hidden]`` from what stands in the static tensors."""
@@ -297,11 +309,9 @@ def _longest_bucket(parts: Sequence[Part]) -> int:
     return length_bucket(1 + max(int(part.cache.length) for part in parts))
 
 
-def _gathered_bytes(parts: Sequence[Part]) -> int:
-    """Return the bytes of the gathered keys and values in the layer that keeps most."""
-    buffers = parts[0].cache.buffers
-    sizes = [keys.shape[1] * (keys.shape[3] + values.shape[3]) * keys.element_size() for keys, values in buffers]
-    return int(max(sizes)) * row_bucket(sum(part.hidden.shape[0] for part in parts)) * _longest_bucket(parts)
+def _arena_of(part: Part) -> int:
+    """Return where in memory the arena of a part begins."""
+    return int(part.cache.buffers[0][0].untyped_storage().data_ptr())
 
 
 def _places_of(cache: SpanCache) -> list[tuple[int, int, int]]:
