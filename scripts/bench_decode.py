@@ -8,6 +8,7 @@ round, because absolute times on shared machines do not repeat.
 
 import argparse
 import asyncio
+import itertools
 import json
 import statistics
 import sys
@@ -58,9 +59,9 @@ def decode_steps_per_s(model: Any, batch: int, new_tokens: int) -> float:
     return (len(watch.times_s) - 2) / (last - first)
 
 
-def prefill_tokens_per_s(model: Any, num_tokens: int) -> float:
-    """Run one prompt and return its tokens per second."""
-    ids = random_prompt(num_tokens, vocab_size=model.config.vocab_size, seed=2)
+def prefill_tokens_per_s(model: Any, num_tokens: int, seed: int) -> float:
+    """Run one prompt and return its tokens per second; ``seed`` makes it one that no server has seen."""
+    ids = random_prompt(num_tokens, vocab_size=model.config.vocab_size, seed=seed)
     started_s = time.perf_counter()
     with torch.no_grad():
         model(input_ids=ids, logits_to_keep=1, use_cache=True)
@@ -83,13 +84,14 @@ def compare(measure: Callable[[Any], float], local: Any, remote: Any, rounds: in
 
 def measure_all(arguments: argparse.Namespace, local: Any, model_dir: Path, join: str) -> dict[str, dict[str, float]]:
     """Run every workload; a thread of its own, because the client is synchronous."""
+    seeds = itertools.count(2)
     new_tokens, prefill_tokens, rounds = arguments.new_tokens, arguments.prefill_tokens, arguments.rounds
     with AutoDistributedModelForCausalLM.from_pretrained(str(model_dir), join=join) as remote:
         return {
             "decode_batch_1": compare(lambda model: decode_steps_per_s(model, 1, new_tokens), local, remote, rounds),
             "decode_batch_8": compare(lambda model: decode_steps_per_s(model, 8, new_tokens), local, remote, rounds),
             f"prefill_{prefill_tokens}": compare(
-                lambda model: prefill_tokens_per_s(model, prefill_tokens), local, remote, rounds
+                lambda model: prefill_tokens_per_s(model, prefill_tokens, next(seeds)), local, remote, rounds
             ),
         }
 
