@@ -77,7 +77,8 @@ class CudaCapture:
         Raises:
             RuntimeError: it does what a graph cannot hold, or memory is short.
         """
-        with torch.cuda.device(self._device):
+        # torch leaves its own stream current when the end of a capture fails; the outer context brings ours back.
+        with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.current_stream(self._device)):
             beside = torch.cuda.Stream()
             beside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(beside):
