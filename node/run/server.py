@@ -26,6 +26,7 @@ from dht.parameters import JoinCode
 from dht.records import Announcement, ManifestRecord, ServerState
 from dht.swarm import Swarm
 from node import __version__
+from node.batching import Limits
 from node.engine import Engine
 from node.errors import BadBlocks, DoesNotFit, UnsupportedFamily
 from node.model.checkpoint import Checkpoint
@@ -34,6 +35,7 @@ from node.model.ends import Ends
 from node.model.families import check_family
 from node.model.quantise import Scheme, check_stored, find_scheme
 from node.model.span import Span, build_quantised_span, build_span
+from node.model.static_decode import MAX_GATHERED_BYTES
 from node.run.events import Reporter
 from node.run.libraries import silence_libraries
 from node.run.lifetime import until_told_to_stop
@@ -53,6 +55,8 @@ SWEEP_S = 15.0
 """How often idle sessions are looked for, s."""
 STATISTICS_S = 60.0
 """How often a server says what it does, s."""
+_GPU_LIMITS = Limits(max_rows=128, chunk_tokens=256, full_chunk_tokens=2048)
+"""On a GPU a forward of few tokens leaves it idle; no figure of one's own stands behind these numbers yet."""
 _PREFIX_SHARE = 8
 """One part in so many of the cache's memory remembers common beginnings of sessions."""
 
@@ -122,7 +126,10 @@ async def run_server(options: ServeOptions, reporter: Reporter) -> None:
             await exits.enter_async_context(announcing.announcer)
             statistics = Statistics(time.monotonic())
             engine = await exits.enter_async_context(
-                Engine(observe=lambda report: statistics.observe(time.monotonic(), report))
+                Engine(
+                    limits=_GPU_LIMITS if plan.device.type == "cuda" else Limits(),
+                    observe=lambda report: statistics.observe(time.monotonic(), report),
+                )
             )
             span = await asyncio.to_thread(_load, plan, start, end)
             ends = await asyncio.to_thread(_load_ends, plan, (start, end), reporter)
@@ -154,6 +161,8 @@ def _plan(options: ServeOptions, checkpoint: Checkpoint, reporter: Reporter) -> 
     device = pick_device(options.device)
     dtype = pick_dtype(options.dtype, getattr(checkpoint.config, "dtype", None), device)
     free = free_bytes(device)
+    if device.type == "cuda":
+        free -= MAX_GATHERED_BYTES  # Decoding in static shapes copies histories while it attends.
     if options.max_memory_bytes is not None:
         free = min(free, options.max_memory_bytes)
     check_stored(checkpoint.config, device)

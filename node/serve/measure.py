@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from node.model.ragged import Part
 from node.model.span import Span
 
 _PROBE_TOKENS = 64
@@ -26,10 +27,11 @@ def measure(span: Span, hidden_size: int) -> SpanCost:
     cache = span.new_cache(_PROBE_TOKENS + _PROBE_STEPS)
     prompt = torch.zeros((1, _PROBE_TOKENS, hidden_size), dtype=span.dtype, device=span.device)
     span.forward(prompt, cache)
-    span.forward(prompt[:, :1], cache)
+    step = [Part(prompt[:, :1], cache)]
+    span.forward_many(step)
     started_s = time.perf_counter()
     for _ in range(_PROBE_STEPS - 1):
-        output = span.forward(prompt[:, :1], cache)
+        (output,) = span.forward_many(step)
     float(output.sum())  # waits for the device
     elapsed_s = time.perf_counter() - started_s
     return SpanCost((_PROBE_STEPS - 1) * (span.end - span.start) / elapsed_s)
