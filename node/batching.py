@@ -3,10 +3,10 @@
 No tensors, no clock, no thread. Steps wait in order of arrival; before every forward the engine asks for a plan.
 
 - Short steps (decoding, or the few tokens of a draft) all ride together, as many as ``max_rows`` tokens allow. Turns go
-  round by client, then by priority, then by who waits longest: a client's second step waits for everybody's first.
+  round by client, then by priority, then by who was served longest ago: a client's second step waits for all first ones.
 - A long step (a prefill) rides along in chunks, so that the others wait for a chunk and not for a prompt. Chunks are
   short while somebody decodes and long when nobody does. Long steps take turns; ends of others fill what a chunk leaves.
-- Steps of different groups (parts of the span) cannot share a forward; the group of whoever waits longest goes first.
+- Steps of different groups (parts of the span) cannot share a forward; the group of whoever's turn it is goes first.
 
 Drawn for forwards of 3 short tokens, with chunks of 64 while somebody decodes and of 128 otherwise. P and Q are
 prefills of 200 and 100 positions; a to c decode, c in two sessions, and b has a draft of 3 tokens for its third step.
@@ -40,11 +40,15 @@ class Limits:
     full_chunk_tokens: int = 512
     """A chunk of a long step when nobody decodes."""
     short_positions: int = 8
-    """A step of at most so many positions is short."""
+    """A step of at most so many positions, and at most ``max_rows`` tokens, is short."""
     linger_share: float = 1.0
     """Short steps wait for others that are due, at most for this share of what a forward takes."""
     max_linger_s: float = 0.01
     """And never longer than this."""
+
+    def is_short(self, rows: int, positions: int) -> bool:
+        """Say whether a step of so many rows and positions rides along whole."""
+        return positions <= self.short_positions and rows * positions <= self.max_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,8 @@ class Waiting:
     """Number of the forward after which it began to wait; lower waits longer."""
     priority: int = 0
     """Higher goes first among those whose turn it is."""
+    client_since: int = 0
+    """Number of the last forward in which its client had a share, while it has had steps waiting; 0: none."""
 
     @property
     def num_tokens(self) -> int:
@@ -109,7 +115,7 @@ class Rhythm:
 
 
 _FORWARDS_PER_LEVEL = 4
-"""A step that has waited for so many forwards gains one level of priority."""
+"""A client that has waited for so many forwards without a share gains one level of priority."""
 _PAUSE_S = 1.0
 """A longer time between two steps is a pause and no period."""
 _AVERAGE_WEIGHT = 0.3
@@ -139,13 +145,12 @@ def plan_batch(waiting: Sequence[Waiting], limits: Limits, *, is_decoding: bool)
     """
     if not waiting:
         return ()
-    group = min(waiting, key=lambda step: step.since).group
-    members = [index for index, step in enumerate(waiting) if step.group == group]
-    short = [index for index in members if waiting[index].positions <= limits.short_positions]
-    shares = _short_shares(waiting, _turns(waiting, short), limits.max_rows)
+    turns = _turns(waiting)
+    members = [index for index in turns if waiting[index].group == waiting[turns[0]].group]
+    short = [index for index in members if limits.is_short(waiting[index].rows, waiting[index].positions)]
+    long = [index for index in members if index not in set(short)]
     chunk = limits.chunk_tokens if is_decoding or short else limits.full_chunk_tokens
-    long = [index for index in members if waiting[index].positions > limits.short_positions]
-    return tuple(shares + _long_shares(waiting, _turns(waiting, long), chunk))
+    return tuple(_short_shares(waiting, short, limits.max_rows) + _long_shares(waiting, long, chunk))
 
 
 def _long_shares(waiting: Sequence[Waiting], turns: Sequence[int], chunk_tokens: int) -> list[Share]:
@@ -180,17 +185,20 @@ def _short_shares(waiting: Sequence[Waiting], turns: Iterable[int], max_rows: in
     return shares
 
 
-def _turns(waiting: Sequence[Waiting], members: Sequence[int]) -> list[int]:
-    """Order ``members``: every client's first step, then every client's second, and so on.
+def _turns(waiting: Sequence[Waiting]) -> list[int]:
+    """Order the steps that wait: every client's first, then every client's second, and so on.
 
-    Within a turn the higher priority goes first, but who has waited gains on it: nobody waits for ever.
+    Within a turn the higher priority goes first, then the client that was served longest ago. Who has had no share for a
+    while gains on priority, so that nobody waits for ever.
     """
     seen: dict[str, int] = {}
-    latest = max((waiting[index].since for index in members), default=0)
+    seen_since: dict[str, int] = {}
+    latest = max(max(step.since, step.client_since) for step in waiting)
     keys = []
-    for index in sorted(members, key=lambda index: (waiting[index].since, index)):
+    for index in sorted(range(len(waiting)), key=lambda index: (waiting[index].since, index)):
         step = waiting[index]
         turn = seen[step.client] = seen.get(step.client, -1) + 1
-        gained = (latest - step.since) // _FORWARDS_PER_LEVEL
-        keys.append((turn, -step.priority - gained, step.since, index))
+        seen_since.setdefault(step.client, step.since)
+        gained = (latest - max(step.client_since, seen_since[step.client])) // _FORWARDS_PER_LEVEL
+        keys.append((turn, -step.priority - gained, step.client_since, step.since, index))
     return [key[-1] for key in sorted(keys)]

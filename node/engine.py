@@ -120,6 +120,8 @@ class Engine:
         self._has_seen_end = False
         """Whether the end mark has been taken: nothing comes after it."""
         self._tick = 0
+        self._served: dict[str, int] = {}
+        """Number of the forward in which each client that waits had its last share."""
         self._rhythms: dict[bytes, Rhythm] = {}
         """When each session takes its short steps, until it pauses."""
         self._forward_s = 0.0
@@ -237,7 +239,7 @@ class Engine:
         )
 
     def _is_short(self, pending: _Pending) -> bool:
-        return pending.job.positions_left <= self._limits.short_positions
+        return self._limits.is_short(pending.job.rows, pending.job.positions_left)
 
     def _prepare(self) -> list[_Outcome]:
         """Let new and long jobs do what needs no forward; drop those that nobody waits for; return what has ended."""
@@ -260,7 +262,15 @@ class Engine:
         started_s = time.perf_counter()
         self._rhythms = {session: rhythm for session, rhythm in self._rhythms.items() if not rhythm.is_over(started_s)}
         waiting = [
-            Waiting(id(p.job.group), p.job.client, p.job.rows, p.job.positions_left, p.since, p.job.priority)
+            Waiting(
+                id(p.job.group),
+                p.job.client,
+                p.job.rows,
+                p.job.positions_left,
+                p.since,
+                p.job.priority,
+                self._served.get(p.job.client, 0),
+            )
             for p in self._jobs
         ]
         shares = plan_batch(waiting, self._limits, is_decoding=self._is_decoding(started_s))
@@ -268,9 +278,11 @@ class Engine:
         pairs = [(pending.job, share.positions) for pending, share in zip(chosen, shares, strict=True)]
         errors = _run_group(chosen[0].job.group, pairs)
         self._tick += 1
+        clients = {pending.job.client for pending in self._jobs}
+        self._served = {client: tick for client, tick in self._served.items() if client in clients}
+        self._served.update((pending.job.client, self._tick) for pending in chosen)
         ended_s = time.perf_counter()
-        is_short = [waiting[share.index].positions <= self._limits.short_positions for share in shares]
-        if all(is_short):
+        if all(self._limits.is_short(waiting[share.index].rows, waiting[share.index].positions) for share in shares):
             self._forward_s += (ended_s - started_s - self._forward_s) * _AVERAGE_WEIGHT
         waits_s = tuple(started_s - pending.submitted_s for pending in chosen if not pending.has_begun)
         outcomes = []

@@ -51,7 +51,7 @@ ID_BYTES = 4
 LOGIT_BYTES = 4
 MAX_TOP = 1024
 """Logits of one position that a stage sends."""
-MAX_SCORED_POSITIONS = 1024
+MAX_SCORED_POSITIONS = 128
 """Rows times positions of one step that the last stage computes logits for."""
 MAX_TEMPERATURE = 1000.0
 MAX_SEED = 2**64 - 1

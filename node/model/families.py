@@ -69,6 +69,31 @@ def forgets_in_long_steps(config: Any) -> bool:
     return config.model_type in _FORGETFUL
 
 
+_TABLED = frozenset({"codegen", "gpt_neo", "gptj", "mpt"})
+"""Families whose layers look positions up in a table that ends."""
+_LENGTH_ROPES = frozenset({"dynamic", "longrope"})
+"""Rotary scalings that choose their frequencies by the longest text of a forward, beyond the length trained on."""
+
+
+def max_positions(config: Any) -> int | None:
+    """Return how many positions a session of this config's model may have here; None: as many as memory allows.
+
+    Beyond it a table in the layers ends, or the rotary frequencies of one session would follow the length of another
+    that shares its forward, and of the pieces in which its own text came.
+    """
+    bounds = []
+    if config.model_type in _TABLED:
+        bounds.append(getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None))
+    parameters = getattr(config, "rope_parameters", None) or {}
+    for rope in (parameters, *(part for part in parameters.values() if isinstance(part, dict))):
+        if rope.get("rope_type") in _LENGTH_ROPES:
+            trained = rope.get("original_max_position_embeddings")
+            trained = trained or getattr(config, "original_max_position_embeddings", None)
+            bounds.append(trained or config.max_position_embeddings)
+    known = [int(bound) for bound in bounds if bound is not None]
+    return min(known, default=None)
+
+
 def check_family(config: Any) -> None:
     """Pass if models of this config's family can be split into spans.
 

@@ -19,6 +19,8 @@ from node.errors import UserError
 MAX_TEMPERATURE = 1000.0
 """Above this every text is noise."""
 MAX_SEED = 2**64 - 1
+_COLDEST = 1e-4
+"""Below this temperature the likeliest token is certain, and dividing by it would overflow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def choose(logits: torch.Tensor, sampling: Sampling, position: int) -> torch.Ten
     Returns:
         ``[rows]`` int64. Logits that are not numbers give some id of the vocabulary.
     """
-    if sampling.temperature == 0:
+    if sampling.temperature < _COLDEST:
         return logits.argmax(dim=-1)
     ids, probabilities = candidates(logits, sampling)
     draws = torch.tensor(

@@ -32,7 +32,7 @@ from node.errors import BadBlocks, DoesNotFit, UnsupportedFamily
 from node.model.checkpoint import Checkpoint
 from node.model.devices import free_bytes, pick_device, pick_dtype
 from node.model.ends import Ends
-from node.model.families import check_family
+from node.model.families import check_family, max_positions
 from node.model.quantise import Scheme, check_stored, find_scheme
 from node.model.span import Span, build_quantised_span, build_span
 from node.model.static_decode import MAX_GATHERED_BYTES
@@ -109,6 +109,10 @@ class _Plan:
 async def run_server(options: ServeOptions, reporter: Reporter) -> None:
     """Serve until told to stop."""
     silence_libraries()
+    # Asked too early, a server has nothing to tell; it must not end for it, which is what the signal does by itself.
+    asyncio.get_running_loop().add_signal_handler(
+        signal.SIGUSR1, lambda: reporter.say("Still starting: statistics come when the server is ready.")
+    )
     identity = Identity.load_or_create(options.home / "identity")
     place = Swarm(identity, join=options.join, listen=options.listen, announce=options.announce)
     if options.num_threads is not None:
@@ -242,6 +246,7 @@ def _make_handler(
         num_blocks=plan.checkpoint.num_blocks,
         ends=ends,
         max_sessions=options.max_sessions,
+        max_positions=max_positions(plan.checkpoint.config),
         shares_prefixes=options.share_prefixes,
     )
     arena = span.new_arena(num_positions)

@@ -52,6 +52,8 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _RETRY_AFTER_FULL_S = 5.0
+_MAX_KEPT_BYTES = 64 * 2**10
+"""Outputs up to this size are kept for a repeated step; longer ones would be memory that nobody has counted."""
 _RESERVED_SHARE = 8
 """One part in so many, of sessions and of the cache, is kept for clients that have no session yet."""
 
@@ -78,6 +80,8 @@ class Served:
     ends: Ends | None = None
     """Embedding and head, for clients that hold no weights; None: they are not served."""
     max_sessions: int = 256
+    max_positions: int | None = None
+    """Positions that a session may have, whatever the cache could hold; None: any number."""
     idle_timeout_s: float = 600.0
     """A session without a step for so long is closed."""
     send_timeout_s: float = 30.0
@@ -345,6 +349,9 @@ class Handler:
         if not served.span.start <= opened.start < opened.end <= served.span.end:
             held = f"{served.span.start}:{served.span.end}"
             raise Refused("wrong_blocks", f"This server holds the blocks {held}; look the directory up again.")
+        if served.max_positions is not None and opened.max_length > served.max_positions:
+            message = f"Sessions of this model have at most {served.max_positions} positions here: ask for less."
+            raise Refused("too_long", message)
         if opened.adapter:
             raise Refused("unsupported", "This version serves no adapters yet; open the session without one.")
         self._check_ends(opened)
@@ -359,7 +366,8 @@ class Handler:
 
     def _check_room(self, client: str) -> None:
         """Refuse a client's next session where all are taken that it may have."""
-        reserved = self._served.max_sessions // _RESERVED_SHARE if self._has_session(client) else 0
+        total = self._served.max_sessions
+        reserved = -(-total // _RESERVED_SHARE) if total > 1 and self._has_session(client) else 0
         if len(self._sessions) >= self._served.max_sessions - reserved:
             raise _full(f"{len(self._sessions)} of this server's {self._served.max_sessions} sessions are taken")
 
@@ -387,12 +395,15 @@ class Handler:
         live.last_used_s = time.monotonic()
         order = live.state.receive(step)
         if isinstance(order, Compute):
-            live.output = await self._compute(live, order)
+            output = await self._compute(live, order)
+            live.output = output if len(output[0]) <= _MAX_KEPT_BYTES else None
             self.counters.steps += 1
             self.counters.tokens += step.shape[0] * step.shape[1]
-        if live.output is None:
-            raise SessionError("The step is repeated before its output exists.")
-        await self._hand_on(live, step, *live.output)
+        elif live.output is None:
+            raise SessionError("The output of a step this long is not kept: crop the session and step again.")
+        else:
+            output = live.output
+        await self._hand_on(live, step, *output)
 
     async def _compute(self, live: _Live, order: Compute) -> Output:
         opened, client = live.state.opened, live.client.peer_id

@@ -32,18 +32,24 @@ class Session:
 def simulate(sessions, limits):
     """Return what every forward ran, ``{name: positions}``, and who waited for it, until all steps have ended."""
     sessions = [replace(session, since=session.first, steps=list(session.steps)) for session in sessions]
-    forwards, decoded = [], False
+    forwards, decoded, served = [], False, {}
     while any(session.steps for session in sessions):
         now = len(forwards)
         assert now < 1000, "the schedule does not end"
         present = [session for session in sessions if session.steps and session.first <= now]
-        waiting = [Waiting(s.group, s.client or s.name, s.rows, s.steps[0], s.since, s.priority) for s in present]
+        served = {client: at for client, at in served.items() if client in {s.client or s.name for s in present}}
+        waiting = [
+            Waiting(
+                s.group, s.client or s.name, s.rows, s.steps[0], s.since, s.priority, served.get(s.client or s.name, 0)
+            )
+            for s in present
+        ]
         plan = plan_batch(waiting, limits, is_decoding=decoded)
         decoded = any(waiting[share.index].positions <= limits.short_positions for share in plan)
         forwards.append(({present[share.index].name: share.positions for share in plan}, {s.name for s in present}))
         for share in plan:
             session = present[share.index]
-            session.since = now + 1
+            session.since = served[session.client or session.name] = now + 1
             session.steps[0] -= share.positions
             assert session.steps[0] >= 0
             if not session.steps[0]:
@@ -111,6 +117,23 @@ def test_turns_go_round_by_client_then_priority_then_who_waits_longest():
     assert order == [{4}, {4, 0}, {4, 0, 3}, {4, 0, 3, 2}, {4, 0, 3, 2, 1}]
 
 
+def is_short(step, limits):
+    return step.positions <= limits.short_positions and step.rows * step.positions <= limits.max_rows
+
+
+def test_parts_of_the_span_that_one_client_chooses_do_not_multiply_its_turns():
+    """A greedy client has 20 sessions over 20 parts of the span, an honest one a single session."""
+    sessions = [Session(f"greedy{part}", 0, [1] * 30, client="greedy", group=f"part{part}") for part in range(20)]
+    forwards = simulate([*sessions, Session("honest", 1, [1] * 20)], LIMITS)
+    served = [index for index, (run, _) in enumerate(forwards) if "honest" in run]
+    assert max(later - earlier for earlier, later in zip(served, served[1:], strict=False)) <= 3
+
+
+def test_a_step_of_many_rows_is_not_short_and_comes_in_chunks():
+    waiting = [Waiting("all", "wide", 1024, 8, 0), Waiting("all", "honest", 1, 1, 0)]
+    assert plan_batch(waiting, LIMITS, is_decoding=True) == (Share(1, 1), Share(0, 1))
+
+
 @st.composite
 def waiting_steps(draw):
     num_clients = draw(st.integers(1, 5))
@@ -135,12 +158,13 @@ def test_every_plan_keeps_its_bounds(waiting, limits, is_decoding):
     assert plan
     assert len({share.index for share in plan}) == len(plan)
     assert len({waiting[share.index].group for share in plan}) == 1
-    assert waiting[plan[0].index].group in {
-        step.group for step in waiting if step.since == min(each.since for each in waiting)
-    }
+    firsts = {}
+    for step in sorted(waiting, key=lambda step: step.since):
+        firsts.setdefault(step.client, step)
+    assert waiting[plan[0].index].group in {step.group for step in firsts.values()}, "it is some client's first turn"
     assert all(1 <= share.positions <= waiting[share.index].positions for share in plan)
-    short = [share for share in plan if waiting[share.index].positions <= limits.short_positions]
-    long = [share for share in plan if waiting[share.index].positions > limits.short_positions]
+    short = [share for share in plan if is_short(waiting[share.index], limits)]
+    long = [share for share in plan if not is_short(waiting[share.index], limits)]
     assert all(share.positions == waiting[share.index].positions for share in short), "short steps run whole"
     assert len(short) == 1 or sum(waiting[share.index].num_tokens for share in short) <= limits.max_rows
     chunk = limits.chunk_tokens if is_decoding or short else limits.full_chunk_tokens
@@ -170,7 +194,7 @@ def test_no_step_is_left_out_while_a_later_one_of_its_kind_and_client_goes(waiti
         mine = waiting[index]
         for other_index, other in enumerate(waiting):
             same = other.group == mine.group and (other.client, other.priority) == (mine.client, mine.priority)
-            both_short = max(mine.positions, other.positions) <= limits.short_positions
+            both_short = is_short(mine, limits) and is_short(other, limits)
             if same and both_short and other.since < mine.since and other.num_tokens <= mine.num_tokens:
                 assert other_index in chosen
 

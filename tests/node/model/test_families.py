@@ -17,7 +17,7 @@ from node.client import remote_session
 from node.client.distributed_model import build_model
 from node.errors import DamagedCheckpoint, SessionError, UnsupportedFamily
 from node.model.checkpoint import Checkpoint
-from node.model.families import _REASONS, CHECKED_FAMILIES, STATE_FAMILIES, check_family, keeps_state
+from node.model.families import _REASONS, CHECKED_FAMILIES, STATE_FAMILIES, check_family, keeps_state, max_positions
 from node.model.span import build_span
 from tests.families import FAMILIES, NUM_BLOCKS, STATEFUL, VARIANTS, VOCABULARY, build
 from tests.in_process import InProcessSwarm
@@ -258,3 +258,15 @@ def test_a_config_that_contradicts_itself_is_named_as_damaged(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
     with pytest.raises(DamagedCheckpoint, match=r"config.json of .* contradicts itself .*layer_types"):
         Checkpoint.open(str(tmp_path))
+
+
+def test_sessions_end_where_a_table_ends_or_the_length_would_choose_the_frequencies():
+    def bound(family, **values):
+        return max_positions(CONFIG_MAPPING[family](**{**FAMILIES[family], **values}))
+
+    trained = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    assert bound("llama") is None
+    assert bound("gptj") == bound("codegen") == bound("gpt_neo") == bound("mpt") == 128
+    assert bound("llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}) == 128
+    assert bound("phi3", rope_parameters={**trained, "original_max_position_embeddings": 32}) == 32
+    assert bound("llama", rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}) is None

@@ -94,8 +94,8 @@ def opening(**changes):
     return Open(os.urandom(16), MANIFEST, 0, NUM_BLOCKS, **fields)
 
 
-def step(session, position=0, tokens=4, rows=1, hidden=HIDDEN):
-    return Step(session, position, (rows, tokens, hidden), "float32", bytes(rows * tokens * hidden * 4))
+def step(session, position=0, tokens=4, rows=1, hidden=HIDDEN, crop=None):
+    return Step(session, position, (rows, tokens, hidden), "float32", bytes(rows * tokens * hidden * 4), crop)
 
 
 async def ends(frames):
@@ -193,7 +193,7 @@ async def test_an_idle_session_ends_with_all_its_streams(server):
 
 async def test_a_client_that_does_not_read_its_results_loses_its_session(server):
     session, control, _ = await server.open(batch=64)
-    frame = step(session, tokens=64, rows=64)  # repeated: half a megabyte each, answered from memory
+    frame = step(session, tokens=64, rows=64, crop=0)  # the same again: half a megabyte each
 
     async def flood():
         for _ in range(200):
@@ -210,7 +210,7 @@ async def test_a_next_stage_that_does_not_read_is_lost_and_nothing_is_queued_for
     deaf = await asyncio.start_server(lambda *pair: taken.append(pair), "127.0.0.1", 0)
     host, port = deaf.sockets[0].getsockname()
     session, control, _ = await server.open(batch=64, next=STAGE, next_addresses=(f"{host}:{port}",))
-    frame = step(session, tokens=64, rows=64)
+    frame = step(session, tokens=64, rows=64, crop=0)
 
     async def flood():
         for _ in range(200):
@@ -404,8 +404,10 @@ async def test_a_session_whose_rows_change_moves_to_another_slot_and_gives_the_o
 
 
 async def test_rows_change_where_all_sessions_are_taken(server):
-    opened = [await server.open() for _ in range(4)]
-    assert (await server.refused(OTHER)).code == "full"
+    opened = [await server.open() for _ in range(3)]
+    assert (await server.refused()).code == "full", "the last one is kept for a client without any"
+    await server.open(OTHER)
+    assert (await server.refused("a third client")).code == "full"
     session, control, _ = opened[0]
     await answer(control, text_step(session, random_text(4)))
     output = await answer(control, text_step(session, random_text(1, 2), 4, rows=(0, 0)))

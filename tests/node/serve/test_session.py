@@ -346,11 +346,11 @@ def test_logits_are_for_positions_of_the_step_and_no_others(keep):
 
 
 def test_logits_are_for_so_many_positions_over_all_rows_and_no_more():
-    rows = [(1, 2, 3)] * MAX_BATCH
-    session = end_session(embed=True, top=5, batch=MAX_BATCH)
+    rows = [(1, 2, 3)] * (MAX_SCORED_POSITIONS // 2)
+    session = end_session(embed=True, top=5, batch=len(rows))
     with pytest.raises(SessionError, match=str(MAX_SCORED_POSITIONS)):
-        session.receive(ids_frame(0, *rows, logits_to_keep=2))
-    assert isinstance(session.receive(ids_frame(0, *rows)), Compute)
+        session.receive(ids_frame(0, *rows, logits_to_keep=3))
+    assert isinstance(session.receive(ids_frame(0, *rows, logits_to_keep=2)), Compute)
 
 
 def test_a_repeated_step_that_asks_for_other_positions_is_no_repetition():
