@@ -3,9 +3,10 @@
 No tensors, no clock, no thread. Steps wait in order of arrival; before every forward the engine asks for a plan.
 
 - Short steps (decoding, or the few tokens of a draft) all ride together, as many as ``max_rows`` tokens allow. Turns go
-  round by client, then by priority, then by who was served longest ago: a client's second step waits for all first ones.
+  round by client, then by priority, then by who was served longest ago: a client's second step waits for all first
+  ones.
 - A long step (a prefill) rides along in chunks, so that the others wait for a chunk and not for a prompt. Chunks are
-  short while somebody decodes and long when nobody does. Long steps take turns; ends of others fill what a chunk leaves.
+  short while somebody decodes and long when nobody does. Long steps take turns; ends of others fill what is left.
 - Steps of different groups (parts of the span) cannot share a forward; the group of whoever's turn it is goes first.
 
 Drawn for forwards of 3 short tokens, with chunks of 64 while somebody decodes and of 128 otherwise. P and Q are
@@ -188,8 +189,8 @@ def _short_shares(waiting: Sequence[Waiting], turns: Iterable[int], max_rows: in
 def _turns(waiting: Sequence[Waiting]) -> list[int]:
     """Order the steps that wait: every client's first, then every client's second, and so on.
 
-    Within a turn the higher priority goes first, then the client that was served longest ago. Who has had no share for a
-    while gains on priority, so that nobody waits for ever.
+    Within a turn the higher priority goes first, then the client that was served longest ago. Who has had no share for
+    a while gains on priority, so that nobody waits for ever.
     """
     seen: dict[str, int] = {}
     seen_since: dict[str, int] = {}

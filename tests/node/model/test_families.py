@@ -268,5 +268,5 @@ def test_sessions_end_where_a_table_ends_or_the_length_would_choose_the_frequenc
     assert bound("llama") is None
     assert bound("gptj") == bound("codegen") == bound("gpt_neo") == bound("mpt") == 128
     assert bound("llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}) == 128
-    assert bound("phi3", rope_parameters={**trained, "original_max_position_embeddings": 32}) == 32
+    assert bound("phi3", rope_parameters=trained, original_max_position_embeddings=32) == 32
     assert bound("llama", rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}) is None
