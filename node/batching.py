@@ -42,10 +42,12 @@ class Limits:
     """A chunk of a long step when nobody decodes."""
     short_positions: int = 8
     """A step of at most so many positions, and at most ``max_rows`` tokens, is short."""
-    linger_share: float = 1.0
-    """Short steps wait for others that are due, at most for this share of what a forward takes."""
-    max_linger_s: float = 0.01
+    linger_share: float = 2.0
+    """Short steps wait for others that are due, at most for this multiple of what a forward takes."""
+    max_linger_s: float = 0.02
     """And never longer than this."""
+    company: int = 4
+    """So many sessions are company enough to stop waiting, or half of those that decode if that is more."""
 
     def is_short(self, rows: int, positions: int) -> bool:
         """Say whether a step of so many rows and positions rides along whole."""
@@ -123,16 +125,21 @@ _AVERAGE_WEIGHT = 0.3
 """Weight of the latest period in the average."""
 
 
-def linger_s(forward_s: float, limits: Limits) -> float:
+def linger_s(num_waiting: int, num_decoding: int, forward_s: float, limits: Limits) -> float:
     """Return how long short steps wait, from the first one's arrival, for others that are due.
 
     A forward of eight rows costs little more than one of one row, so sessions that step at about the same time gain
-    by keeping together, here and at the stages that follow. A session that steps alone never waits.
+    by keeping together, here and at the stages that follow. Half of them together and not all, so that the other
+    half is at another stage meanwhile. A session that steps alone never waits.
 
     Args:
+        num_waiting: sessions whose short steps wait.
+        num_decoding: sessions that take short steps, the waiting ones included.
         forward_s: what a forward of short steps has taken lately.
         limits: bounds of the forward.
     """
+    if num_waiting >= max(limits.company, -(-num_decoding // 2)):
+        return 0.0
     return min(limits.max_linger_s, limits.linger_share * forward_s)
 
 

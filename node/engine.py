@@ -221,9 +221,10 @@ class Engine:
 
     def _linger(self) -> None:
         """Wait a little for short steps that are due, so that they share the next forward."""
-        wait_s = linger_s(self._forward_s, self._limits)
         while not self._has_seen_end and all(self._is_short(pending) for pending in self._jobs):
             now_s = time.perf_counter()
+            num_waiting = len({pending.job.session for pending in self._jobs})
+            wait_s = linger_s(num_waiting, len(self._rhythms), self._forward_s, self._limits)
             left_s = min(pending.submitted_s for pending in self._jobs) + wait_s - now_s
             if left_s <= 0 or not self._is_anyone_due(now_s, left_s):
                 return

@@ -117,6 +117,8 @@ class FrameStream:
             UnavailableError: the stream is closed, or the peer has not read enough of it within ``timeout_s``.
         """
         self.write(frame)
+        if self._stream.writer.transport.get_write_buffer_size() < _JOIN_BELOW_BYTES:
+            return  # The stream takes more; a decode step need not pay for a timeout.
         try:
             async with asyncio.timeout(timeout_s):
                 await self._stream.writer.drain()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Sequence
@@ -26,7 +25,7 @@ from node.model.span import Span
 from node.model.tensors import codec_of
 from node.serve.computation import Computation, Output, SpanSteps, StepJob
 from node.serve.end_work import EndWork
-from node.serve.prefixes import PrefixChain, PrefixStore
+from node.serve.prefixes import PrefixChain, PrefixStore, scope_of
 from node.serve.session import Compute, StageSession
 from node.serve.slots import Slot, Slots
 from node.transport import ByteStream, FrameStream
@@ -276,7 +275,7 @@ class Handler:
         live.previous = frames
         max_bytes = MAX_HEADER_BYTES + live.state.max_step_bytes
         try:
-            while (frame := await self._in_time(frames.receive(max_bytes))) is not None:
+            while (frame := await frames.receive(max_bytes)) is not None:  # an idle session is ended from outside
                 if not isinstance(frame, Step) or frame.session != session:
                     raise SessionError("A push stream carries the steps of one session and nothing else.")
                 await self._run(live, frame)
@@ -313,9 +312,7 @@ class Handler:
             return None
         if opened.batch > 1 or any(opened.left_padding):
             return None
-        owner = "" if self._served.shares_prefixes else client
-        scope = repr((opened.manifest, opened.start, opened.end, opened.codec, opened.adapter, owner))
-        return PrefixChain(self._prefixes, hashlib.sha256(scope.encode()).digest())
+        return PrefixChain(self._prefixes, scope_of(opened, "" if self._served.shares_prefixes else client))
 
     def _buffers(self, slot: Slot, opened: Open, rows: int) -> Buffers:
         """Return the tensors of a slot for the blocks that a session runs."""

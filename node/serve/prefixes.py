@@ -20,6 +20,7 @@ import torch
 from node.model.arena import Buffers
 from node.model.cache import SpanCache
 from node.serve.session import Compute
+from node.wire import Open
 
 CHUNK = 64
 """Positions of one chunk."""
@@ -38,6 +39,17 @@ class Chunk:
     def num_bytes(self) -> int:
         """Bytes of all tensors."""
         return int(self.output.nbytes) + sum(int(part.nbytes) for pair in self.layers for part in pair)
+
+
+def scope_of(opened: Open, owner: str) -> bytes:
+    """Return the hash of all that must be equal for two sessions to share.
+
+    Args:
+        opened: how the session was opened.
+        owner: peer id of its client; empty: clients share with each other.
+    """
+    parts = (opened.manifest, opened.start, opened.end, opened.codec, opened.embed, opened.adapter, owner)
+    return hashlib.sha256(repr(parts).encode()).digest()
 
 
 class PrefixStore:

@@ -312,4 +312,14 @@ def test_a_rhythm_lies_between_the_shortest_and_the_longest_time_between_two_ste
 
 def test_short_steps_linger_for_a_share_of_a_forward_and_never_long():
     limits = Limits(linger_share=0.5, max_linger_s=0.003)
-    assert [linger_s(forward_s, limits) for forward_s in (0.0, 0.004, 10.0)] == pytest.approx([0.0, 0.002, 0.003])
+    waits_s = [linger_s(1, 2, forward_s, limits) for forward_s in (0.0, 0.004, 10.0)]
+    assert waits_s == pytest.approx([0.0, 0.002, 0.003])
+
+
+def test_half_of_the_sessions_that_decode_are_company_enough():
+    def waits(num_waiting, num_decoding):
+        return linger_s(num_waiting, num_decoding, 0.004, LIMITS) > 0
+
+    assert [waits(3, decoding) for decoding in (4, 8, 16)] == [True] * 3
+    assert [waits(4, decoding) for decoding in (4, 8, 10, 16)] == [False, False, True, True]
+    assert [waits(num, 16) for num in (7, 8, 9)] == [True, False, False]

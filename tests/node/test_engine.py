@@ -435,3 +435,19 @@ async def test_sessions_that_have_paused_are_forgotten_also_where_the_engine_is_
             gate.opened.set()
             await asyncio.gather(held, *tasks)
         assert len(engine._rhythms) <= 50
+
+
+async def test_sessions_that_step_at_about_the_same_pace_share_their_forwards():
+    """Two sessions pause 2 ms between steps and begin 3 ms apart; a forward takes 5 ms."""
+    group = FakeGroup(seconds=0.005)
+    async with Engine() as engine:
+
+        async def repeat(name, delay_s):
+            await asyncio.sleep(delay_s)
+            for _ in range(40):
+                await engine.run(FakeJob(group, name))
+                await asyncio.sleep(0.002)
+
+        await asyncio.gather(repeat("a", 0.0), repeat("b", 0.003))
+    shared = [run for run in group.forwards if len(run) == 2]
+    assert len(shared) > 25, "without waiting they would take turns"

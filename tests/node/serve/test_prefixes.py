@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ from node.model.checkpoint import Checkpoint
 from node.model.span import build_span
 from node.model.tensors import from_payload, to_payload
 from node.serve.computation import Computation, SpanSteps, StepJob
-from node.serve.prefixes import CHUNK, Chunk, PrefixChain, PrefixStore
+from node.serve.prefixes import CHUNK, Chunk, PrefixChain, PrefixStore, scope_of
 from node.serve.session import Compute
-from node.wire import Step
+from node.wire import Open, Step
 from tests.families import FAMILIES, build
 
 HIDDEN, MAX_LENGTH = 32, 700
@@ -260,3 +261,19 @@ async def test_sixteen_sessions_among_decoders_compute_their_common_prefix_once(
     assert sum(computed) == 1 + COMMON + NUM_SESSIONS * OWN
     for session, result, hidden in zip(sessions, results, prompts(), strict=True):
         session.check(result, hidden)
+
+
+def test_sessions_share_only_what_is_of_one_model_span_codec_adapter_and_owner():
+    opened = Open(bytes(16), bytes(32), 0, 4, 1, (), 64, "float32", "", "", ())
+    others = [
+        replace(opened, manifest=bytes(31) + b"1"),
+        replace(opened, start=1),
+        replace(opened, end=3),
+        replace(opened, codec="int8"),
+        replace(opened, embed=True),
+        replace(opened, adapter="poet"),
+    ]
+    scopes = {scope_of(each, "client") for each in (opened, *others)} | {scope_of(opened, owner) for owner in ("x", "")}
+    assert len(scopes) == len(others) + 3
+    again = replace(opened, session=bytes([1] * 16), max_length=100, next="", previous="")
+    assert scope_of(again, "client") == scope_of(opened, "client")
