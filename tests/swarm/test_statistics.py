@@ -10,7 +10,9 @@ TIMEOUT_S = 20.0
 
 
 def statistics_of(process):
-    """Ask a server for its statistics; return the event."""
+    """Ask a server for its statistics; return the event. What it has said by itself, once a minute, is old."""
+    while not process.events.empty():
+        process.events.get()
     process.signal(signal.SIGUSR1)
     deadline_s = time.monotonic() + TIMEOUT_S
     while True:

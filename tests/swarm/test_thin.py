@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from node import AutoDistributedModelForCausalLM
 from node.client.thin_model import THIN_NOTICE
 from node.errors import MissingBlocks, UserError
+from node.model.checkpoint import Checkpoint
 from tests.families import FAMILIES, VOCABULARY
 from tests.processes import run_command, servers
 from tests.swarm.models import SPANS, save
@@ -33,8 +34,8 @@ def weightless(llama, tmp_path_factory):
 def manifest(llama, tmp_path_factory):
     """The identity of the llama, as ``status`` tells it."""
     done = run_command(["status", "--json", "--join", llama.join], tmp_path_factory.mktemp("home"))
-    models = json.loads(done.stdout)["models"].items()
-    (model,) = [model for name, model in models if name.startswith("llama@")]
+    identity = Checkpoint.open(str(llama.directory)).manifest32.hex()
+    (model,) = [model for model in json.loads(done.stdout)["models"].values() if model["manifest"] == identity]
     assert [server["ends"] for server in model["servers"]] == [["embed"], [], ["head"]]
     return model["manifest"]
 
