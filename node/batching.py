@@ -46,7 +46,7 @@ class Limits:
     """Short steps wait for others that are due, at most for this multiple of what a forward takes."""
     max_linger_s: float = 0.02
     """And never longer than this."""
-    company: int = 4
+    company: int = 8
     """So many sessions are company enough to stop waiting, or half of those that decode if that is more."""
 
     def is_short(self, rows: int, positions: int) -> bool:
@@ -153,6 +153,8 @@ def plan_batch(waiting: Sequence[Waiting], limits: Limits, *, is_decoding: bool)
     """
     if not waiting:
         return ()
+    if len(waiting) == 1 and limits.is_short(waiting[0].rows, waiting[0].positions):
+        return (Share(0, waiting[0].positions),)
     turns = _turns(waiting)
     members = [index for index in turns if waiting[index].group == waiting[turns[0]].group]
     short = [index for index in members if limits.is_short(waiting[index].rows, waiting[index].positions)]

@@ -221,6 +221,8 @@ class Engine:
 
     def _linger(self) -> None:
         """Wait a little for short steps that are due, so that they share the next forward."""
+        if len(self._rhythms) < 2:
+            return
         while not self._has_seen_end and all(self._is_short(pending) for pending in self._jobs):
             now_s = time.perf_counter()
             num_waiting = len({pending.job.session for pending in self._jobs})
@@ -261,7 +263,8 @@ class Engine:
     def _run_batch(self) -> list[_Outcome]:
         """Run one forward pass; return the jobs that it ends."""
         started_s = time.perf_counter()
-        self._rhythms = {session: rhythm for session, rhythm in self._rhythms.items() if not rhythm.is_over(started_s)}
+        for session in [session for session, rhythm in self._rhythms.items() if rhythm.is_over(started_s)]:
+            del self._rhythms[session]
         waiting = [
             Waiting(
                 id(p.job.group),

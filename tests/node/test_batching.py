@@ -320,6 +320,6 @@ def test_half_of_the_sessions_that_decode_are_company_enough():
     def waits(num_waiting, num_decoding):
         return linger_s(num_waiting, num_decoding, 0.004, LIMITS) > 0
 
-    assert [waits(3, decoding) for decoding in (4, 8, 16)] == [True] * 3
-    assert [waits(4, decoding) for decoding in (4, 8, 10, 16)] == [False, False, True, True]
-    assert [waits(num, 16) for num in (7, 8, 9)] == [True, False, False]
+    assert [waits(7, decoding) for decoding in (8, 16, 32)] == [True] * 3
+    assert [waits(8, decoding) for decoding in (8, 16, 18, 32)] == [False, False, True, True]
+    assert [waits(num, 32) for num in (15, 16, 17)] == [True, False, False]
