@@ -23,6 +23,8 @@ from node.errors import LocalError, UnavailableError, UserError
 from node.model.tensors import from_payload, to_payload
 from node.wire import ITEM_BYTES, MAX_BATCH, Result, Step, max_step_tokens, payload_bytes
 
+_OVERLAPPING_TOKENS = 256
+"""Positions of one step where there are several stages: while one works on a piece, the next works on the one before."""
 _MAX_STEP_BYTES = 2 * 2**20
 """Hidden states of a longer prefill are sent in several steps, which the stages work on at the same time."""
 AUTO_CODEC = "auto"
@@ -208,6 +210,8 @@ class RemoteCache(Cache):
         """Send ``num_tokens`` more positions in steps of at most ``at_once`` and return their results."""
         chain = self._chain
         assert chain is not None
+        if len(chain.route.stages) > 1:
+            at_once = min(at_once, _OVERLAPPING_TOKENS)
         planned = self.history.plan(batch, num_tokens, at_once)
         return self._connector.run(chain, [to_step(chain, part) for part in planned])
 
