@@ -24,7 +24,7 @@ from node.model.tensors import from_payload, to_payload
 from node.wire import ITEM_BYTES, MAX_BATCH, Result, Step, max_step_tokens, payload_bytes
 
 _OVERLAPPING_TOKENS = 256
-"""Positions of one step where there are several stages: while one works on a piece, the next works on the one before."""
+"""Positions of one step where there are several stages: one works on a piece while the next works on the one before."""
 _MAX_STEP_BYTES = 2 * 2**20
 """Hidden states of a longer prefill are sent in several steps, which the stages work on at the same time."""
 AUTO_CODEC = "auto"
