@@ -25,6 +25,9 @@ class ByteStream(Protocol):
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
 
+    async def finish(self) -> None:
+        """Let the peer close first, for a while, then close: so that it reads what was written last."""
+
     async def close(self) -> None:
         """End the stream in both directions."""
 
@@ -126,6 +129,14 @@ class FrameStream:
             raise UnavailableError(f"{self.peer_id} does not read what is sent to it.") from error
         except (OSError, RuntimeError) as error:
             raise UnavailableError(f"The stream to {self.peer_id} is closed.") from error
+
+    async def finish(self) -> None:
+        """Let the peer close first, for a while, then close: so that it reads what was written last."""
+        await self._stream.finish()
+
+    def cut_later(self, delay_s: float) -> None:
+        """End the stream after ``delay_s``, if the peer has not done so; for a stream that another task reads."""
+        asyncio.get_running_loop().call_later(delay_s, self._stream.writer.transport.abort)
 
     async def close(self) -> None:
         """End the stream in both directions."""

@@ -101,6 +101,9 @@ class Transport(Protocol):
         """Serve raw streams."""
 
 
+LAST_WORD_S = 1.0
+"""Seconds that a peer has to close a stream on which we have spoken last."""
+_THROWN_AWAY_BYTES = 2**16
 CLOSE_S = 2.0
 """Seconds that a closing stream may take to hand over what is still to be sent."""
 
@@ -112,6 +115,20 @@ class Stream:
     peer_id: str  # who is at the other end, authenticated by libp2p
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+
+    async def finish(self) -> None:
+        """Wait until the peer closes, at most ``LAST_WORD_S``, then close: whoever speaks last on a stream ends it so.
+
+        p2pd closes the reading half of a stream first; its own reader takes that for an error, and when it is faster
+        than the closing of the other half it resets the stream. A reset overtakes what the peer has not read yet, and
+        the last word would be lost.
+        """
+        if not self.writer.is_closing():
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(LAST_WORD_S):
+                    while await self.reader.read(_THROWN_AWAY_BYTES):
+                        pass
+        await self.close()
 
     async def close(self) -> None:
         """Close both directions; a peer that has gone already is no error, one that does not read is not waited for."""
@@ -257,6 +274,7 @@ class Membership:
         if self._answering.total() >= MAX_HELLOS or self._answering[peer_id] >= MAX_HELLOS_PER_PEER:
             self.refused[Refusal.BUSY.name] += 1
             await write_message(writer, refuse_hello(Refusal.BUSY))
+            await Stream(peer_id, reader, writer).finish()
             return
         self._answering[peer_id] += 1
         try:
@@ -266,6 +284,7 @@ class Membership:
             self._answering[peer_id] -= 1
             if not self._answering[peer_id]:
                 del self._answering[peer_id]
+        await Stream(peer_id, reader, writer).finish()
 
     async def _answer_hello(self, peer_id: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -417,9 +436,10 @@ class Membership:
             if peer_id not in self._members:
                 self.refused["STRANGER"] += 1
                 writer.write(_STRANGER)
-                return
-            writer.write(_ADMITTED)
-            await handler(Stream(peer_id, reader, writer))
+            else:
+                writer.write(_ADMITTED)
+                await handler(Stream(peer_id, reader, writer))
+            await Stream(peer_id, reader, writer).finish()
 
         await self._transport.handle_stream(protocol, guarded)
 

@@ -199,7 +199,8 @@ class StepJob:
         if computation.prefixes is not None:
             assert self._hidden is not None
             hidden = self._hidden[:, self._done : self._done + output.shape[1]]
-            computation.prefixes.keep(hidden, output, computation.cache)
+            is_last = output.shape[1] == self.positions_left
+            computation.prefixes.keep(hidden, output, computation.cache, is_last=is_last)
         self._outputs.append(output)
         self._done += output.shape[1]
 

@@ -53,6 +53,8 @@ logger = logging.getLogger(__name__)
 _RETRY_AFTER_FULL_S = 5.0
 _MAX_KEPT_BYTES = 64 * 2**10
 """Outputs up to this size are kept for a repeated step; longer ones would be memory that nobody has counted."""
+_LAST_WORD_S = 1.0
+"""A client that has been told why its session ends has so long to close the stream."""
 _RESERVED_SHARE = 8
 """One part in so many, of sessions and of the cache, is kept for clients that have no session yet."""
 
@@ -190,6 +192,15 @@ class Handler:
         """Serve one stream to its end; never raises for what a peer did."""
         frames = self._counted(stream)
         try:
+            await self._serve_bounded(frames)
+            await frames.finish()
+        finally:
+            self._uncount(frames)
+            await frames.close()
+
+    async def _serve_bounded(self, frames: FrameStream) -> None:
+        """Serve a stream until its peer goes, or does what it must not, which it is told."""
+        try:
             await self._serve(frames)
         except UnavailableError:
             pass  # The peer is gone; what it held has been freed on the way out.
@@ -198,9 +209,6 @@ class Handler:
             logger.info("%s broke the protocol: %s", frames.peer_id, error)
             with contextlib.suppress(UnavailableError):
                 await frames.send(_refusal(NO_SESSION, error), self._served.send_timeout_s)
-        finally:
-            self._uncount(frames)
-            await frames.close()
 
     def _counted(self, stream: ByteStream) -> FrameStream:
         frames = FrameStream(stream)
@@ -471,9 +479,10 @@ class Handler:
             self.counters.broken += isinstance(error, RemoteError)
             with contextlib.suppress(UnavailableError):
                 live.client.write(_refusal(session, error))  # not waiting: it may not be reading
+            live.client.cut_later(_LAST_WORD_S)
         if live.next is not None:
             self._uncount(live.next)
-        streams = (live.client, live.previous, live.next)
+        streams = (live.client if error is None else None, live.previous, live.next)
         await asyncio.gather(*(stream.close() for stream in streams if stream is not None))
 
     async def expire(self, now_s: float) -> int:

@@ -94,10 +94,12 @@ class PrefixChain:
         self._keys = [scope]
         self._next: tuple[int, bytes] | None = None
         """Position and key of the chunk that was looked for last, so that it is hashed once."""
+        self._piece: tuple[torch.Tensor, torch.Tensor] | None = None
+        """What has gone in and come out since the last whole chunk, while one step is run in pieces."""
 
     def begin(self, order: Compute) -> None:
         """Follow what changes in the history before a step."""
-        self._next = None
+        self._next = self._piece = None
         if order.crop is not None:
             del self._keys[order.crop // CHUNK + 1 :]
         if order.rows is not None:
@@ -126,26 +128,33 @@ class PrefixChain:
             done += CHUNK
         return outputs
 
-    def keep(self, hidden: torch.Tensor, output: torch.Tensor, cache: SpanCache) -> None:
+    def keep(self, hidden: torch.Tensor, output: torch.Tensor, cache: SpanCache, *, is_last: bool) -> None:
         """Keep the whole chunks of what has just been computed and appended to the history.
 
         Args:
             hidden: ``[1, positions, hidden]`` what went in.
             output: of the same shape, what came out.
             cache: the session's, with these positions at its end.
+            is_last: whether they end their step; otherwise what is no whole chunk yet waits for the next ones.
         """
-        first = cache.length - hidden.shape[1]
-        for done in range(0, hidden.shape[1] - CHUNK + 1, CHUNK):
-            start = first + done
-            if not self._is_at(start):
-                return
-            key = self._key(hidden[:, done : done + CHUNK], start)
+        if self._piece is not None:
+            hidden, output = (torch.cat(both, dim=1) for both in zip(self._piece, (hidden, output), strict=True))
+            self._piece = None
+        start = cache.length - hidden.shape[1]
+        if not self._is_at(start):
+            return
+        num_whole = hidden.shape[1] // CHUNK * CHUNK
+        for done in range(0, num_whole, CHUNK):
+            key = self._key(hidden[:, done : done + CHUNK], start + done)
+            here = slice(start + done, start + done + CHUNK)
             layers = [
-                (keys[:, :, start : start + CHUNK].clone(), values[:, :, start : start + CHUNK].clone())
+                (keys[:, :, here].clone(), values[:, :, here].clone())
                 for keys, values in cache.buffers
             ]
             self._store.keep(key, Chunk(output[:, done : done + CHUNK].clone(), layers))
             self._keys.append(key)
+        if num_whole < hidden.shape[1] and not is_last:
+            self._piece = (hidden[:, num_whole:], output[:, num_whole:])
 
     def _is_at(self, position: int) -> bool:
         return bool(self._keys) and position == CHUNK * (len(self._keys) - 1)

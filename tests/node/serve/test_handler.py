@@ -511,3 +511,28 @@ async def test_sessions_abandoned_at_any_moment_give_all_slots_back(server):
         await abandon(number)
     await server.until_all_is_free()
     assert server.handler.counters.sessions > 0
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+async def test_the_client_closes_first_when_it_is_told_why_so_that_no_last_word_is_lost(server, is_open):
+    if is_open:
+        session, frames, stream = await server.open()
+        await frames.send(step(session, position=3))
+    else:
+        frames, stream = await server.dial()
+        await frames.send(opening(adapter="unknown"))
+    assert isinstance(await frames.receive(), Refuse)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await stream.reader.read(1)
+    assert await asyncio.wait_for(stream.reader.read(1), 2) == b""  # who does not close is cut
+
+
+async def test_a_session_that_ends_by_itself_leaves_its_client_the_time_to_read_why(server):
+    _, frames, stream = await server.open()
+    await server.handler.expire(time.monotonic() + 10_000)
+    assert isinstance(await frames.receive(), Refuse)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await stream.reader.read(1)
+    assert await asyncio.wait_for(stream.reader.read(1), 2) == b""

@@ -277,3 +277,18 @@ def test_sessions_share_only_what_is_of_one_model_span_codec_adapter_and_owner()
     assert len(scopes) == len(others) + 3
     again = replace(opened, session=bytes([1] * 16), max_length=100, next="", previous="")
     assert scope_of(again, "client") == scope_of(opened, "client")
+
+
+@pytest.mark.parametrize("piece", [20, 32, 48, 100])
+def test_chunks_are_kept_of_a_step_that_is_run_in_smaller_pieces(span, store, computed, piece):
+    Session(span, store).run(text(200), chunk=piece)
+    computed.clear()
+    Session(span, store).run(text(200))
+    assert computed == [200 - 3 * CHUNK]
+
+
+def test_pieces_of_two_steps_make_no_chunk(span, store):
+    session = Session(span, store)
+    session.run(text(40), chunk=20)
+    session.run(text(200, seed=1), chunk=20)
+    assert store.num_bytes == 0
