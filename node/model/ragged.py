@@ -24,7 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 Attention: TypeAlias = Callable[..., tuple[torch.Tensor, Any]]
 
-_PLAIN_OPTIONS = frozenset({"dropout", "scaling", "sliding_window"})
+_PLAIN_OPTIONS = frozenset({"dropout", "position_ids", "scaling", "sliding_window", "use_cache"})
 """Of the options that families pass to their attention, those that leave one token's to torch's kernel alone."""
 _MAX_GROUPED_DIM = 256
 """Size of a head up to which torch's kernels take grouped keys."""

@@ -22,7 +22,7 @@ from node.model.arena import Buffers, KeyValueArena, LayerShape
 from node.model.cache import ShapeProbe, SpanCache
 from node.model.captured import CapturedCalls, CudaCapture
 from node.model.families import keeps_state
-from node.model.packed import pack_linears
+from node.model.packed import pack
 from node.model.quantise import Scheme
 from node.model.ragged import Part, RaggedAttention, attention_name
 from node.model.state_cache import StateCache, StateSize
@@ -306,7 +306,7 @@ def _make_span(model: nn.Module, start: int, end: int, dtype: torch.dtype, devic
     config = copy.deepcopy(model.config)
     _set_config(model, slice_config(config, start, end))
     _probe_identity(model, trunk, config)
-    pack_linears(model)
+    pack(model)
     if keeps_state(config):
         state = measure_state(model, config, dtype, device)
         return Span(model, trunk, start, end, config, dtype, device, (), state)

@@ -147,10 +147,7 @@ class PrefixChain:
         for done in range(0, num_whole, CHUNK):
             key = self._key(hidden[:, done : done + CHUNK], start + done)
             here = slice(start + done, start + done + CHUNK)
-            layers = [
-                (keys[:, :, here].clone(), values[:, :, here].clone())
-                for keys, values in cache.buffers
-            ]
+            layers = [(keys[:, :, here].clone(), values[:, :, here].clone()) for keys, values in cache.buffers]
             self._store.keep(key, Chunk(output[:, done : done + CHUNK].clone(), layers))
             self._keys.append(key)
         if num_whole < hidden.shape[1] and not is_last:
