@@ -6,7 +6,8 @@ No tensors, no clock, no thread. Steps wait in order of arrival; before every fo
   round by client, then by priority, then by who was served longest ago: a client's second step waits for all first
   ones.
 - A long step (a prefill) rides along in chunks, so that the others wait for a chunk and not for a prompt. Chunks are
-  short while somebody decodes and long when nobody does. Long steps take turns; ends of others fill what is left.
+  short while somebody decodes and long when nobody does, and no two follow each other while short steps wait. Long
+  steps take turns; ends of others fill what is left.
 - Steps of different groups (parts of the span) cannot share a forward; the group of whoever's turn it is goes first.
 
 Drawn for forwards of 3 short tokens, with chunks of 64 while somebody decodes and of 128 otherwise. P and Q are
@@ -14,8 +15,8 @@ prefills of 200 and 100 positions; a to c decode, c in two sessions, and b has a
 Numbers are positions run, a dot is a forward waited for.
 
     forward     0    1    2    3    4    5    6    7
-    P         128    .   64    8
-    Q           .   64    .   36
+    P         128    .    .    .   64    .    8
+    Q           .    .   64    .    .    .   36
     a                1    1    1    .    1    1
     b                1    1    .    3    1
     c                     1    1    .    1    1
@@ -36,7 +37,7 @@ class Limits:
 
     max_rows: int = 64
     """Tokens of short steps together."""
-    chunk_tokens: int = 64
+    chunk_tokens: int = 32
     """A chunk of a long step while others decode: what a decoding client waits for at worst."""
     full_chunk_tokens: int = 512
     """A chunk of a long step when nobody decodes."""
@@ -143,13 +144,17 @@ def linger_s(num_waiting: int, num_decoding: int, forward_s: float, limits: Limi
     return min(limits.max_linger_s, limits.linger_share * forward_s)
 
 
-def plan_batch(waiting: Sequence[Waiting], limits: Limits, *, is_decoding: bool) -> tuple[Share, ...]:
+def plan_batch(
+    waiting: Sequence[Waiting], limits: Limits, *, is_decoding: bool, after_chunk: bool = False
+) -> tuple[Share, ...]:
     """Return the shares of the next forward pass; empty only when nothing waits.
 
     Args:
         waiting: the steps that wait, in order of arrival.
         limits: bounds of the forward.
         is_decoding: whether somebody has taken short steps lately, who may be back at any moment.
+        after_chunk: whether the last forward ran a chunk of a long step; the short ones that came meanwhile then go
+            without another.
     """
     if not waiting:
         return ()
@@ -159,8 +164,11 @@ def plan_batch(waiting: Sequence[Waiting], limits: Limits, *, is_decoding: bool)
     members = [index for index in turns if waiting[index].group == waiting[turns[0]].group]
     short = [index for index in members if limits.is_short(waiting[index].rows, waiting[index].positions)]
     long = [index for index in members if index not in set(short)]
-    chunk = limits.chunk_tokens if is_decoding or short else limits.full_chunk_tokens
-    return tuple(_short_shares(waiting, short, limits.max_rows) + _long_shares(waiting, long, chunk))
+    shares = _short_shares(waiting, short, limits.max_rows)
+    if not (shares and after_chunk):
+        chunk = limits.chunk_tokens if is_decoding or short else limits.full_chunk_tokens
+        shares += _long_shares(waiting, long, chunk)
+    return tuple(shares)
 
 
 def _long_shares(waiting: Sequence[Waiting], turns: Sequence[int], chunk_tokens: int) -> list[Share]:

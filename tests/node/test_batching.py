@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from node import batching
 from node.batching import Limits, Rhythm, Share, Waiting, linger_s, plan_batch
 
-LIMITS = Limits()
+LIMITS = Limits(chunk_tokens=64)
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Session:
 def simulate(sessions, limits):
     """Return what every forward ran, ``{name: positions}``, and who waited for it, until all steps have ended."""
     sessions = [replace(session, since=session.first, steps=list(session.steps)) for session in sessions]
-    forwards, decoded, served = [], False, {}
+    forwards, decoded, chunked, served = [], False, False, {}
     while any(session.steps for session in sessions):
         now = len(forwards)
         assert now < 1000, "the schedule does not end"
@@ -45,7 +45,8 @@ def simulate(sessions, limits):
             )
             for s in present
         ]
-        plan = plan_batch(waiting, limits, is_decoding=decoded)
+        plan = plan_batch(waiting, limits, is_decoding=decoded, after_chunk=chunked)
+        chunked = not all(is_short(waiting[share.index], limits) for share in plan)
         decoded = any(waiting[share.index].positions <= limits.short_positions for share in plan)
         forwards.append(({present[share.index].name: share.positions for share in plan}, {s.name for s in present}))
         for share in plan:
@@ -93,7 +94,8 @@ def test_nothing_is_planned_where_nothing_waits():
 def test_short_steps_of_all_clients_ride_together_behind_the_long_step_nobody_decodes_for():
     waiting = [Waiting("all", name, 1, 1, 0) for name in "abc"] + [Waiting("all", "d", 1, 500, 0)]
     assert plan_batch(waiting, LIMITS, is_decoding=False) == (*(Share(n, 1) for n in range(3)), Share(3, 64))
-    assert plan_batch(waiting[3:], LIMITS, is_decoding=True) == (Share(0, 64),)
+    assert plan_batch(waiting, LIMITS, is_decoding=True, after_chunk=True) == tuple(Share(n, 1) for n in range(3))
+    assert plan_batch(waiting[3:], LIMITS, is_decoding=True, after_chunk=True) == (Share(0, 64),)
     assert plan_batch(waiting[3:], LIMITS, is_decoding=False) == (Share(0, 500),)
 
 
@@ -153,9 +155,9 @@ def waiting_steps(draw):
 limits_drawn = st.builds(Limits, st.integers(1, 40), st.integers(1, 80), st.integers(80, 200), st.integers(1, 10))
 
 
-@given(waiting_steps(), limits_drawn, st.booleans())
-def test_every_plan_keeps_its_bounds(waiting, limits, is_decoding):
-    plan = plan_batch(waiting, limits, is_decoding=is_decoding)
+@given(waiting_steps(), limits_drawn, st.booleans(), st.booleans())
+def test_every_plan_keeps_its_bounds(waiting, limits, is_decoding, after_chunk):
+    plan = plan_batch(waiting, limits, is_decoding=is_decoding, after_chunk=after_chunk)
     assert plan
     assert len({share.index for share in plan}) == len(plan)
     assert len({waiting[share.index].group for share in plan}) == 1
@@ -170,6 +172,7 @@ def test_every_plan_keeps_its_bounds(waiting, limits, is_decoding):
     assert len(short) == 1 or sum(waiting[share.index].num_tokens for share in short) <= limits.max_rows
     chunk = limits.chunk_tokens if is_decoding or short else limits.full_chunk_tokens
     long_tokens = sum(share.positions * waiting[share.index].rows for share in long)
+    assert not (short and long and after_chunk)
     assert long_tokens <= chunk or (len(long) == 1 and long[0].positions == 1)
     assert all(share.positions == waiting[share.index].positions for share in long[1:]), "only the first is cut"
 
@@ -262,7 +265,7 @@ def test_all_sessions_of_all_clients_wait_in_turn():
 def test_long_steps_take_turns_among_themselves_and_with_short_ones():
     sessions = [Session(name, 0, [640]) for name in "PQR"] + [Session(name, 0, [1] * 40) for name in "ab"]
     waits = longest_waits(simulate(sessions, LIMITS))
-    assert waits == {"P": 2, "Q": 2, "R": 2, "a": 0, "b": 0}
+    assert waits == {"P": 5, "Q": 5, "R": 5, "a": 0, "b": 0}
 
 
 def test_groups_take_turns():
