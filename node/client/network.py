@@ -139,7 +139,7 @@ class Network:
                 if isinstance(failure.reason, Refused) and failure.reason.code in _HOPELESS_CODES:
                     raise failure.reason from failure
                 last_failure = failure
-                self._avoid[failure.stage.peer_id] = now + _AVOID_S
+                self._avoid[failure.stage.peer_id] = now + _avoid_s(failure.reason)
         if last_failure is not None:  # It says more than that blocks are missing once its server is left out.
             raise last_failure
         route = plan_route(await self._directory(), self._num_blocks, needs_ends=needs_ends)
@@ -166,6 +166,12 @@ class Network:
     def close(self) -> None:
         """Leave the swarm; doing so twice is fine."""
         self._finalizer()
+
+
+def _avoid_s(reason: Exception) -> float:
+    """Return for how long a server is left out: as long as it asks for, but not longer than one that is gone."""
+    asked_s = reason.retry_after_s if isinstance(reason, Refused) else 0.0
+    return min(asked_s or _AVOID_S, _AVOID_S)
 
 
 def _leave(loop: LoopThread, exits: contextlib.AsyncExitStack, chains: set[Chain]) -> None:

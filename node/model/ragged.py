@@ -26,8 +26,6 @@ Attention: TypeAlias = Callable[..., tuple[torch.Tensor, Any]]
 
 _PLAIN_OPTIONS = frozenset({"dropout", "position_ids", "scaling", "sliding_window", "use_cache"})
 """Of the options that families pass to their attention, those that leave one token's to torch's kernel alone."""
-_MAX_GROUPED_DIM = 256
-"""Size of a head up to which torch's kernels take grouped keys."""
 
 _numbers = itertools.count()
 
@@ -187,7 +185,6 @@ class _Batch(Cache):
         """
         window = options.get("sliding_window")
         is_plain = attention is sdpa_attention_forward and options.keys() <= _PLAIN_OPTIONS
-        has_groups = getattr(module, "num_key_value_groups", 1) > 1
         outputs = []
         for index, (part, mine) in enumerate(zip(self._parts, query.split(self._sizes, 2), strict=True)):
             rows, count = part.hidden.shape[:2]
@@ -196,12 +193,12 @@ class _Batch(Cache):
             if count == 1 and part.padding is None:
                 if window is not None and keys.shape[2] > window:
                     keys, values = keys[:, :, -window:], values[:, :, -window:]
-                if is_plain and rows == 1 and keys.shape[3] == values.shape[3] <= _MAX_GROUPED_DIM:
-                    # What transformers' function comes to for one token, without the way there.
-                    output = scaled_dot_product_attention(
-                        mine, keys, values, scale=options.get("scaling"), enable_gqa=has_groups
-                    )
-                    outputs.append(output.transpose(1, 2))
+                if is_plain and rows == 1:
+                    # What transformers' function comes to for one token, without the way there. The queries that
+                    # share a key stand side by side, as tokens would.
+                    grouped = mine.reshape(1, keys.shape[1], -1, keys.shape[3])
+                    output = scaled_dot_product_attention(grouped, keys, values, scale=options.get("scaling"))
+                    outputs.append(output.reshape(1, 1, -1, values.shape[3]))
                     continue
             else:
                 mask = self._mask(index, window, query, adds_mask=adds_mask)

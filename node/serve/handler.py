@@ -97,9 +97,6 @@ class Counters:
     """What a server has done since it started."""
 
     sessions: int = 0
-    steps: int = 0
-    tokens: int = 0
-    """Rows times positions computed."""
     refused: int = 0
     broken: int = 0
     """Streams ended because the peer broke the protocol."""
@@ -402,8 +399,6 @@ class Handler:
         if isinstance(order, Compute):
             output = await self._compute(live, order)
             live.output = output if len(output[0]) <= _MAX_KEPT_BYTES else None
-            self.counters.steps += 1
-            self.counters.tokens += step.shape[0] * step.shape[1]
         elif live.output is None:
             raise SessionError("The output of a step this long is not kept: crop the session and step again.")
         else:

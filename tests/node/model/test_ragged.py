@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from node.model import ragged
 from node.model.checkpoint import Checkpoint
 from node.model.ragged import Part
 from node.model.span import build_span
@@ -169,3 +170,20 @@ def test_eight_sessions_in_changing_company_give_the_tokens_of_transformers_gene
     assert max(sizes) >= 7
     for text, tokens in zip(texts, expected, strict=True):
         assert torch.equal(text, tokens)
+
+
+TAKE_THE_SHORT_WAY = ("gpt_neox", "llama", "llama with one key head", "mistral", "qwen2", "qwen3", "mixtral")
+
+
+@pytest.mark.parametrize("name", TAKE_THE_SHORT_WAY)
+def test_one_tokens_attention_goes_to_torchs_kernel_directly(name, tmp_path, monkeypatch):
+    span = span_of(*CASES[name], tmp_path)
+    sessions = [Session(span, 1, seed=seed) for seed in range(3)]
+    assert_same_as_alone(span, sessions, (2 * WINDOW, 3, WINDOW))
+    calls = []
+    kernel = ragged.scaled_dot_product_attention
+    monkeypatch.setattr(
+        ragged, "scaled_dot_product_attention", lambda *args, **options: (calls.append(1), kernel(*args, **options))[1]
+    )
+    assert_same_as_alone(span, sessions, (1, 1, 1))
+    assert len(calls) == 3 * NUM_BLOCKS
