@@ -30,12 +30,12 @@ from dht.hardening.overlay import Overlay
 from dht.hardening.protocol import AdmittedProtocol
 from dht.identity import Identity
 from dht.membership.handshake import membership_key
-from dht.membership.members import PEERS_PROTOCOL, Membership, Stream, read_message, write_message
+from dht.membership.members import LAST_WORD_S, PEERS_PROTOCOL, Membership, Stream, read_message, write_message
 from dht.parameters import PUBLIC_NAME, JoinCode, split_address
 from dht.records import Announcement, KeyPart, Record, SignedRecord, key_bytes
 from dht.validation import RecordValidator, parse_envelope
 
-__all__ = ["Stream", "Swarm"]
+__all__ = ["LAST_WORD_S", "Stream", "Swarm"]
 
 logger = logging.getLogger(__name__)
 

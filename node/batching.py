@@ -6,8 +6,8 @@ No tensors, no clock, no thread. Steps wait in order of arrival; before every fo
   round by client, then by priority, then by who was served longest ago: a client's second step waits for all first
   ones.
 - A long step (a prefill) rides along in chunks, so that the others wait for a chunk and not for a prompt. Chunks are
-  short while somebody decodes and long when nobody does, and no two follow each other while short steps wait. Long
-  steps take turns; ends of others fill what is left.
+  short while somebody decodes and long when nobody does, and no two of a group follow each other while short steps of
+  it wait. Long steps take turns; ends of others fill what is left.
 - Steps of different groups (parts of the span) cannot share a forward; the group of whoever's turn it is goes first.
 
 Drawn for forwards of 3 short tokens, with chunks of 64 while somebody decodes and of 128 otherwise. P and Q are
@@ -27,7 +27,7 @@ Numbers are positions run, a dot is a forward waited for.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -145,7 +145,7 @@ def linger_s(num_waiting: int, num_decoding: int, forward_s: float, limits: Limi
 
 
 def plan_batch(
-    waiting: Sequence[Waiting], limits: Limits, *, is_decoding: bool, after_chunk: bool = False
+    waiting: Sequence[Waiting], limits: Limits, *, is_decoding: bool, chunked: Collection[Hashable] = ()
 ) -> tuple[Share, ...]:
     """Return the shares of the next forward pass; empty only when nothing waits.
 
@@ -153,7 +153,7 @@ def plan_batch(
         waiting: the steps that wait, in order of arrival.
         limits: bounds of the forward.
         is_decoding: whether somebody has taken short steps lately, who may be back at any moment.
-        after_chunk: whether the last forward ran a chunk of a long step; the short ones that came meanwhile then go
+        chunked: groups whose own last forward ran a chunk of a long step; their short ones that came meanwhile go
             without another.
     """
     if not waiting:
@@ -165,7 +165,7 @@ def plan_batch(
     short = [index for index in members if limits.is_short(waiting[index].rows, waiting[index].positions)]
     long = [index for index in members if index not in set(short)]
     shares = _short_shares(waiting, short, limits.max_rows)
-    if not (shares and after_chunk):
+    if not (shares and waiting[turns[0]].group in chunked):
         chunk = limits.chunk_tokens if is_decoding or short else limits.full_chunk_tokens
         shares += _long_shares(waiting, long, chunk)
     return tuple(shares)

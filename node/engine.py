@@ -124,8 +124,8 @@ class Engine:
         """Number of the forward in which each client that waits had its last share."""
         self._rhythms: dict[bytes, Rhythm] = {}
         """When each session takes its short steps, until it pauses."""
-        self._has_run_chunk = False
-        """Whether the last forward had a part of a long step."""
+        self._chunked: set[int] = set()
+        """Groups with steps waiting whose last forward had a part of a long step, by their ``id``."""
         self._forward_s = 0.0
         """What a forward of short steps takes, averaged over the last few."""
 
@@ -279,9 +279,7 @@ class Engine:
             )
             for p in self._jobs
         ]
-        shares = plan_batch(
-            waiting, self._limits, is_decoding=self._is_decoding(started_s), after_chunk=self._has_run_chunk
-        )
+        shares = plan_batch(waiting, self._limits, is_decoding=self._is_decoding(started_s), chunked=self._chunked)
         chosen = [self._jobs[share.index] for share in shares]
         pairs = [(pending.job, share.positions) for pending, share in zip(chosen, shares, strict=True)]
         errors = _run_group(chosen[0].job.group, pairs)
@@ -290,10 +288,13 @@ class Engine:
         self._served = {client: tick for client, tick in self._served.items() if client in clients}
         self._served.update((pending.job.client, self._tick) for pending in chosen)
         ended_s = time.perf_counter()
-        self._has_run_chunk = not all(
-            self._limits.is_short(waiting[share.index].rows, waiting[share.index].positions) for share in shares
-        )
-        if not self._has_run_chunk:
+        self._chunked &= {id(pending.job.group) for pending in self._jobs}
+        if any(
+            not self._limits.is_short(waiting[share.index].rows, waiting[share.index].positions) for share in shares
+        ):
+            self._chunked.add(id(chosen[0].job.group))
+        else:
+            self._chunked.discard(id(chosen[0].job.group))
             self._forward_s += (ended_s - started_s - self._forward_s) * _AVERAGE_WEIGHT
         waits_s = tuple(started_s - pending.submitted_s for pending in chosen if not pending.has_begun)
         outcomes = []

@@ -134,9 +134,14 @@ class FrameStream:
         """Let the peer close first, for a while, then close: so that it reads what was written last."""
         await self._stream.finish()
 
-    def cut_later(self, delay_s: float) -> None:
-        """End the stream after ``delay_s``, if the peer has not done so; for a stream that another task reads."""
-        asyncio.get_running_loop().call_later(delay_s, self._stream.writer.transport.abort)
+    def close_later(self, delay_s: float) -> None:
+        """End the stream after ``delay_s``, if the peer has not done so; for a stream that another task reads.
+
+        What is queued may take as long again; a peer that has not read it by then is not waited for.
+        """
+        loop, writer = asyncio.get_running_loop(), self._stream.writer
+        loop.call_later(delay_s, writer.close)
+        loop.call_later(2 * delay_s, writer.transport.abort)
 
     async def close(self) -> None:
         """End the stream in both directions."""

@@ -103,7 +103,10 @@ class Transport(Protocol):
 
 LAST_WORD_S = 1.0
 """Seconds that a peer has to close a stream on which we have spoken last."""
-_THROWN_AWAY_BYTES = 2**16
+MAX_LAST_WORDS = 64
+"""Streams of strangers that are given this time at once."""
+_MAX_UNREAD_BYTES = 2**16
+"""What a peer may still send meanwhile; it is thrown away."""
 CLOSE_S = 2.0
 """Seconds that a closing stream may take to hand over what is still to be sent."""
 
@@ -117,17 +120,18 @@ class Stream:
     writer: asyncio.StreamWriter
 
     async def finish(self) -> None:
-        """Wait until the peer closes, at most ``LAST_WORD_S``, then close: whoever speaks last on a stream ends it so.
+        """Wait until the peer closes, for a while, then close: whoever says last why a stream ends does so.
 
         p2pd closes the reading half of a stream first; its own reader takes that for an error, and when it is faster
         than the closing of the other half it resets the stream. A reset overtakes what the peer has not read yet, and
         the last word would be lost.
         """
         if not self.writer.is_closing():
+            unread = _MAX_UNREAD_BYTES
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(LAST_WORD_S):
-                    while await self.reader.read(_THROWN_AWAY_BYTES):
-                        pass
+                    while unread > 0 and (piece := await self.reader.read(unread)):
+                        unread -= len(piece)
         await self.close()
 
     async def close(self) -> None:
@@ -177,6 +181,7 @@ class Membership:
         self._skews_s: dict[str, float] = {}
         self._greeting: dict[str, asyncio.Task[None]] = {}
         self._answering: Counter[str] = Counter()
+        self._num_last_words = 0
         self.refused: Counter[str] = Counter()  # exchanges that we refused, by reason
 
     async def start(self) -> None:
@@ -274,7 +279,7 @@ class Membership:
         if self._answering.total() >= MAX_HELLOS or self._answering[peer_id] >= MAX_HELLOS_PER_PEER:
             self.refused[Refusal.BUSY.name] += 1
             await write_message(writer, refuse_hello(Refusal.BUSY))
-            await Stream(peer_id, reader, writer).finish()
+            await self._finish_of_stranger(Stream(peer_id, reader, writer))
             return
         self._answering[peer_id] += 1
         try:
@@ -284,7 +289,18 @@ class Membership:
             self._answering[peer_id] -= 1
             if not self._answering[peer_id]:
                 del self._answering[peer_id]
-        await Stream(peer_id, reader, writer).finish()
+        await self._finish_of_stranger(Stream(peer_id, reader, writer))
+
+    async def _finish_of_stranger(self, stream: Stream) -> None:
+        """End a stream of a peer that may be nobody's: with its last word heard, unless too many wait for that."""
+        if self._num_last_words >= MAX_LAST_WORDS:
+            await stream.close()
+            return
+        self._num_last_words += 1
+        try:
+            await stream.finish()
+        finally:
+            self._num_last_words -= 1
 
     async def _answer_hello(self, peer_id: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -430,16 +446,18 @@ class Membership:
         return await self._transport.open_stream(peer_id, protocol)
 
     async def serve(self, protocol: str, handler: Callable[[Stream], Coroutine[Any, Any, None]]) -> None:
-        """Call ``handler`` with every stream that an admitted peer opens; a stranger's is closed at once."""
+        """Call ``handler`` with every stream that an admitted peer opens; a stranger is told that it is one."""
 
         async def guarded(peer_id: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             if peer_id not in self._members:
                 self.refused["STRANGER"] += 1
                 writer.write(_STRANGER)
-            else:
-                writer.write(_ADMITTED)
-                await handler(Stream(peer_id, reader, writer))
-            await Stream(peer_id, reader, writer).finish()
+                await self._finish_of_stranger(Stream(peer_id, reader, writer))
+                return
+            stream = Stream(peer_id, reader, writer)
+            writer.write(_ADMITTED)
+            await handler(stream)
+            await stream.finish()
 
         await self._transport.handle_stream(protocol, guarded)
 

@@ -125,12 +125,14 @@ class Network:
 
     async def _open(self, shape: SessionShape) -> Chain:
         last_failure: StageFailed | None = None
+        failed: set[str] = set()
         needs_ends = shape.thin is not None
         for _ in range(_MAX_OPEN_ATTEMPTS):
             now = time.monotonic()
             self._avoid = {peer: until for peer, until in self._avoid.items() if until > now}
             try:
-                route = plan_route(await self._directory(), self._num_blocks, self._avoid, needs_ends=needs_ends)
+                avoid = failed | self._avoid.keys()
+                route = plan_route(await self._directory(), self._num_blocks, avoid, needs_ends=needs_ends)
             except MissingBlocks:
                 break
             try:
@@ -139,6 +141,7 @@ class Network:
                 if isinstance(failure.reason, Refused) and failure.reason.code in _HOPELESS_CODES:
                     raise failure.reason from failure
                 last_failure = failure
+                failed.add(failure.stage.peer_id)
                 self._avoid[failure.stage.peer_id] = now + _avoid_s(failure.reason)
         if last_failure is not None:  # It says more than that blocks are missing once its server is left out.
             raise last_failure
@@ -169,7 +172,7 @@ class Network:
 
 
 def _avoid_s(reason: Exception) -> float:
-    """Return for how long a server is left out: as long as it asks for, but not longer than one that is gone."""
+    """Return for how long a server is left out of other sessions: as long as it asks for, or as one that is gone."""
     asked_s = reason.retry_after_s if isinstance(reason, Refused) else 0.0
     return min(asked_s or _AVOID_S, _AVOID_S)
 

@@ -15,6 +15,7 @@ Only for inference in float32 on a CPU; everywhere else the layers stay as they 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,7 +52,10 @@ class PackedLinear(nn.Module):
 
 
 class _Joined:
-    """Linear layers that read the same input, as one ``PackedLinear``; remembers the input until the last is asked."""
+    """Linear layers that read the same input, as one ``PackedLinear``; remembers it until all have been asked.
+
+    Nobody may change the input in place between the first and the last.
+    """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         weights, biases = zip(*map(_weight_and_bias, layers), strict=True)
@@ -59,15 +63,16 @@ class _Joined:
         self._linear = PackedLinear(torch.cat(weights), torch.cat(biases) if has_bias else None)
         self._sizes = [len(weight) for weight in weights]
         self._hidden: torch.Tensor | None = None
-        self._products: tuple[torch.Tensor, ...] = ()
+        self._products: dict[int, torch.Tensor] = {}
+        """What has not been asked for yet, by the number of the layer."""
 
     def product(self, hidden: torch.Tensor, index: int) -> torch.Tensor:
         """Return what the layer ``index`` makes of ``hidden``."""
-        if index == 0 or hidden is not self._hidden:
-            self._hidden, self._products = hidden, self._linear(hidden).split(self._sizes, dim=-1)
-        product = self._products[index]
-        if index == len(self._sizes) - 1:
-            self._hidden, self._products = None, ()
+        if hidden is not self._hidden or index not in self._products:
+            self._hidden, self._products = hidden, dict(enumerate(self._linear(hidden).split(self._sizes, dim=-1)))
+        product = self._products.pop(index)
+        if not self._products:
+            self._hidden = None
         return product
 
 
@@ -182,10 +187,17 @@ def _fuse_norms(module: nn.Module) -> None:
             if not isinstance(weight, nn.Parameter) or weight.dim() != 1 or not _is_plain(weight):
                 continue
             fused = FusedNorm(weight, epsilon)
-            # Small numbers, so that epsilon counts.
-            sample = torch.linspace(-1e-2, 2e-2, 3 * len(weight)).reshape(1, 3, len(weight))
-            if torch.allclose(fused(sample), child(sample), rtol=1e-5, atol=1e-7):
-                setattr(parent, name, fused)
+            with contextlib.suppress(Exception):  # A norm that wants more than its input is another kind.
+                if all(
+                    torch.allclose(fused(sample), child(sample), rtol=1e-5, atol=1e-7) for sample in _samples(weight)
+                ):
+                    setattr(parent, name, fused)
+
+
+def _samples(weight: torch.Tensor) -> list[torch.Tensor]:
+    """Return inputs for a norm: small ones, where epsilon counts, and large ones, which some would clamp."""
+    numbers = torch.linspace(-1, 2, 3 * len(weight)).reshape(1, 3, len(weight))
+    return [1e-2 * numbers, 1e2 * numbers]
 
 
 def _is_plain(weight: torch.Tensor) -> bool:

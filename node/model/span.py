@@ -402,10 +402,10 @@ def _can_batch(span: Span, config: Any) -> bool:
         return torch.randn(shape, generator=generator).to(device=span.device, dtype=span.dtype)
 
     parts, twins = [], []
-    for length, count in zip(lengths, (1, 1, 4), strict=True):
-        caches = [span.new_cache(length + count, rows=2) for _ in range(2)]
+    for length, rows, count in zip(lengths, (1, 1, 2), (1, 1, 4), strict=True):
+        caches = [span.new_cache(length + count, rows) for _ in range(2)]
         _remember_the_same(caches, length, random)
-        hidden = random(2, count, config.hidden_size)
+        hidden = random(rows, count, config.hidden_size)
         padding = torch.tensor([0, 2], device=span.device) if count > 1 else None
         parts.append(Part(hidden, caches[0], padding))
         twins.append(Part(hidden, caches[1], padding))

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from dht.errors import DhtError
+from dht.swarm import LAST_WORD_S
 from node.engine import Engine
 from node.errors import ComputeFailed, NodeError, Refused, RemoteError, SessionError, UnavailableError
 from node.model.arena import Buffers, KeyValueArena
@@ -53,8 +54,6 @@ logger = logging.getLogger(__name__)
 _RETRY_AFTER_FULL_S = 5.0
 _MAX_KEPT_BYTES = 64 * 2**10
 """Outputs up to this size are kept for a repeated step; longer ones would be memory that nobody has counted."""
-_LAST_WORD_S = 1.0
-"""A client that has been told why its session ends has so long to close the stream."""
 _RESERVED_SHARE = 8
 """One part in so many, of sessions and of the cache, is kept for clients that have no session yet."""
 
@@ -474,7 +473,7 @@ class Handler:
             self.counters.broken += isinstance(error, RemoteError)
             with contextlib.suppress(UnavailableError):
                 live.client.write(_refusal(session, error))  # not waiting: it may not be reading
-            live.client.cut_later(_LAST_WORD_S)
+            live.client.close_later(LAST_WORD_S)
         if live.next is not None:
             self._uncount(live.next)
         streams = (live.client if error is None else None, live.previous, live.next)

@@ -33,7 +33,7 @@ class Session:
 def simulate(sessions, limits):
     """Return what every forward ran, ``{name: positions}``, and who waited for it, until all steps have ended."""
     sessions = [replace(session, since=session.first, steps=list(session.steps)) for session in sessions]
-    forwards, decoded, chunked, served = [], False, False, {}
+    forwards, decoded, chunked, served = [], False, set(), {}
     while any(session.steps for session in sessions):
         now = len(forwards)
         assert now < 1000, "the schedule does not end"
@@ -45,8 +45,9 @@ def simulate(sessions, limits):
             )
             for s in present
         ]
-        plan = plan_batch(waiting, limits, is_decoding=decoded, after_chunk=chunked)
-        chunked = not all(is_short(waiting[share.index], limits) for share in plan)
+        plan = plan_batch(waiting, limits, is_decoding=decoded, chunked=chunked)
+        chunked -= {waiting[share.index].group for share in plan}
+        chunked.update(waiting[share.index].group for share in plan if not is_short(waiting[share.index], limits))
         decoded = any(waiting[share.index].positions <= limits.short_positions for share in plan)
         forwards.append(({present[share.index].name: share.positions for share in plan}, {s.name for s in present}))
         for share in plan:
@@ -94,8 +95,9 @@ def test_nothing_is_planned_where_nothing_waits():
 def test_short_steps_of_all_clients_ride_together_behind_the_long_step_nobody_decodes_for():
     waiting = [Waiting("all", name, 1, 1, 0) for name in "abc"] + [Waiting("all", "d", 1, 500, 0)]
     assert plan_batch(waiting, LIMITS, is_decoding=False) == (*(Share(n, 1) for n in range(3)), Share(3, 64))
-    assert plan_batch(waiting, LIMITS, is_decoding=True, after_chunk=True) == tuple(Share(n, 1) for n in range(3))
-    assert plan_batch(waiting[3:], LIMITS, is_decoding=True, after_chunk=True) == (Share(0, 64),)
+    assert plan_batch(waiting, LIMITS, is_decoding=True, chunked={"all"}) == tuple(Share(n, 1) for n in range(3))
+    assert plan_batch(waiting, LIMITS, is_decoding=True, chunked={"half"})[3:] == (Share(3, 64),)
+    assert plan_batch(waiting[3:], LIMITS, is_decoding=True, chunked={"all"}) == (Share(0, 64),)
     assert plan_batch(waiting[3:], LIMITS, is_decoding=False) == (Share(0, 500),)
 
 
@@ -155,9 +157,9 @@ def waiting_steps(draw):
 limits_drawn = st.builds(Limits, st.integers(1, 40), st.integers(1, 80), st.integers(80, 200), st.integers(1, 10))
 
 
-@given(waiting_steps(), limits_drawn, st.booleans(), st.booleans())
-def test_every_plan_keeps_its_bounds(waiting, limits, is_decoding, after_chunk):
-    plan = plan_batch(waiting, limits, is_decoding=is_decoding, after_chunk=after_chunk)
+@given(waiting_steps(), limits_drawn, st.booleans(), st.sets(st.sampled_from(["all", "half"])))
+def test_every_plan_keeps_its_bounds(waiting, limits, is_decoding, chunked):
+    plan = plan_batch(waiting, limits, is_decoding=is_decoding, chunked=chunked)
     assert plan
     assert len({share.index for share in plan}) == len(plan)
     assert len({waiting[share.index].group for share in plan}) == 1
@@ -172,7 +174,7 @@ def test_every_plan_keeps_its_bounds(waiting, limits, is_decoding, after_chunk):
     assert len(short) == 1 or sum(waiting[share.index].num_tokens for share in short) <= limits.max_rows
     chunk = limits.chunk_tokens if is_decoding or short else limits.full_chunk_tokens
     long_tokens = sum(share.positions * waiting[share.index].rows for share in long)
-    assert not (short and long and after_chunk)
+    assert not (short and long and waiting[plan[0].index].group in chunked)
     assert long_tokens <= chunk or (len(long) == 1 and long[0].positions == 1)
     assert all(share.positions == waiting[share.index].positions for share in long[1:]), "only the first is cut"
 
@@ -266,6 +268,19 @@ def test_long_steps_take_turns_among_themselves_and_with_short_ones():
     sessions = [Session(name, 0, [640]) for name in "PQR"] + [Session(name, 0, [1] * 40) for name in "ab"]
     waits = longest_waits(simulate(sessions, LIMITS))
     assert waits == {"P": 5, "Q": 5, "R": 5, "a": 0, "b": 0}
+
+
+@pytest.mark.parametrize("owners", list(itertools.product("xy", repeat=4)), ids="".join)
+def test_long_steps_of_several_groups_starve_under_no_ownership(owners):
+    long_a, long_b, short_a, short_b = owners
+    sessions = [
+        Session("LA", 0, [640], client=long_a, group="A"),
+        Session("LB", 0, [640], client=long_b, group="B"),
+        Session("a", 0, [1] * 200, client=short_a, group="A"),
+        Session("b", 0, [1] * 200, client=short_b, group="B"),
+    ]
+    waits = longest_waits(simulate(sessions, LIMITS))
+    assert all(waits[name] <= 8 for name in waits), waits
 
 
 def test_groups_take_turns():

@@ -1,5 +1,7 @@
 """Packed linear layers give what plain ones give, and what cannot be packed stays as it was."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -122,6 +124,23 @@ def test_layers_that_read_one_input_are_computed_together(bias, monkeypatch):
     assert counts == [1, 3, 2]  # right whatever is read; one multiplication when it is the same
 
 
+@torch.inference_mode()
+def test_joined_layers_may_be_read_in_any_order_and_keep_nothing(monkeypatch):
+    torch.manual_seed(0)
+    reader = Reader().requires_grad_(False)
+    hidden = torch.randn(2, 5, 16)
+    expected = [reader.k_proj(hidden), reader.v_proj(hidden), reader.q_proj(hidden)]
+    pack(reader)
+    multiplied = []
+    forward = PackedLinear.forward
+    monkeypatch.setattr(PackedLinear, "forward", lambda self, x: (multiplied.append(1), forward(self, x))[1])
+    torch.testing.assert_close([reader.k_proj(hidden), reader.v_proj(hidden), reader.q_proj(hidden)], expected)
+    assert len(multiplied) == 1
+    kept = weakref.ref(hidden)
+    del hidden
+    assert kept() is None
+
+
 def test_layers_of_different_forms_are_not_joined():
     reader = Reader(bias=True, value_bias=False).requires_grad_(False)
     pack(reader)
@@ -142,11 +161,27 @@ class RMSNorm(nn.Module):
         return (self.weight + self.offset) * (hidden * scale)
 
 
+class GatedRMSNorm(RMSNorm):
+    def forward(self, hidden, gate):
+        return super().forward(hidden) * gate
+
+
+class ClampedRMSNorm(RMSNorm):
+    def forward(self, hidden):
+        return super().forward(hidden.clamp(-1, 1))
+
+
 @torch.inference_mode()
 def test_a_norm_that_one_kernel_computes_is_replaced_and_no_other():
-    holder = holder_of(plain=RMSNorm(), offset=RMSNorm(offset=1.0), other=RMSNorm(epsilon=1e-3))
+    holder = holder_of(
+        plain=RMSNorm(),
+        offset=RMSNorm(offset=1.0),
+        other=RMSNorm(epsilon=1e-3),
+        gated=GatedRMSNorm(),
+        clamped=ClampedRMSNorm(),
+    )
     hidden = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
     expected = holder.plain(hidden)
     pack(holder)
-    assert [type(child) for child in holder.children()] == [FusedNorm, RMSNorm, RMSNorm]
+    assert [type(child) for child in holder.children()] == [FusedNorm, RMSNorm, RMSNorm, GatedRMSNorm, ClampedRMSNorm]
     torch.testing.assert_close(holder.plain(hidden), expected, atol=1e-5, rtol=1e-5)
