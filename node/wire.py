@@ -201,6 +201,8 @@ class Open:
     )
     """Results carry ids that the stage samples, in the codec ``ids``, instead of logits: temperature (0: the likeliest
     token), top_k (0: all), top_p (above 0), seed. This and ``top`` only where ``end`` is the model's last block."""
+    steps: int = field(default=0, metadata={"check": _uint(2**32)})
+    """Steps of the session that were answered before this stage took another one's place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +239,10 @@ class Step:
     """Keep these rows of the history, in this order, before the step (beam search)."""
     logits_to_keep: int = field(default=1, metadata={"check": _uint(MAX_STEP_TOKENS)})
     """How many of the last positions a stage with a head answers for; at least 1. Others hand it on."""
+    replay: int = field(default=0, metadata={"check": _uint(2**16)})
+    """The step is history for so many stages from this one on, which run and keep it; nobody answers. 0: it is none."""
+    number: int = field(default=0, metadata={"check": _uint(2**32)})
+    """The step's number in its session, from 1, when it is sent again: who has run it passes over it. 0: the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,13 +281,71 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class StageLost:
-    """Stage to client: the next stage of this session does not take pushes any more."""
+    """Stage to client: a stage beside this one does not take what it is given, or gives what it must not."""
 
     KIND: ClassVar[str] = "stage_lost"
     session: bytes = field(metadata={"check": _SESSION})
     """The id from ``open``."""
     peer: str = field(metadata={"check": _peer})
-    """The peer that is gone."""
+    """The peer of that stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Client to stage: hand your outputs on to another stage from now on, what you have handed on so far first."""
+
+    KIND: ClassVar[str] = "replay"
+    session: bytes = field(metadata={"check": _SESSION})
+    """The id from ``open``."""
+    tag: int = field(metadata={"check": _uint(2**32)})
+    """Chosen by the client; the answer has the same."""
+    next: str = field(metadata={"check": _peer})
+    """The stage that takes the place of the one behind."""
+    next_addresses: tuple[str, ...] = field(metadata={"check": _list(_text(256), 16)})
+    """Multiaddrs of ``next``."""
+    answered: int = field(metadata={"check": _uint(2**32)})
+    """Steps that the client has the results of; those after them are sent as steps again, those before as history."""
+    stages: int = field(metadata={"check": _uint(2**16)})
+    """How many stages, from ``next`` on, are new and need the history; at least 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Client to stage: steps come from another stage from now on."""
+
+    KIND: ClassVar[str] = "adopt"
+    session: bytes = field(metadata={"check": _SESSION})
+    """The id from ``open``."""
+    tag: int = field(metadata={"check": _uint(2**32)})
+    """Chosen by the client; the answer has the same."""
+    previous: str = field(metadata={"check": _peer})
+    """Peer that may push steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Client to stage: are you there?"""
+
+    KIND: ClassVar[str] = "probe"
+    session: bytes = field(metadata={"check": _SESSION})
+    """The id from ``open``."""
+    tag: int = field(metadata={"check": _uint(2**32)})
+    """Chosen by the client; the answer has the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """Stage to client: the answer to ``probe``, ``adopt`` and ``replay``."""
+
+    KIND: ClassVar[str] = "alive"
+    session: bytes = field(metadata={"check": _SESSION})
+    """The id from ``open``."""
+    tag: int = field(metadata={"check": _uint(2**32)})
+    """Of the frame that this answers."""
+    taken: int = field(metadata={"check": _uint(2**32)})
+    """Steps that the stage has admitted, those answered before it was opened included."""
+    handed_on: int = field(metadata={"check": _uint(2**32)})
+    """Steps of them whose outputs it has handed on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,13 +376,16 @@ class Reserved:
     session: bytes
 
 
-Frame: TypeAlias = Open | Accept | Step | Result | Refuse | StageLost | Drain | Close | Reserved
-Sendable: TypeAlias = Open | Accept | Step | Result | Refuse | StageLost | Drain | Close
+Sendable: TypeAlias = (
+    Open | Accept | Step | Result | Refuse | StageLost | Replay | Adopt | Probe | Alive | Drain | Close
+)
+Frame: TypeAlias = Sendable | Reserved
 
 _FRAMES: dict[str, type[Sendable]] = {
-    frame.KIND: frame for frame in (Open, Accept, Step, Result, Refuse, StageLost, Drain, Close)
+    frame.KIND: frame
+    for frame in (Open, Accept, Step, Result, Refuse, StageLost, Replay, Adopt, Probe, Alive, Drain, Close)
 }
-RESERVED_KINDS = frozenset({"replay", "offer", "checkpoint", "cosign", "reveal", "opening"})
+RESERVED_KINDS = frozenset({"offer", "checkpoint", "cosign", "reveal", "opening"})
 NO_SESSION = bytes(16)
 
 
@@ -344,6 +411,18 @@ def payload_bytes(codec: str, shape: tuple[int, ...]) -> int:
     rows, tokens, hidden_size = shape
     num_scales = -(-hidden_size // INT8_BLOCK)
     return rows * tokens * (num_scales * SCALE_BYTES + hidden_size)
+
+
+def payload_parts(codec: str, width: int) -> tuple[int, ...]:
+    """Return of what a payload consists in ``codec``: for each part, which lies row by row, its bytes per position.
+
+    Args:
+        codec: a raw codec, ``int8`` or ``ids``.
+        width: how much there is of a position.
+    """
+    if codec == "int8":
+        return -(-width // INT8_BLOCK) * SCALE_BYTES, width
+    return (payload_bytes(codec, (1, 1, width)),)
 
 
 def encode(frame: Sendable) -> tuple[bytes, Payload]:

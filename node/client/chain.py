@@ -1,93 +1,128 @@
-"""A session through a route: control streams to every stage, steps in at the first, results out at the last.
+"""A session through a route: steps in at the first stage, results out at the last, and another stage for a lost one.
 
 Runs in the client's event loop and touches payloads as bytes. It knows nothing of transformers, nor of what a step
-means; ``history`` decides what to send.
+means; ``history`` decides what to send, ``repair`` what takes a lost stage's place.
+
+A stage is lost when its stream ends, when a neighbour says so, when it breaks the protocol, or when it gives no sign of
+life after a silence. Steps wait meanwhile: what has been sent is in a log, here for the first stage and at every stage
+for the one behind it, and the answers come when the new stage has caught up.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TypeAlias
 
 from dht.errors import UnavailableError as PeerUnavailable
 from dht.swarm import Swarm
+from node.client.repair import Planner, Repaired, open_replacement
 from node.client.route import Route, Stage
-from node.client.thin_terms import ThinTerms
-from node.errors import LocalError, NodeError, Refused, SessionError, StageLost, UnavailableError
+from node.client.stage_link import (
+    RETRYABLE_WORDS,
+    SessionShape,
+    StageFailed,
+    StageLink,
+    open_links,
+    with_rows,
+)
+from node.errors import LocalError, MissingBlocks, NodeError, SessionError, StageLost, UnavailableError
+from node.step_log import StepLog
 from node.transport import FrameStream
-from node.wire import PROTOCOL, Accept, Close, Drain, Open, Refuse, Result, Step
+from node.wire import PROTOCOL, Frame, Result, Step
 from node.wire import StageLost as StageLostFrame
+
+__all__ = ["Chain", "SessionShape", "StageFailed", "open_chain"]
 
 Settle: TypeAlias = Callable[[Result | None, NodeError | None], None]
 
-_RETRYABLE_WORDS = "try again, or let the swarm grow"
-
-
-@dataclass(frozen=True, slots=True)
-class SessionShape:
-    """What every stage is told when a session opens."""
-
-    manifest: bytes
-    batch: int
-    left_padding: tuple[int, ...]
-    max_length: int
-    codec: str
-    thin: ThinTerms | None = None
-    """What the ends of the route do for a client without weights; None: nothing."""
-
-
-class StageFailed(UnavailableError):
-    """A stage could not be opened; another server may do."""
-
-    def __init__(self, stage: Stage, reason: NodeError | PeerUnavailable) -> None:
-        super().__init__(f"The stage {stage} is not available: {reason}")
-        self.stage = stage
-        self.reason = reason
+_MIN_SILENCE_S = 0.75
+"""A silence this long, or of two steps if that is longer, is looked into."""
+_MIN_SIGN_S = 0.75
+"""A stage has so long, or three steps if that is longer, to give a sign of life."""
+_AVERAGE_WEIGHT = 0.2
+_PAUSE_BETWEEN_TRIES_S = 0.25
 
 
 class Chain:
-    """An open session. Made by ``open_chain``; ended by ``close``."""
+    """An open session. Made by ``open_chain``; ended by ``close``.
+
+    Args:
+        swarm: reaches stages.
+        session: its id.
+        shape: what every stage was told.
+        links: the open stages, in order.
+        push: the stream on which steps go to the first stage.
+        step_timeout_s: how long a step, or a repair, may take.
+        planner: finds stages for lost ones; None: a lost stage ends the session.
+    """
 
     def __init__(
         self,
+        swarm: Swarm,
         session: bytes,
-        route: Route,
-        streams: Sequence[FrameStream],
+        shape: SessionShape,
+        links: Sequence[StageLink],
+        push: FrameStream,
+        *,
         step_timeout_s: float,
-        thin: ThinTerms | None = None,
+        planner: Planner | None = None,
     ) -> None:
         self.session = session
-        self.route = route
-        self._streams = streams
+        self._swarm = swarm
+        self._shape = shape
+        self._links = list(links)
+        self._push: FrameStream | None = push
         self._step_timeout_s = step_timeout_s
-        self._thin = thin
+        self._planner = planner
+        self._log: StepLog | None = None
+        self._answered = 0
+        self._waiting: deque[Step] = deque()
+        """Steps that were given and are not answered."""
+        self._settle: Settle | None = None
         self._results: asyncio.Queue[Result | NodeError] = asyncio.Queue()
-        self._waiting: tuple[Step, Settle, asyncio.TimerHandle] | None = None
         self._is_running = False
         self._failure: NodeError | None = None
-        self._watchers = [
-            asyncio.create_task(self._watch(stage, stream)) for stage, stream in zip(route.stages, streams, strict=True)
-        ]
+        self._handing = asyncio.Lock()
+        """Held while steps are sent in order, and by a repair, so that none is sent meanwhile."""
+        self._lost: dict[StageLink, NodeError] = {}
+        self._has_lost = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_repairing = False
+        self._progress_s = self._waiting_since_s = time.monotonic()
+        self._step_s = 0.0
+        """What one short step takes, averaged over the last few."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._past_bytes = [0, 0]
+        for link in self._links:
+            link.watch(self._take, self._lose)
+
+    @property
+    def route(self) -> Route:
+        """Where the session runs now."""
+        return Route(tuple(link.stage for link in self._links))
 
     @property
     def bytes_out(self) -> int:
-        """Bytes sent on the control streams, steps included."""
-        return sum(stream.bytes_out for stream in self._streams)
+        """Bytes sent to stages, steps included."""
+        pushed = self._push.bytes_out if self._push else 0
+        return self._past_bytes[0] + pushed + sum(link.bytes_out for link in self._links)
 
     @property
     def bytes_in(self) -> int:
-        """Bytes received on the control streams, results included."""
-        return sum(stream.bytes_in for stream in self._streams)
+        """Bytes received from stages, results included."""
+        return self._past_bytes[1] + sum(link.bytes_in for link in self._links)
 
     async def run(self, steps: Sequence[Step]) -> list[Result]:
         """Send ``steps`` and return their results in order; several steps are in flight at once.
 
         Raises:
-            StageLost: a stage is gone or silent.
+            StageLost: a stage is gone or silent, and nothing takes its place.
+            MissingBlocks: nobody holds the blocks of a lost stage.
             Refused: a stage ended the session, with its reason.
             SessionError: a stage broke the protocol.
             LocalError: other steps of this session are still in flight.
@@ -95,14 +130,15 @@ class Chain:
         if self._is_busy:
             raise _overlap()
         self._is_running = True
-        sending = asyncio.create_task(self._send_all(steps))
+        self._waiting.extend(steps)
+        self._begin_waiting()
+        sending = asyncio.create_task(self._send(steps))
         try:
-            return [await self._receive(step) for step in steps]
+            return [await self._receive() for _ in steps]
         finally:
             self._is_running = False
             sending.cancel()
-            with contextlib.suppress(asyncio.CancelledError, NodeError):
-                await sending
+            await asyncio.gather(sending, return_exceptions=True)
 
     def run_one(self, step: Step, settle: Settle) -> None:
         """Send one step; call ``settle(result, None)`` or ``settle(None, error)``. The decode path: without a task.
@@ -115,186 +151,318 @@ class Chain:
         if self._failure is not None:
             settle(None, self._failure)
             return
-        try:
-            self._streams[0].write(step)
-        except UnavailableError:
-            settle(None, StageLost(f"The stage {self.route.stages[0]} is gone; {_RETRYABLE_WORDS}."))
+        self._settle = settle
+        self._waiting.append(step)
+        self._begin_waiting()
+        if self._push is None or self._handing.locked():
+            self._spawn(self._send([step]))
             return
-        timer = asyncio.get_running_loop().call_later(self._step_timeout_s, self._arrived, self._silence())
-        self._waiting = (step, settle, timer)
+        self._note(step)
+        try:
+            self._push.write(step)
+        except UnavailableError as error:
+            self._lose(self._links[0], error)
 
     @property
     def _is_busy(self) -> bool:
-        return self._is_running or self._waiting is not None
+        return self._is_running or self._settle is not None
 
-    def _arrived(self, outcome: Result | NodeError) -> None:
-        """Take what a stage sent: to whoever waits for one step, or into the queue. A failure is the session's last."""
+    def _begin_waiting(self) -> None:
+        self._progress_s = self._waiting_since_s = time.monotonic()
+        if self._timer is None:
+            self._look_later(self._silence_s)
+        if self._lost:
+            self._begin_repair()
+
+    def _note(self, step: Step) -> None:
+        if self._log is None:
+            shape = self._shape
+            self._log = StepLog(self.session, step.codec, step.shape[2], shape.batch, shape.max_length)
+        self._log.append(step)
+
+    async def _send(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            async with self._handing:
+                if self._failure is not None:
+                    return
+                self._note(step)
+                if self._push is None:
+                    continue
+                try:
+                    await self._push.send(step)
+                except UnavailableError as error:
+                    self._lose(self._links[0], error)
+
+    async def _receive(self) -> Result:
+        if self._failure is not None and self._results.empty():
+            raise self._failure
+        outcome = await self._results.get()
         if isinstance(outcome, NodeError):
-            self._failure = self._failure or outcome
-        if self._waiting is None:
-            self._results.put_nowait(outcome)
-            return
-        step, settle, timer = self._waiting
-        self._waiting = None
-        timer.cancel()
-        try:
-            settle(self._checked(outcome, step), None)
-        except NodeError as error:
-            settle(None, error)
-
-    def _silence(self) -> StageLost:
-        return StageLost(f"No stage answered within {self._step_timeout_s:.0f} s; {_RETRYABLE_WORDS}.")
+            raise outcome
+        return outcome
 
     def abandon(self) -> None:
         """Make every later step fail: the caller has gone away in the middle of one."""
-        self._arrived(StageLost("The session was interrupted in the middle of a step; open a new one."))
+        self._fail(StageLost("The session was interrupted in the middle of a step; open a new one."))
 
-    async def _send_all(self, steps: Sequence[Step]) -> None:
-        try:
-            for step in steps:
-                await self._streams[0].send(step)
-        except UnavailableError:
-            # The watcher of the stream may know better what happened; this is for when it does not.
-            self._arrived(StageLost(f"The stage {self.route.stages[0]} is gone; {_RETRYABLE_WORDS}."))
+    # What stages say.
 
-    async def _receive(self, step: Step) -> Result:
-        if self._failure is not None and self._results.empty():
-            raise self._failure
-        try:
-            async with asyncio.timeout(self._step_timeout_s):
-                return self._checked(await self._results.get(), step)
-        except TimeoutError:
-            self._failure = self._silence()
-            raise self._failure from None
+    def _take(self, link: StageLink, frame: Frame) -> None:
+        match frame:
+            case Result() if link is self._links[-1] and frame.session == self.session:
+                self._answer(link, frame)
+            case StageLostFrame() if frame.session == self.session:
+                accused = [other for other in self._links if other.stage.peer_id == frame.peer]
+                for other in accused:
+                    self._lose(other, StageLost(f"The stage {other.stage} is gone; {RETRYABLE_WORDS}."))
+            case _:
+                raise SessionError(f"The stage {link.stage} sent a {type(frame).__name__} frame out of place.")
 
-    def _checked(self, outcome: Result | NodeError, step: Step) -> Result:
-        if isinstance(outcome, NodeError):
-            raise outcome
-        if outcome.position != step.position or not self._has_form(outcome, step):
-            raise SessionError(f"The stage {self.route.stages[-1]} answered another step than it was asked.")
-        return outcome
+    def _answer(self, link: StageLink, result: Result) -> None:
+        if not self._waiting or not self._is_answer(result, self._waiting[0]):
+            raise SessionError(f"The stage {link.stage} answered another step than it was asked.")
+        step = self._waiting.popleft()
+        self._answered += 1
+        self._shape = with_rows(self._shape, step.rows)
+        now_s = time.monotonic()
+        if self._settle is not None:
+            self._step_s += (now_s - self._progress_s - self._step_s) * (_AVERAGE_WEIGHT if self._step_s else 1)
+        self._progress_s = self._waiting_since_s = now_s
+        self._deliver(result)
 
-    def _has_form(self, result: Result, step: Step) -> bool:
-        if self._thin is not None:
-            return self._thin.is_answer(result, step)
+    def _is_answer(self, result: Result, step: Step) -> bool:
+        if result.position != step.position:
+            return False
+        if self._shape.thin is not None:
+            return self._shape.thin.is_answer(result, step)
         return result.shape == step.shape and result.codec == step.codec
 
-    async def _watch(self, stage: Stage, stream: FrameStream) -> None:
+    def _deliver(self, outcome: Result | NodeError) -> None:
+        if self._settle is None:
+            self._results.put_nowait(outcome)
+            return
+        settle, self._settle = self._settle, None
+        if isinstance(outcome, NodeError):
+            settle(None, outcome)
+        else:
+            settle(outcome, None)
+
+    def _fail(self, error: NodeError) -> None:
+        """End the session for its caller: the failure is its last outcome."""
+        if self._failure is None:
+            self._failure = error
+            self._deliver(error)
+
+    def _lose(self, link: StageLink, error: NodeError) -> None:
+        """Note that a stage is lost; another takes its place as soon as a step waits for it."""
+        if link not in self._links or link in self._lost:
+            return
+        self._lost[link] = error
+        self._has_lost.set()
+        if self._planner is None:
+            self._fail(error)
+        elif self._waiting:
+            self._begin_repair()
+
+    # Silence.
+
+    @property
+    def _waited_s(self) -> float:
+        return time.monotonic() - self._waiting_since_s
+
+    @property
+    def _silence_s(self) -> float:
+        return max(_MIN_SILENCE_S, 2 * self._step_s)
+
+    @property
+    def _sign_s(self) -> float:
+        return max(_MIN_SIGN_S, 3 * self._step_s)
+
+    def _look_later(self, delay_s: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._look)
+
+    def _look(self) -> None:
+        """Look whether something has come since the last time; ask the stages for a sign of life if not."""
+        self._timer = None
+        if not self._waiting or self._failure is not None:
+            return
+        silent_s = time.monotonic() - self._progress_s
+        if self._is_repairing or silent_s < self._silence_s:
+            self._look_later(max(0.05, self._silence_s - silent_s))
+        elif self._waited_s >= self._step_timeout_s:
+            self._fail(StageLost(f"No stage answered within {self._step_timeout_s:.0f} s; {RETRYABLE_WORDS}."))
+        else:
+            self._spawn(self._ask_for_signs())
+
+    async def _ask_for_signs(self) -> None:
+        before = [link.alive for link in self._links]
+        links = list(self._links)
+        await self._probe(links)
+        # Handed on, and not taken, and nothing new between two looks: what lies between two stages is broken.
+        handed_on = self._log.count if self._log else 0
+        for link, last in zip(links, before, strict=True):
+            now = link.alive
+            if now is not None and last is not None and now.taken == last.taken < handed_on == self._stalled_at(link):
+                self._lose(link, StageLost(f"The stage {link.stage} does not get what it is sent; {RETRYABLE_WORDS}."))
+            handed_on = now.handed_on if now is not None else 0
+            link.stalled_at = handed_on
+        if self._timer is None:
+            self._look_later(min(self._silence_s, max(0.05, self._step_timeout_s / 4)))
+
+    def _stalled_at(self, link: StageLink) -> int:
+        """Return how many steps the stage before had handed on when this was looked at last."""
+        index = self._links.index(link) if link in self._links else 0
+        return self._links[index - 1].stalled_at if index else self._log.count if self._log else 0
+
+    async def _probe(self, links: Sequence[StageLink]) -> None:
+        """Ask stages for a sign of life; those that give none are lost."""
+        signs = await asyncio.gather(*(link.probe(self._sign_s) for link in links), return_exceptions=True)
+        for link, sign in zip(links, signs, strict=True):
+            if isinstance(sign, NodeError):
+                self._lose(link, sign)
+
+    # Repair.
+
+    def _begin_repair(self) -> None:
+        if not self._is_repairing and self._planner is not None and self._failure is None:
+            self._is_repairing = True
+            self._spawn(self._repair(self._planner))
+
+    async def _repair(self, planner: Planner) -> None:
+        began_s = time.monotonic()
+        reason: NodeError | None = None
         try:
-            while True:
-                frame = await stream.receive()
-                match frame:
-                    case Result() if stream is self._streams[-1] and frame.session == self.session:
-                        self._arrived(frame)
-                    case Refuse():
-                        self._arrived(_as_error(stage, frame))
-                    case StageLostFrame():
-                        self._arrived(StageLost(f"The stage after {stage} is gone; {_RETRYABLE_WORDS}."))
-                    case Drain():
-                        continue
-                    case None:
-                        self._arrived(StageLost(f"The stage {stage} is gone; {_RETRYABLE_WORDS}."))
+            async with self._handing:
+                while self._lost and self._failure is None:
+                    if self._waited_s > self._step_timeout_s:
+                        self._fail(_unreachable([link.stage for link in self._lost], reason))
                         return
-                    case _:
-                        raise SessionError(f"The stage {stage} sent a {frame.__class__.__name__} frame out of place.")
-        except NodeError as error:
-            self._arrived(error)
+                    try:
+                        repaired = await self._replace(planner)
+                    except UnavailableError as error:
+                        reason = error
+                        await asyncio.sleep(_PAUSE_BETWEEN_TRIES_S)
+                    else:
+                        planner.tell(replace(repaired, seconds=time.monotonic() - began_s))
+        finally:
+            self._is_repairing = False
+            self._progress_s = time.monotonic()
+
+    async def _replace(self, planner: Planner) -> Repaired:
+        """Put other stages in the place of the first ones that are lost, and let them catch up."""
+        self._has_lost.clear()
+        for link, reason in self._lost.items():
+            planner.failed(link.stage.peer_id, reason)
+        await asyncio.gather(*(link.cut() for link in self._lost))
+        if self._links[0] in self._lost:
+            await self._drop_push()
+        first = next(index for index, link in enumerate(self._links) if link in self._lost)
+        if first:
+            await self._catch_up(self._links[first - 1])
+        answered, shape = self._answered, replace(self._shape, steps=self._answered)
+        found = await open_replacement(self._swarm, planner, self.session, shape, self._links, set(self._lost))
+        old = self._links[found.first : found.last + 1]
+        for link in old:
+            self._past_bytes = [self._past_bytes[0] + link.bytes_out, self._past_bytes[1] + link.bytes_in]
+            self._lost.pop(link, None)
+        self._links[found.first : found.last + 1] = found.links
+        for link in found.links:
+            link.watch(self._take, self._lose)
+        await asyncio.gather(*(link.close() for link in old))
+        await self._hand_over(found.first, len(found.links), answered)
+        return Repaired(
+            lost=tuple(str(link.stage) for link in old),
+            replaced_by=tuple(str(link.stage) for link in found.links),
+            replayed_tokens=self._log.length if self._log else 0,
+            same_drift_class={_drift_class(link) for link in old} == {_drift_class(link) for link in found.links},
+        )
+
+    async def _catch_up(self, link: StageLink) -> None:
+        """Wait until a stage that was new a moment ago has handed on all that was answered before it came."""
+        while (await link.probe(self._sign_s)).handed_on < self._answered:  # noqa: ASYNC110 - it is at another machine
+            await asyncio.sleep(0.02)
+
+    async def _hand_over(self, first: int, num_new: int, answered: int) -> None:
+        """Let the stages from ``first`` on have the history: from the stage before them, or from here."""
+        new = self._links[first]
+        if first == 0:
+            try:
+                self._push = FrameStream(
+                    await self._swarm.dial(new.stage.peer_id, PROTOCOL, addresses=new.stage.addresses)
+                )
+                for step in self._log.replay(answered, num_new) if self._log else ():
+                    await self._push.send(step, self._step_timeout_s)
+            except (PeerUnavailable, UnavailableError) as error:
+                self._lose(new, StageLost(str(error)))
+            return
+        before = self._links[first - 1]
+        handing = asyncio.create_task(before.replay(new.stage, answered, num_new, self._step_timeout_s))
+        losing = asyncio.create_task(self._has_lost.wait())
+        try:
+            while not handing.done() and not losing.done():
+                done, _ = await asyncio.wait((handing, losing), timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    await self._probe(self._links)
+            if handing.done() and handing.exception() is not None:
+                self._lose(before, StageLost(f"The stage {before.stage} does not answer; {RETRYABLE_WORDS}."))
+        finally:
+            for task in (handing, losing):
+                task.cancel()
+            await asyncio.gather(handing, losing, return_exceptions=True)
+
+    async def _drop_push(self) -> None:
+        push, self._push = self._push, None
+        if push is not None:
+            self._past_bytes[0] += push.bytes_out
+            await push.close()
+
+    def _spawn(self, work: object) -> None:
+        task: asyncio.Task[None] = asyncio.create_task(work)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
         """End the session at every stage."""
-        for watcher in self._watchers:
-            watcher.cancel()
-        await asyncio.gather(*self._watchers, return_exceptions=True)
-        await asyncio.gather(*(self._close_stream(stream) for stream in self._streams))
-
-    async def _close_stream(self, stream: FrameStream) -> None:
-        with contextlib.suppress(UnavailableError):
-            await stream.send(Close(self.session))
-        await stream.close()
+        self._failure = self._failure or LocalError("The session is closed.")
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(link.close() for link in self._links), self._drop_push())
 
 
-async def open_chain(swarm: Swarm, route: Route, shape: SessionShape, *, step_timeout_s: float) -> Chain:
+async def open_chain(
+    swarm: Swarm, route: Route, shape: SessionShape, *, step_timeout_s: float, planner: Planner | None = None
+) -> Chain:
     """Open a session at every stage of ``route`` at once.
 
     Raises:
         StageFailed: a stage is not reachable or refuses; every other stage is closed again.
     """
     session = os.urandom(16)
-    openings = [
-        asyncio.create_task(_open_stage(swarm, route, index, session, shape)) for index in range(len(route.stages))
-    ]
-    done = await asyncio.gather(*openings, return_exceptions=True)
-    streams = [outcome for outcome in done if isinstance(outcome, FrameStream)]
-    failures = [outcome for outcome in done if isinstance(outcome, BaseException)]
-    if failures:
-        await asyncio.gather(*(stream.close() for stream in streams))
-        # A stage whose next stage cannot be reached is not the one at fault when that one failed by itself.
-        failures.sort(key=lambda failure: _is_secondary(failure))
-        raise failures[0]
-    return Chain(session, route, streams, step_timeout_s, shape.thin)
+    links = await open_links(swarm, route.stages, session, shape, previous=swarm.peer_id, after=None)
+    first = route.stages[0]
+    try:
+        push = FrameStream(await swarm.dial(first.peer_id, PROTOCOL, addresses=first.addresses))
+    except PeerUnavailable as error:
+        await asyncio.gather(*(link.close() for link in links))
+        raise StageFailed(first, error) from error
+    return Chain(swarm, session, shape, links, push, step_timeout_s=step_timeout_s, planner=planner)
+
+
+def _unreachable(lost: Sequence[Stage], reason: NodeError | None) -> MissingBlocks:
+    blocks = ", ".join(f"{stage.start}:{stage.end}" for stage in lost)
+    last = f" (the last one tried: {reason})" if reason is not None else ""
+    return MissingBlocks(
+        f"No server that can be reached holds the blocks {blocks}{last}; start one with "
+        f"`efedllm serve MODEL --join CODE --blocks {blocks.split(', ')[0]}`, or try again when one is back."
+    )
+
+
+def _drift_class(link: StageLink) -> tuple[str, str]:
+    return link.dtype, link.stage.drift_class
 
 
 def _overlap() -> LocalError:
     return LocalError("A session takes its next steps when the last ones have been answered; open one for each thread.")
-
-
-def _is_secondary(failure: BaseException) -> bool:
-    reason = failure.reason if isinstance(failure, StageFailed) else None
-    return isinstance(reason, Refused) and reason.code == "next_unreachable"
-
-
-async def _open_stage(swarm: Swarm, route: Route, index: int, session: bytes, shape: SessionShape) -> FrameStream:
-    stage = route.stages[index]
-    before = route.stages[index - 1] if index else None
-    after = route.stages[index + 1] if index + 1 < len(route.stages) else None
-    try:
-        frames = FrameStream(await swarm.dial(stage.peer_id, PROTOCOL, addresses=stage.addresses))
-    except PeerUnavailable as error:
-        raise StageFailed(stage, error) from error
-    opened = Open(
-        session=session,
-        manifest=shape.manifest,
-        start=stage.start,
-        end=stage.end,
-        batch=shape.batch,
-        left_padding=shape.left_padding,
-        max_length=shape.max_length,
-        codec=shape.codec,
-        previous=before.peer_id if before else "",
-        next=after.peer_id if after else "",
-        next_addresses=after.addresses if after else (),
-        embed=shape.thin is not None and before is None,
-        top=shape.thin.top if shape.thin and after is None else 0,
-        sampling=shape.thin.sampling if shape.thin and after is None else None,
-    )
-    try:
-        await frames.send(opened)
-        async with asyncio.timeout(_OPEN_TIMEOUT_S):
-            answer = await frames.receive()
-        match answer:
-            case Accept() if answer.session == session:
-                return frames
-            case Refuse():
-                raise _as_error(stage, answer)
-            case None:
-                raise StageLost(f"The stage {stage} closed the stream.")
-            case _:
-                raise SessionError(f"The stage {stage} answered open with {type(answer).__name__}.")
-    except TimeoutError as error:
-        await frames.close()
-        raise StageFailed(stage, StageLost(f"no answer within {_OPEN_TIMEOUT_S:.0f} s")) from error
-    except NodeError as error:
-        await frames.close()
-        raise StageFailed(stage, error) from error
-
-
-_OPEN_TIMEOUT_S = 10.0
-
-
-def _as_error(stage: Stage, refusal: Refuse) -> Refused:
-    return Refused(
-        refusal.code,
-        f"The stage {stage} refuses: {refusal.message}",
-        retryable=refusal.retryable,
-        retry_after_s=refusal.retry_after_ms / 1000,
-    )

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, Protocol
 
 from node.client.call_checks import check_call
 from node.client.remote_session import AUTO_CODEC, Connector, RemoteCache
+from node.client.repair import Repaired
 from node.errors import UserError
 
 
@@ -153,6 +154,10 @@ class DistributedMixin:
         if opened is not None:
             opened.append(cache)
         model_kwargs["past_key_values"] = cache
+
+    def on_repaired(self, tell: Callable[[Repaired], None]) -> None:
+        """Call ``tell`` from now on, in another thread, when other servers have taken the place of lost ones."""
+        self._connector.on_repaired = tell
 
     def close(self) -> None:
         """Leave the swarm; the model is of no use afterwards."""

@@ -1,17 +1,19 @@
 """The swarm as a client's model uses it: looks the directory up, plans routes, opens chains, from a synchronous thread.
 
 Owns the loop thread and the ``Swarm`` in it. A server that refuses or cannot be reached is left out of the next plan
-for a while; what happens when a stage is lost in mid-session is not decided here.
+for a while, longer each time; so is one that is lost in mid-session.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass
 from typing import Self
 
 from dht.directory import Directory, read_directory
@@ -20,13 +22,21 @@ from dht.parameters import parse_join
 from dht.swarm import Swarm
 from node.client.chain import Chain, SessionShape, StageFailed, open_chain
 from node.client.loop_thread import LoopThread
-from node.client.route import Route, plan_route
+from node.client.repair import Repaired
+from node.client.route import Route, Stage, plan_route
 from node.client.thin_terms import ThinTerms
 from node.errors import MissingBlocks, Refused, UserError
 from node.wire import Result, Step
 
+logger = logging.getLogger(__name__)
+
 _AVOID_S = 30.0
-"""How long a server that failed to open a stage is left out of routes, s."""
+"""How long a server that failed is left out of routes the first time, s; twice as long with every further time."""
+_MAX_AVOID_S = 900.0
+_RECENT_S = 10.0
+"""The directory as it was so long ago is good enough to begin with; a new look is taken meanwhile."""
+_LOOK_S = 0.3
+"""For a look at the directory whoever has an older one waits so long: members that are gone make it slow."""
 _MAX_OPEN_ATTEMPTS = 8
 _HOPELESS_CODES = frozenset({"too_long", "bad_open", "unsupported"})
 """Refusals that every other server would repeat."""
@@ -44,7 +54,14 @@ class Network:
         self._manifest = manifest
         self._num_blocks = num_blocks
         self._step_timeout_s = step_timeout_s
-        self._avoid: dict[str, float] = {}
+        self._avoid: dict[str, _Avoided] = {}
+        self._known: Directory | None = None
+        """The directory as it was last seen."""
+        self._known_s = 0.0
+        """When that was, by the monotonic clock."""
+        self._looking: asyncio.Task[Directory] | None = None
+        self.on_repaired: Callable[[Repaired], None] = _log_repaired
+        """Called in the loop's thread when a session has got other stages for lost ones."""
         self.last_route: Route | None = None
         """The route of the session opened last."""
         self._chains: set[Chain] = set()
@@ -87,7 +104,7 @@ class Network:
 
     def directory(self) -> Directory:
         """Look up who serves the model now."""
-        return self._loop.run(self._directory())
+        return self._loop.run(self._look())
 
     def open(
         self,
@@ -121,32 +138,84 @@ class Network:
         return chain
 
     async def _directory(self) -> Directory:
-        return await read_directory(self._swarm, self._manifest, time.time())
+        """Return the directory, seen just now if that does not take long."""
+        looking = self._looking
+        if looking is None or looking.done():
+            looking = self._looking = asyncio.create_task(self._look())
+            looking.add_done_callback(_forget_outcome)  # The last look may serve instead.
+        if self._known is None:
+            return await asyncio.shield(looking)
+        if time.monotonic() - self._known_s > _RECENT_S:
+            await asyncio.wait({looking}, timeout=_LOOK_S)
+        return self._known
+
+    async def _look(self) -> Directory:
+        known = await read_directory(self._swarm, self._manifest, time.time())
+        self._known, self._known_s = known, time.monotonic()
+        return known
+
+    def _avoided(self) -> set[str]:
+        """Return the peers that are left out now."""
+        now = time.monotonic()
+        self._avoid = {peer: entry for peer, entry in self._avoid.items() if entry.until_s + _MAX_AVOID_S > now}
+        return {peer for peer, entry in self._avoid.items() if entry.until_s > now}
+
+    # What ``repair.Planner`` asks.
+
+    async def plan(self, start: int, end: int, without: Set[str], *, needs_ends: bool) -> tuple[Stage, ...]:
+        """Return stages that cover the blocks ``[start, end)``, none of them a peer of ``without``.
+
+        A server that failed is taken all the same where there is no other: it may be back.
+
+        Raises:
+            MissingBlocks: some blocks have no server.
+        """
+
+        def plan(directory: Directory, avoid: Set[str]) -> tuple[Stage, ...]:
+            route = plan_route(directory, self._num_blocks, avoid, needs_ends=needs_ends, start=start, end=end)
+            return route.stages
+
+        try:
+            return plan(await self._directory(), without | self._avoided())
+        except MissingBlocks:
+            return plan(await self._look(), without)
+
+    def failed(self, peer_id: str, reason: Exception) -> None:
+        """Leave a peer out for a while, longer each time."""
+        now = time.monotonic()
+        entry = self._avoid.get(peer_id)
+        if entry is not None and entry.until_s > now:
+            return
+        count = entry.count + 1 if entry is not None else 1
+        self._avoid[peer_id] = _Avoided(now + _avoid_s(reason, count), count)
 
     async def _open(self, shape: SessionShape) -> Chain:
         last_failure: StageFailed | None = None
         failed: set[str] = set()
         needs_ends = shape.thin is not None
+        planner = _SessionPlanner(self, needs_ends=needs_ends)
         for _ in range(_MAX_OPEN_ATTEMPTS):
-            now = time.monotonic()
-            self._avoid = {peer: until for peer, until in self._avoid.items() if until > now}
             try:
-                avoid = failed | self._avoid.keys()
-                route = plan_route(await self._directory(), self._num_blocks, avoid, needs_ends=needs_ends)
+                avoid = failed | self._avoided()
+                directory = await self._directory()
+                try:
+                    route = plan_route(directory, self._num_blocks, avoid, needs_ends=needs_ends)
+                except MissingBlocks:
+                    route = plan_route(await self._look(), self._num_blocks, avoid, needs_ends=needs_ends)
             except MissingBlocks:
                 break
             try:
-                return await open_chain(self._swarm, route, shape, step_timeout_s=self._step_timeout_s)
+                return await open_chain(self._swarm, route, shape, step_timeout_s=self._step_timeout_s, planner=planner)
             except StageFailed as failure:
                 if isinstance(failure.reason, Refused) and failure.reason.code in _HOPELESS_CODES:
                     raise failure.reason from failure
                 last_failure = failure
                 failed.add(failure.stage.peer_id)
-                self._avoid[failure.stage.peer_id] = now + _avoid_s(failure.reason)
+                self.failed(failure.stage.peer_id, failure.reason)
         if last_failure is not None:  # It says more than that blocks are missing once its server is left out.
             raise last_failure
-        route = plan_route(await self._directory(), self._num_blocks, needs_ends=needs_ends)
-        return await open_chain(self._swarm, route, shape, step_timeout_s=self._step_timeout_s)
+        route = plan_route(await self._look(), self._num_blocks, needs_ends=needs_ends)
+        return await open_chain(self._swarm, route, shape, step_timeout_s=self._step_timeout_s, planner=planner)
 
     def run(self, chain: Chain, steps: list[Step]) -> list[Result]:
         """Send ``steps`` along ``chain`` and wait for their results."""
@@ -171,10 +240,56 @@ class Network:
         self._finalizer()
 
 
-def _avoid_s(reason: Exception) -> float:
-    """Return for how long a server is left out of other sessions: as long as it asks for, or as one that is gone."""
-    asked_s = reason.retry_after_s if isinstance(reason, Refused) else 0.0
-    return min(asked_s or _AVOID_S, _AVOID_S)
+@dataclass(frozen=True, slots=True)
+class _Avoided:
+    until_s: float
+    """Of the monotonic clock."""
+    count: int
+    """How often it has failed."""
+
+
+class _SessionPlanner:
+    """A network as one session's repairs see it."""
+
+    def __init__(self, network: Network, *, needs_ends: bool) -> None:
+        self._network = weakref.proxy(network)  # Sessions do not keep a client alive that nobody holds any more.
+        self._needs_ends = needs_ends
+
+    async def plan(self, start: int, end: int, without: Set[str]) -> tuple[Stage, ...]:
+        """Return stages that cover the blocks ``[start, end)``."""
+        stages: tuple[Stage, ...] = await self._network.plan(start, end, without, needs_ends=self._needs_ends)
+        return stages
+
+    def failed(self, peer_id: str, reason: Exception) -> None:
+        """Leave a peer out for a while."""
+        self._network.failed(peer_id, reason)
+
+    def tell(self, repaired: Repaired) -> None:
+        """Tell whoever wants to know."""
+        self._network.on_repaired(repaired)
+
+
+def _log_repaired(repaired: Repaired) -> None:
+    logger.info(
+        "%s took the place of %s within %.0f ms; %d positions replayed%s",
+        ", ".join(repaired.replaced_by),
+        ", ".join(repaired.lost),
+        1000 * repaired.seconds,
+        repaired.replayed_tokens,
+        "" if repaired.same_drift_class else "; they compute differently, so tokens may differ",
+    )
+
+
+def _forget_outcome(looking: asyncio.Task[Directory]) -> None:
+    if not looking.cancelled():
+        looking.exception()
+
+
+def _avoid_s(reason: Exception, count: int) -> float:
+    """Return for how long a server is left out that has failed so often, s: what it asks for, or longer each time."""
+    if isinstance(reason, Refused) and reason.retry_after_s:
+        return min(reason.retry_after_s, _AVOID_S)
+    return min(_AVOID_S * 2.0 ** (count - 1), _MAX_AVOID_S)
 
 
 def _leave(loop: LoopThread, exits: contextlib.AsyncExitStack, chains: set[Chain]) -> None:

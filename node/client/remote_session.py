@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from node.client.chain import Chain
 from node.client.history import History, PlannedStep
+from node.client.repair import Repaired
 from node.client.route import Route
 from node.client.thin_terms import ThinTerms
 from node.errors import LocalError, UnavailableError, UserError
@@ -33,6 +34,9 @@ AUTO_CODEC = "auto"
 
 class Connector(Protocol):
     """Opens, uses and closes chains from a synchronous thread; ``network.Network`` is one."""
+
+    on_repaired: Callable[[Repaired], None]
+    """Called in another thread when other servers have taken the place of lost ones."""
 
     def open(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from dht.directory import Directory
 from dht.records import EMBEDS, HEADS, Announcement, ServerState
@@ -18,6 +18,8 @@ class Stage:
     start: int
     end: int
     addresses: tuple[str, ...]
+    drift_class: str = field(default="", compare=False)
+    """What decides how its results are rounded: dtype of the weights and version of the software."""
 
     def __str__(self) -> str:
         return f"{self.start}:{self.end} on {self.peer_id}"
@@ -43,9 +45,15 @@ class _Usable:
 
 
 def plan_route(
-    directory: Directory, num_blocks: int, avoid: Collection[str] = (), *, needs_ends: bool = False
+    directory: Directory,
+    num_blocks: int,
+    avoid: Collection[str] = (),
+    *,
+    needs_ends: bool = False,
+    start: int = 0,
+    end: int | None = None,
 ) -> Route:
-    """Cover ``[0, num_blocks)`` with the fewest stages; among equals take the higher throughput, then the lower id.
+    """Cover blocks with the fewest stages; among equals take the higher throughput, then the lower id.
 
     Args:
         directory: who serves what now.
@@ -53,6 +61,8 @@ def plan_route(
         avoid: peers not to use.
         needs_ends: whether the first stage must embed token ids and the last one compute logits. A server that does not
             is then used without the model's first or last block.
+        start: first block to cover.
+        end: one past the last block to cover; None: all of them.
 
     Raises:
         MissingBlocks: some blocks have no usable server; the message names them.
@@ -62,13 +72,14 @@ def plan_route(
     ]
     usable = [_part_of(server, num_blocks, needs_ends) for server in online]
     stages: list[Stage] = []
-    at = 0
-    while at < num_blocks:
-        covering = [part for part in usable if part.start <= at < part.end]
+    at, end = start, num_blocks if end is None else end
+    while at < end:
+        covering = [replace(part, end=min(part.end, end)) for part in usable if part.start <= at < part.end]
         if not covering:
             raise MissingBlocks(_missing_message(usable, num_blocks, online if needs_ends else None))
         best = max(covering, key=_preference)
-        stages.append(Stage(best.server.owner, at, best.end, tuple(best.server.addresses)))
+        drift_class = f"{best.server.dtype} {best.server.version}"
+        stages.append(Stage(best.server.owner, at, best.end, tuple(best.server.addresses), drift_class))
         at = best.end
     return Route(tuple(stages))
 

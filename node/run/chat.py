@@ -17,6 +17,7 @@ from node.run.events import Reporter
 from node.run.generate import (
     GenerateOptions,
     Printer,
+    RepairTeller,
     check_length,
     connect,
     encode,
@@ -36,6 +37,7 @@ def run_chat(options: GenerateOptions, reporter: Reporter) -> None:
     config, tokenizer = load_tokenizer(options)
     limit = min(max_positions(config), MAX_POSITIONS)
     with connect(options) as model:
+        model.on_repaired(RepairTeller(reporter))
         reporter.say("Type a line and press Enter; end with Ctrl-D.")
         chat = _Chat(model, tokenizer, options, reporter, limit)
         line = _read_line(reporter)

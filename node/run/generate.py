@@ -12,6 +12,7 @@ from transformers.generation.streamers import TextStreamer
 
 from node.client.distributed_model import AutoDistributedModelForCausalLM
 from node.client.model_sessions import InferenceSession
+from node.client.repair import Repaired
 from node.client.thin_model import DEFAULT_TOP
 from node.errors import ModelNotFound, PromptTooLong
 from node.model.checkpoint import Checkpoint
@@ -74,6 +75,7 @@ def run_generate(options: GenerateOptions, reporter: Reporter) -> None:
     inputs = encode(tokenizer, options.prompt)
     check_length(config, inputs["input_ids"].shape[1], options.max_new_tokens)
     with connect(options) as model:
+        model.on_repaired(RepairTeller(reporter))
         with model.inference_session(inputs["input_ids"].shape[1] + options.max_new_tokens + 1) as session:
             told = _RouteTeller(session, reporter)
 
@@ -102,6 +104,27 @@ class _RouteTeller:
         stages = [{"peer_id": stage.peer_id, "blocks": f"{stage.start}:{stage.end}"} for stage in route.stages]
         self._reporter.event("route", {"stages": stages})
         self._reporter.say(f"Route: {route}")
+
+
+class RepairTeller:
+    """Says that other servers have taken the place of lost ones."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+
+    def __call__(self, repaired: Repaired) -> None:
+        """Say it."""
+        fields = {
+            "lost": list(repaired.lost),
+            "replaced_by": list(repaired.replaced_by),
+            "replayed_tokens": repaired.replayed_tokens,
+            "ms": round(1000 * repaired.seconds),
+            "same_drift_class": repaired.same_drift_class,
+        }
+        self._reporter.event("route_repaired", fields)
+        differing = "" if repaired.same_drift_class else " It computes differently, so bytes may differ."
+        lost, new = ", ".join(repaired.lost), ", ".join(repaired.replaced_by)
+        self._reporter.say(f"Lost {lost}; {new} took over within {fields['ms']} ms.{differing}")
 
 
 def load_tokenizer(options: GenerateOptions) -> tuple[Any, Any]:

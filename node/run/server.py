@@ -236,7 +236,8 @@ def _make_handler(
     spared = plan.memory.end_bytes - (ends.weight_bytes if ends else 0)
     cache_bytes = plan.memory.cache_bytes + max(0, spared)
     prefix_bytes = cache_bytes // _PREFIX_SHARE
-    num_positions = (cache_bytes - prefix_bytes) // span.cache_bytes_per_position
+    log_bytes = plan.checkpoint.config.hidden_size * span.dtype.itemsize  # what is handed on of a position, and kept
+    num_positions = (cache_bytes - prefix_bytes) // (span.cache_bytes_per_position + log_bytes)
     if num_positions < PAGE:
         raise DoesNotFit("The weights fit but leave no memory for a session; take fewer blocks, or pass --no-ends.")
     served = Served(
@@ -250,7 +251,7 @@ def _make_handler(
         shares_prefixes=options.share_prefixes,
     )
     arena = span.new_arena(num_positions)
-    return Handler(served, engine, swarm.dial, arena, PrefixStore(prefix_bytes))
+    return Handler(served, engine, swarm.dial, arena, PrefixStore(prefix_bytes), num_positions * log_bytes)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -27,23 +27,29 @@ from node.model.tensors import codec_of
 from node.serve.computation import Computation, Output, SpanSteps, StepJob
 from node.serve.end_work import EndWork
 from node.serve.prefixes import PrefixChain, PrefixStore, scope_of
-from node.serve.session import Compute, StageSession
+from node.serve.session import Compute, Known, Order, StageSession
 from node.serve.slots import Slot, Slots
+from node.step_log import StepLog
 from node.transport import ByteStream, FrameStream
 from node.wire import (
     MAX_HEADER_BYTES,
     NO_SESSION,
     PROTOCOL,
     Accept,
+    Adopt,
+    Alive,
     Close,
     Frame,
     Open,
+    Probe,
     Refuse,
+    Replay,
     Reserved,
     Result,
     Sendable,
     StageLost,
     Step,
+    payload_parts,
     step_session,
 )
 
@@ -123,7 +129,21 @@ class _Live:
     previous: FrameStream | None = None
     """The stream on which the previous stage pushes steps, while there is one."""
     next: FrameStream | None = None
-    """The stream on which outputs are pushed to the next stage."""
+    """The stream on which outputs are pushed to the next stage; None while there is none that takes them."""
+    next_peer: str = ""
+    """The peer that outputs are pushed to."""
+    log: StepLog | None = None
+    """What has been handed on, for a stage that takes the next one's place; None: outputs go to the client."""
+    log_bytes: int = 0
+    """Memory promised to the log."""
+    handed_on: int = 0
+    """Steps whose outputs have been handed on, those included that were answered before the session was opened here."""
+    running: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a step is run: one at a time, also where a new previous stage follows an old one."""
+    handing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while outputs are handed on, so that the log and the next stage see them in the same order."""
+    relinking: asyncio.Task[None] | None = None
+    """Hands the log over to another next stage."""
     output: Output | None = None
     """The last step's output, for a repeated step."""
 
@@ -137,6 +157,7 @@ class Handler:
         dial: opens streams to next stages.
         arena: memory for the caches of all sessions.
         prefixes: remembers common beginnings of sessions; None: every session computes all of its own.
+        log_bytes: memory for what sessions have handed on; more of it than this is refused.
     """
 
     def __init__(
@@ -146,8 +167,10 @@ class Handler:
         dial: Dialer,
         arena: KeyValueArena,
         prefixes: PrefixStore | None = None,
+        log_bytes: int = 2**30,
     ) -> None:
         self.counters = Counters()
+        self._log_bytes_free = self._log_bytes = log_bytes
         self.slots = Slots(arena.num_positions)
         self._served = served
         self._engine = engine
@@ -264,6 +287,12 @@ class Handler:
                 raise SessionError("Steps of this session come from the previous stage, not from the client.")
             case Step() if frame.session == live.state.opened.session:
                 await self._run(live, frame)
+            case Probe() if frame.session == live.state.opened.session:
+                await self._tell_alive(live, frame.tag)
+            case Adopt() if frame.session == live.state.opened.session:
+                await self._adopt(live, frame)
+            case Replay() if frame.session == live.state.opened.session:
+                self._relink(live, frame)
             case Reserved():
                 message = f"This version does not know the frame {frame.kind} yet."
                 await self._tell_client(live, Refuse(NO_SESSION, "unsupported", message))
@@ -272,7 +301,7 @@ class Handler:
 
     async def _serve_pushes(self, frames: FrameStream, session: bytes) -> None:
         live = self._sessions.get(session)
-        if live is None or live.state.opened.previous != frames.peer_id:
+        if live is None or live.state.previous != frames.peer_id:
             raise SessionError("This stage has no session that takes steps from this peer.")
         if live.previous is not None:
             raise SessionError("The steps of this session come on another stream already.")
@@ -283,12 +312,66 @@ class Handler:
                 if not isinstance(frame, Step) or frame.session != session:
                     raise SessionError("A push stream carries the steps of one session and nothing else.")
                 await self._run(live, frame)
-        except (RemoteError, Refused, ComputeFailed) as error:
+        except RemoteError as error:
+            if frames.peer_id == live.client.peer_id or not self._is_open(live):
+                await self._end(live, error)
+                return
+            with contextlib.suppress(UnavailableError):  # The session is as it was; the client may have another stage.
+                await self._tell_client(live, StageLost(session, frames.peer_id))
+            raise
+        except (Refused, ComputeFailed) as error:
             await self._end(live, error)
         except UnavailableError:  # The client is gone, or does not read.
             await self._end(live)
         finally:
-            live.previous = None
+            if live.previous is frames:
+                live.previous = None
+
+    async def _adopt(self, live: _Live, order: Adopt) -> None:
+        """Take steps from another previous stage from now on."""
+        live.state.previous = order.previous
+        old, live.previous = live.previous, None
+        if old is not None:
+            await old.close()
+        await self._tell_alive(live, order.tag)
+
+    def _relink(self, live: _Live, order: Replay) -> None:
+        """Begin to hand outputs on to another next stage, which is told everything from the beginning."""
+        if live.log is None:
+            raise SessionError("The last stage has none behind it.")
+        if order.answered > live.log.count:
+            raise SessionError(f"{live.log.count} steps have been handed on here; {order.answered} cannot be answered.")
+        if live.relinking is not None:
+            live.relinking.cancel()
+        live.relinking = asyncio.create_task(self._replay(live, live.log, order))
+
+    async def _replay(self, live: _Live, log: StepLog, order: Replay) -> None:
+        await self._drop_next(live)  # Whoever waits for it to read gives up.
+        async with live.handing:
+            live.next_peer = order.next
+            try:
+                await self._connect_next(live, order.next, order.next_addresses)
+                assert live.next is not None
+                for step in log.replay(order.answered, order.stages):
+                    await live.next.send(step, self._served.send_timeout_s)
+                await self._tell_alive(live, order.tag)
+            except (DhtError, UnavailableError):
+                await self._lose_next(live)
+
+    async def _drop_next(self, live: _Live) -> None:
+        stream, live.next = live.next, None
+        if stream is not None:
+            self._uncount(stream)
+            await stream.close()
+
+    async def _lose_next(self, live: _Live) -> None:
+        """Tell the client that the next stage does not take what it is given."""
+        await self._drop_next(live)  # Nothing more is queued for it.
+        with contextlib.suppress(UnavailableError):
+            await self._tell_client(live, StageLost(live.state.opened.session, live.next_peer))
+
+    async def _tell_alive(self, live: _Live, tag: int) -> None:
+        await self._tell_client(live, Alive(live.state.opened.session, tag, live.state.taken, live.handed_on))
 
     def _open(self, frames: FrameStream, opened: Open) -> _Live:
         """Take a session in; whoever calls this sees to its end."""
@@ -305,7 +388,15 @@ class Handler:
         cache = span.new_cache(opened.max_length, opened.batch, buffers)
         work = EndWork(served.ends, opened) if served.ends and _wants_ends(opened) else None
         computation = Computation(span, cache, self._chain(opened, frames.peer_id), work)
-        live = _Live(state, computation, frames, time.monotonic(), [slot], opened.batch)
+        live = _Live(state, computation, frames, time.monotonic(), [slot], opened.batch, handed_on=opened.steps)
+        try:
+            self._lease_log(live, opened.batch)
+        except Refused:
+            self.slots.release(slot)
+            raise
+        if opened.next:
+            width = served.hidden_size
+            live.log = StepLog(opened.session, opened.codec, width, opened.batch, opened.max_length, opened.steps)
         self._sessions[opened.session] = live
         self.counters.sessions += 1
         return live
@@ -327,12 +418,16 @@ class Handler:
         opened = live.state.opened
         if not opened.next:
             return
+        live.next_peer = opened.next
         try:
-            stream = FrameStream(await self._dial(opened.next, PROTOCOL, addresses=opened.next_addresses))
+            await self._connect_next(live, opened.next, opened.next_addresses)
         except DhtError as error:
             self.counters.refused += 1
             message = f"The next stage {opened.next} cannot be reached from here."
             raise Refused("next_unreachable", message, retryable=True) from error
+
+    async def _connect_next(self, live: _Live, peer_id: str, addresses: Sequence[str]) -> None:
+        stream = FrameStream(await self._dial(peer_id, PROTOCOL, addresses=addresses))
         if not self._is_open(live):
             await stream.close()
             raise UnavailableError("The session has ended.")
@@ -391,23 +486,44 @@ class Handler:
         return self.slots.lease(wanted)
 
     async def _run(self, live: _Live, step: Step) -> None:
-        if not self._is_open(live):
-            raise UnavailableError("The session has ended.")
-        live.last_used_s = time.monotonic()
-        order = live.state.receive(step)
-        if isinstance(order, Compute):
-            output = await self._compute(live, order)
-            live.output = output if len(output[0]) <= _MAX_KEPT_BYTES else None
-        elif live.output is None:
-            raise SessionError("The output of a step this long is not kept: crop the session and step again.")
-        else:
-            output = live.output
-        await self._hand_on(live, step, *output)
+        async with live.running:
+            if not self._is_open(live):
+                raise UnavailableError("The session has ended.")
+            live.last_used_s = time.monotonic()
+            order = live.state.receive(step)
+            if isinstance(order, Known):
+                return
+            if isinstance(order, Compute):
+                output = await self._compute(live, order)
+                live.output = output if len(output[0]) <= _MAX_KEPT_BYTES else None
+            elif live.output is None:
+                raise SessionError("The output of a step this long is not kept: crop the session and step again.")
+            else:
+                output = live.output
+            await self._hand_on(live, order, *output)
+
+    def _lease_log(self, live: _Live, rows: int) -> None:
+        """Promise memory to the log of a session of ``rows`` rows instead of what was promised before, or refuse."""
+        opened = live.state.opened
+        if not opened.next:
+            return
+        wanted = rows * opened.max_length * sum(payload_parts(opened.codec, self._served.hidden_size))
+        if wanted > self._log_bytes:
+            message = (
+                f"{rows} rows of {opened.max_length} positions need {wanted >> 20} MiB to be handed to another stage; "
+                f"this server has {self._log_bytes >> 20} MiB: ask for less."
+            )
+            raise Refused("too_long", message)
+        if wanted - live.log_bytes > self._log_bytes_free:
+            raise _full("The memory of this server for what sessions hand on is taken")
+        self._log_bytes_free -= wanted - live.log_bytes
+        live.log_bytes = wanted
 
     async def _compute(self, live: _Live, order: Compute) -> Output:
         opened, client = live.state.opened, live.client.peer_id
         into = None
         if order.rows is not None and len(order.rows) != live.rows:
+            self._lease_log(live, len(order.rows))
             live.slots.append(self._lease(client, len(order.rows), opened.max_length))
             into = self._buffers(live.slots[-1], opened, len(order.rows))
         group = self._groups.setdefault((opened.start, opened.end), SpanSteps(live.computation.span))
@@ -438,17 +554,28 @@ class Handler:
         while live.slots:
             self.slots.release(live.slots.pop())
 
-    async def _hand_on(self, live: _Live, step: Step, payload: memoryview, shape: tuple[int, ...]) -> None:
-        codec = live.state.output_codec
-        if live.next is None:
-            await self._tell_client(live, Result(step.session, step.position, shape, codec, payload))
+    async def _hand_on(self, live: _Live, order: Order, payload: memoryview, shape: tuple[int, ...]) -> None:
+        step, codec, log = order.step, live.state.output_codec, live.log
+        is_new = isinstance(order, Compute) and not step.replay
+        if log is None:
+            if not step.replay:
+                await self._tell_client(live, Result(step.session, step.position, shape, codec, payload))
+            live.handed_on += is_new
             return
-        pushed = replace(step, shape=shape, codec=codec, payload=payload)
-        try:
-            await live.next.send(pushed, self._served.send_timeout_s)
-        except UnavailableError:
-            await live.next.close()  # Nothing more is queued for a stage that does not read.
-            await self._tell_client(live, StageLost(step.session, live.state.opened.next))
+        pushed = replace(step, shape=shape, codec=codec, payload=payload, replay=max(0, step.replay - 1))
+        async with live.handing:
+            if step.replay:
+                log.append_history(shape, payload)
+            elif is_new:
+                log.append(pushed)
+                live.handed_on += 1
+            is_wanted = not step.replay or pushed.replay
+            if not is_wanted or live.next is None:  # Without a next stage the client knows: it will name another.
+                return
+            try:
+                await live.next.send(pushed, self._served.send_timeout_s)
+            except UnavailableError:
+                await self._lose_next(live)
 
     async def _tell_client(self, live: _Live, frame: Sendable) -> None:
         await live.client.send(frame, self._served.send_timeout_s)
@@ -468,7 +595,10 @@ class Handler:
         live.computation.drop()
         if not live.is_computing:
             self._free_slots(live)
-        live.output = None
+        live.output = live.log = None
+        self._log_bytes_free += live.log_bytes
+        if live.relinking is not None:
+            live.relinking.cancel()
         if error is not None:
             self.counters.broken += isinstance(error, RemoteError)
             with contextlib.suppress(UnavailableError):

@@ -8,6 +8,8 @@ there is nothing to roll back.
             step ──> position + tokens == length, same as the last ─> Repeat (send the last output again)
             step with crop  ──> length = crop first
             step with rows  ──> batch = rows first, padding follows its rows
+            step with a number that was taken ──────────────────────> Known (nothing to do: its output was handed on)
+            step as history, before the first other ────────────────> Compute, not counted
             anything else   ──> SessionError
 """
 
@@ -52,7 +54,14 @@ class Repeat:
     step: Step
 
 
-Order: TypeAlias = Compute | Repeat
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The step was sent again, after a stage was replaced, and this stage has handed its output on already."""
+
+    step: Step
+
+
+Order: TypeAlias = Compute | Repeat | Known
 
 
 class StageSession:
@@ -81,6 +90,10 @@ class StageSession:
         self.opened = opened
         self.length = 0
         self.batch = opened.batch
+        self.previous = opened.previous
+        """Peer that may push steps."""
+        self.taken = opened.steps
+        """Steps admitted, those included that were answered before the session was opened here."""
         self._codec, self._width = (IDS, 1) if opened.embed else (opened.codec, hidden_size)
         self._vocab_size = vocab_size
         self._left_padding = opened.left_padding if any(opened.left_padding) else ()
@@ -114,7 +127,13 @@ class StageSession:
             raise SessionError(f"A step of {rows} rows carries at most {max_step_tokens(rows)} tokens, not {tokens}.")
         if self.opened.top or self.opened.sampling:
             _check_scored(step)
-        if self._is_repeat(step):
+        if step.replay:
+            self._check_history(step)
+        elif step.number and step.number <= self.taken:
+            return Known(step)
+        elif step.number > self.taken + 1:
+            raise SessionError(f"The session has taken {self.taken} steps; step {step.number} is not the next.")
+        elif self._is_repeat(step):
             return Repeat(step)
         length = self._length_after_crop(step.crop)
         kept = self._kept_rows(step.rows, rows)
@@ -130,7 +149,14 @@ class StageSession:
             self._left_padding = tuple(self._left_padding[row] for row in kept)
         crop = length if length < self.length else None
         self.length, self.batch, self._last = length + tokens, rows, _signature(step)
+        self.taken += not step.replay
         return Compute(step, crop, kept, self._left_padding)
+
+    def _check_history(self, step: Step) -> None:
+        if self.taken != self.opened.steps:
+            raise SessionError("History comes before the first step.")
+        if step.crop is not None or step.rows is not None or step.number:
+            raise SessionError("History comes as it stands, without crop, rows or number.")
 
     def _is_repeat(self, step: Step) -> bool:
         """A step with a crop is computed again instead: cropping back to it makes it idempotent anyway."""
@@ -166,8 +192,8 @@ def _signature(step: Step) -> tuple[int, tuple[int, ...], int]:
 
 
 def _check_ends(opened: Open) -> None:
-    if opened.embed and (opened.previous or opened.start):
-        raise SessionError("Token ids are embedded by the first stage, on the client's own stream.")
+    if opened.embed and opened.start:
+        raise SessionError("Token ids are embedded by the first stage.")
     if (opened.top or opened.sampling) and opened.next:
         raise SessionError("Logits and samples are for the last stage, which answers the client.")
     if opened.top and opened.sampling:

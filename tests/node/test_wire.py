@@ -28,10 +28,14 @@ from node.wire import (
     NO_SESSION,
     RESERVED_KINDS,
     Accept,
+    Adopt,
+    Alive,
     Close,
     Drain,
     Open,
+    Probe,
     Refuse,
+    Replay,
     Reserved,
     Result,
     StageLost,
@@ -44,10 +48,11 @@ from node.wire import (
     step_session,
 )
 
-FRAME_TYPES = (Open, Accept, Step, Result, Refuse, StageLost, Drain, Close)
+FRAME_TYPES = (Open, Accept, Step, Result, Refuse, StageLost, Replay, Adopt, Probe, Alive, Drain, Close)
 
 sessions = st.binary(min_size=16, max_size=16)
 positions = st.integers(0, MAX_LENGTH)
+counts = st.integers(0, 2**32)
 
 
 def peer_of(key):
@@ -96,6 +101,7 @@ frames_of = {
         top=st.integers(0, MAX_TOP),
         sampling=st.none()
         | st.tuples(st.floats(0, 1000), st.integers(0, MAX_LENGTH), st.floats(0, 1), st.integers(0, MAX_SEED)),
+        steps=counts,
     ),
     Accept: st.builds(Accept, session=sessions, dtype=st.text(max_size=32)),
     Step: with_payload(
@@ -104,6 +110,8 @@ frames_of = {
         logits_to_keep=st.integers(0, MAX_STEP_TOKENS),
         crop=st.none() | positions,
         rows=st.none() | st.lists(st.integers(0, MAX_BATCH - 1), max_size=8).map(tuple),
+        replay=st.integers(0, 2**16),
+        number=counts,
     ),
     Result: with_payload(Result, (IDS, LOGITS)),
     Refuse: st.builds(
@@ -115,6 +123,18 @@ frames_of = {
         retry_after_ms=st.integers(0, 2**31),
     ),
     StageLost: st.builds(StageLost, session=sessions, peer=peers),
+    Replay: st.builds(
+        Replay,
+        session=sessions,
+        tag=counts,
+        next=peers,
+        next_addresses=st.lists(st.text(max_size=256), max_size=16).map(tuple),
+        answered=counts,
+        stages=st.integers(0, 2**16),
+    ),
+    Adopt: st.builds(Adopt, session=sessions, tag=counts, previous=peers),
+    Probe: st.builds(Probe, session=sessions, tag=counts),
+    Alive: st.builds(Alive, session=sessions, tag=counts, taken=counts, handed_on=counts),
     Drain: st.builds(Drain, session=sessions, seconds=st.integers(0, 2**20)),
     Close: st.builds(Close, session=sessions),
 }
@@ -283,6 +303,10 @@ def test_a_payload_on_a_frame_that_carries_none_is_refused(frame_type):
         Accept: Accept(bytes(16), "float32"),
         Refuse: Refuse(bytes(16), "full", "No."),
         StageLost: StageLost(bytes(16), PEER),
+        Replay: Replay(bytes(16), 1, PEER, (), 0, 1),
+        Adopt: Adopt(bytes(16), 1, PEER),
+        Probe: Probe(bytes(16), 1),
+        Alive: Alive(bytes(16), 1, 2, 2),
         Drain: Drain(bytes(16), 3),
         Close: Close(bytes(16)),
     }[frame_type]
@@ -298,6 +322,7 @@ def test_every_field_without_a_default_is_asked_for(frame_type):
         "session": bytes(16), "manifest": bytes(32), "start": 0, "end": 1, "batch": 1, "left_padding": [],
         "max_length": 8, "codec": "float32", "previous": "", "next": "", "next_addresses": [], "dtype": "float32",
         "position": 0, "shape": [1, 1, 1], "code": "full", "message": "No.", "peer": "", "seconds": 1,
+        "tag": 1, "answered": 0, "stages": 1, "taken": 0, "handed_on": 0,
     }  # fmt: skip
     payload = bytes(4) if frame_type in (Step, Result) else b""
     whole = {"kind": frame_type.KIND} | {name: values[name] for name in required}
@@ -476,11 +501,11 @@ def test_a_size_announced_inside_the_header_allocates_nothing(header):
 
 
 def test_a_header_over_its_bound_is_refused_whatever_the_frame_may_hold():
-    fitting = msgpack.packb({"kind": "replay", "filler": bytes(MAX_HEADER_BYTES - 64)})
+    fitting = msgpack.packb({"kind": "offer", "filler": bytes(MAX_HEADER_BYTES - 64)})
     assert len(fitting) <= MAX_HEADER_BYTES
     assert isinstance(decode(fitting), Reserved)
     with pytest.raises(FrameError):
-        decode(msgpack.packb({"kind": "replay", "filler": bytes(MAX_HEADER_BYTES)}))
+        decode(msgpack.packb({"kind": "offer", "filler": bytes(MAX_HEADER_BYTES)}))
 
 
 def test_of_a_large_frame_only_the_header_is_copied():

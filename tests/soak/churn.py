@@ -194,7 +194,5 @@ class SessionUser:
 
 async def hang_up(chain: Chain) -> None:
     """Cut a session's streams without saying that it ends."""
-    for watcher in chain._watchers:
-        watcher.cancel()
-    await asyncio.gather(*chain._watchers, return_exceptions=True)
-    await asyncio.gather(*(stream.close() for stream in chain._streams))
+    await asyncio.gather(*(link.cut() for link in chain._links))
+    await chain._drop_push()

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from node.client.chain import Chain
-from node.client.route import Route, Stage
-from node.errors import LocalError, StageLost
+from node.client.chain import Chain, SessionShape
+from node.client.route import Stage
+from node.client.stage_link import StageLink
+from node.errors import LocalError, SessionError, StageLost
 from node.transport import FrameStream
 from node.wire import Result, Step
 
@@ -28,22 +29,37 @@ class SocketStream:
         with contextlib.suppress(OSError):
             await self.writer.wait_closed()
 
+    async def finish(self):
+        await self.close()
+
 
 @contextlib.asynccontextmanager
-async def chain_of_one_stage(step_timeout_s):
-    """Yield a chain and the stage's end of its stream."""
+async def stream():
+    """Yield both ends of a stream between a client and a stage."""
     accepted = asyncio.get_running_loop().create_future()
     server = await asyncio.start_server(lambda *pair: accepted.set_result(pair), "127.0.0.1", 0)
     here = FrameStream(SocketStream("stage", *await asyncio.open_connection(*server.sockets[0].getsockname())))
     there = FrameStream(SocketStream("client", *await accepted))
-    chain = Chain(SESSION, Route((Stage("stage", 0, 4, ()),)), [here], step_timeout_s)
     try:
-        yield chain, there
+        yield here, there
     finally:
         await there.close()
-        await chain.close()
+        await here.close()
         server.close()
         await server.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def chain_of_one_stage(step_timeout_s):
+    """Yield a chain and the stage's end of its control stream."""
+    async with stream() as (control, stage), stream() as (push, _):
+        link = StageLink(Stage("stage", 0, 4, ()), SESSION, control, "float32")
+        shape = SessionShape(bytes(32), 1, (), 64, "float32")
+        chain = Chain(None, SESSION, shape, [link], push, step_timeout_s=step_timeout_s)
+        try:
+            yield chain, stage
+        finally:
+            await chain.close()
 
 
 def step(position):
@@ -92,3 +108,19 @@ async def test_a_step_that_nobody_answers_ends_in_time_even_when_a_second_was_tr
         await send_one(chain, 1)
         _, error = await asyncio.wait_for(first, 10)
         assert isinstance(error, StageLost)
+
+
+async def test_a_stage_that_answers_another_step_is_lost():
+    async with chain_of_one_stage(10) as (chain, stage):
+        first = send_one(chain, 0)
+        await stage.send(answer(3))
+        _, error = await asyncio.wait_for(first, 10)
+        assert isinstance(error, SessionError)
+
+
+async def test_a_stage_that_closes_its_stream_is_lost_and_later_steps_fail_too():
+    async with chain_of_one_stage(10) as (chain, stage):
+        first = send_one(chain, 0)
+        await stage.close()
+        assert isinstance((await asyncio.wait_for(first, 10))[1], StageLost)
+        assert isinstance((await asyncio.wait_for(send_one(chain, 1), 10))[1], StageLost)

@@ -20,7 +20,7 @@ from node.model.tensors import from_payload, to_payload
 from node.serve.handler import Handler, Served
 from node.serve.prefixes import PrefixStore
 from node.transport import FrameStream
-from node.wire import Accept, Open, Refuse, Result, StageLost, Step, encode
+from node.wire import Accept, Adopt, Alive, Open, Probe, Refuse, Replay, Result, StageLost, Step, encode
 from tests.families import FAMILIES, NUM_BLOCKS, build
 
 HIDDEN = 32
@@ -94,8 +94,9 @@ def opening(**changes):
     return Open(os.urandom(16), MANIFEST, 0, NUM_BLOCKS, **fields)
 
 
-def step(session, position=0, tokens=4, rows=1, hidden=HIDDEN, crop=None):
-    return Step(session, position, (rows, tokens, hidden), "float32", bytes(rows * tokens * hidden * 4), crop)
+def step(session, position=0, tokens=4, rows=1, hidden=HIDDEN, crop=None, **changes):
+    payload = bytes(rows * tokens * hidden * 4)
+    return Step(session, position, (rows, tokens, hidden), "float32", payload, crop, **changes)
 
 
 async def ends(frames):
@@ -126,7 +127,7 @@ async def server(watched):
 
 
 @contextlib.asynccontextmanager
-async def serving(watched, cache_positions=CACHE_POSITIONS, **changes):
+async def serving(watched, cache_positions=CACHE_POSITIONS, log_bytes=2**24, **changes):
     """Serve the span on a socket; everything must be free in the end."""
     span, caches = watched
 
@@ -140,7 +141,8 @@ async def serving(watched, cache_positions=CACHE_POSITIONS, **changes):
 
     served = Served(span, MANIFEST, HIDDEN, **{"max_sessions": 4, "send_timeout_s": 0.3, **changes})
     async with Engine() as engine:
-        server = Server(Handler(served, engine, dial, span.new_arena(cache_positions), PrefixStore(2**20)), caches)
+        arena = span.new_arena(cache_positions)
+        server = Server(Handler(served, engine, dial, arena, PrefixStore(2**20), log_bytes), caches)
         listening = await asyncio.start_server(server.accept, "127.0.0.1", 0, limit=2**16)
         server.address = listening.sockets[0].getsockname()
         yield server
@@ -152,9 +154,9 @@ async def serving(watched, cache_positions=CACHE_POSITIONS, **changes):
         await server.until_all_is_free()
 
 
-async def test_a_bad_push_ends_the_session_its_cache_and_the_clients_stream(server):
-    session, control, _ = await server.open(previous=STAGE)
-    push, _ = await server.dial(STAGE)
+async def test_a_bad_push_of_the_client_ends_the_session_its_cache_and_its_streams(server):
+    session, control, _ = await server.open(previous=CLIENT)
+    push, _ = await server.dial(CLIENT)
     await push.send(step(session))
     assert isinstance(await control.receive(), Result)
     assert len(server.caches) == 1
@@ -165,6 +167,29 @@ async def test_a_bad_push_ends_the_session_its_cache_and_the_clients_stream(serv
     await server.until_all_is_free()  # while both streams are still held by their peers
     assert await ends(control)
     assert await ends(push)
+
+
+async def test_a_bad_push_of_another_stage_is_told_and_the_session_goes_on_with_another(server):
+    session, control, _ = await server.open(previous=STAGE)
+    push, _ = await server.dial(STAGE)
+    await push.send(step(session))
+    assert isinstance(await control.receive(), Result)
+    await push.send(step(session, 4, hidden=HIDDEN + 1))
+    assert await control.receive() == StageLost(session, STAGE)
+    assert isinstance(await push.receive(), Refuse)
+    await control.send(Adopt(session, 7, OTHER))
+    assert await control.receive() == Alive(session, 7, 1, 1)
+    stranger, _ = await server.dial(STAGE)
+    await stranger.send(step(session, 4))
+    assert isinstance(await stranger.receive(), Refuse)
+    again, _ = await server.dial(OTHER)
+    await again.send(step(session, 0, number=1))  # known, and passed over
+    await again.send(step(session, 4, number=2))
+    result = await control.receive()
+    assert isinstance(result, Result)
+    assert result.position == 4
+    await control.close()
+    await server.until_all_is_free()
 
 
 async def test_a_push_stream_that_is_kept_does_not_keep_the_session_of_a_client_that_left(server):
@@ -265,10 +290,12 @@ async def test_a_step_longer_than_the_session_was_opened_for_is_refused_before_i
         assert isinstance(await control.receive(), Result)
     head = encode(step(session, tokens=2000))[0]
     stream.writer.write(head + bytes(2**16))  # of 250 KiB
-    refusal = await control.receive()
+    assert await control.receive() == StageLost(session, STAGE)
+    refusal = await push.receive()
     assert isinstance(refusal, Refuse)
     assert refusal.code == "protocol"
     assert "are allowed" in refusal.message
+    await control.close()
     await server.until_all_is_free()
 
 
@@ -536,3 +563,113 @@ async def test_a_session_that_ends_by_itself_leaves_its_client_the_time_to_read_
         async with asyncio.timeout(0.3):
             await stream.reader.read(1)
     assert await asyncio.wait_for(stream.reader.read(1), 2) == b""
+
+
+@contextlib.asynccontextmanager
+async def next_stage():
+    """Yield the address of a stage behind, and a queue of the streams that come to it."""
+    streams, taken = asyncio.Queue(), []
+
+    def accept(*pair):
+        taken.append(Stream("server", *pair))
+        streams.put_nowait(FrameStream(taken[-1]))
+
+    listening = await asyncio.start_server(accept, "127.0.0.1", 0, limit=2**20)
+    host, port = listening.sockets[0].getsockname()
+    yield f"{host}:{port}", streams
+    for stream in taken:
+        await stream.close()
+    listening.close()
+
+
+async def test_a_probe_is_answered_while_a_step_waits_for_a_next_stage_that_does_not_read(server):
+    async with next_stage() as (address, _):
+        session, control, _ = await server.open(previous=CLIENT, batch=64, next=STAGE, next_addresses=(address,))
+        push, _ = await server.dial()
+        pushing = asyncio.create_task(push.send(step(session, tokens=64, rows=64)))
+        async with asyncio.timeout(SOON_S):
+            await control.send(Probe(session, 3))
+            answer = await control.receive()
+        assert isinstance(answer, Alive | StageLost)
+        await asyncio.gather(pushing, return_exceptions=True)
+        await control.close()
+        await server.until_all_is_free()
+
+
+async def test_the_history_and_the_steps_not_answered_go_to_another_next_stage(server):
+    async with next_stage() as (first, first_streams), next_stage() as (second, second_streams):
+        session, control, _ = await server.open(previous=CLIENT, next=STAGE, next_addresses=(first,))
+        push, _ = await server.dial()
+        hidden = random_text(20)
+        await push.send(text_step(session, hidden[:, :12]))
+        await push.send(text_step(session, hidden[:, 12:13], 12))
+        await push.send(text_step(session, hidden[:, 13:20], 13))
+        old = await first_streams.get()
+        sent = [await old.receive() for _ in range(3)]
+        await control.send(Replay(session, 5, OTHER, (second,), answered=2, stages=1))
+        new = await second_streams.get()
+        history, again = await new.receive(), await new.receive()
+        assert (history.position, history.shape[1], history.replay, history.number) == (0, 13, 1, 0)
+        assert bytes(history.payload) == b"".join(bytes(each.payload) for each in sent[:2])
+        assert (again.position, again.number, again.replay) == (13, 3, 0)
+        assert bytes(again.payload) == bytes(sent[2].payload)
+        assert await control.receive() == Alive(session, 5, 3, 3)
+        assert await ends(old)
+        await push.send(text_step(session, hidden[:, :1], 20))
+        assert (await new.receive()).position == 20
+        await control.close()
+        await server.until_all_is_free()
+
+
+async def test_a_stage_that_is_given_a_history_answers_from_there_on(server):
+    hidden = random_text(20)
+    session, whole, _ = await server.open(previous=CLIENT)
+    push, _ = await server.dial()
+    await push.send(text_step(session, hidden))
+    expected = await whole.receive()
+    await whole.close()
+    session, control, _ = await server.open(previous=STAGE, steps=4)
+    push, _ = await server.dial(STAGE)
+    await push.send(text_step(session, hidden[:, :8], replay=1))
+    await push.send(text_step(session, hidden[:, 8:15], 8, replay=1))
+    await push.send(text_step(session, hidden[:, 15:], 15, number=5))
+    result = await control.receive()
+    assert result.position == 15
+    assert_close(result, expected, 15)
+    await push.send(text_step(session, hidden[:, :1], 20, replay=1))
+    assert await control.receive() == StageLost(session, STAGE)  # history comes first
+    await control.close()
+    await server.until_all_is_free()
+
+
+def assert_close(result, expected, first):
+    def numbers(frame):
+        return from_payload(
+            bytearray(frame.payload), frame.shape, "float32", dtype=torch.float32, device=torch.device("cpu")
+        )
+
+    torch.testing.assert_close(numbers(result), numbers(expected)[:, first:], atol=1e-4, rtol=1e-4)
+
+
+async def test_a_replay_of_what_was_never_handed_on_is_refused(server):
+    async with next_stage() as (address, _):
+        session, control, _ = await server.open(next=STAGE, next_addresses=(address,))
+        await control.send(Replay(session, 1, OTHER, (address,), answered=1, stages=1))
+        refusal = await control.receive()
+        assert refusal.code == "protocol"
+        await server.until_all_is_free()
+
+
+async def test_the_memory_of_what_is_handed_on_is_bounded(watched):
+    async with next_stage() as (address, _):
+        per_session = 64 * HIDDEN * 4
+        async with serving(watched, log_bytes=2 * per_session) as server:
+            kept = [await server.open(peer_id, next=STAGE, next_addresses=(address,)) for peer_id in (CLIENT, OTHER)]
+            refusal = await server.refused(STAGE, next=STAGE, next_addresses=(address,))
+            assert (refusal.code, refusal.retryable) == ("full", True)
+            assert (await server.refused(STAGE, batch=3, next=STAGE, next_addresses=(address,))).code == "too_long"
+            await kept[0][1].close()
+            async with asyncio.timeout(SOON_S):
+                while server.handler.num_sessions > 1:
+                    await asyncio.sleep(0.01)
+            await server.open(STAGE, next=STAGE, next_addresses=(address,))

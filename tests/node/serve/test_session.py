@@ -324,7 +324,6 @@ def test_outputs_travel_as_the_session_was_opened_for():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"embed": True, "previous": "somebody"},
         {"embed": True, "start": 1},
         {"top": 5, "next": "somebody"},
         {"sampling": GREEDY, "next": "somebody"},

@@ -1,0 +1,121 @@
+"""What takes the place of lost stages: which blocks are planned anew, and the new stages opened between the old ones.
+
+Runs in the client's event loop. When it is time for a repair, and how the new stages get the history, is decided by
+``chain``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
+from typing import Protocol
+
+from dht.swarm import Swarm
+from node.client.route import Stage
+from node.client.stage_link import SessionShape, StageFailed, StageLink, open_links
+from node.errors import MissingBlocks, NodeError, StageLost
+
+_ADOPT_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """What was done about lost stages."""
+
+    lost: tuple[str, ...]
+    """Blocks and peers of the stages that were replaced."""
+    replaced_by: tuple[str, ...]
+    """Blocks and peers of those that took their place."""
+    replayed_tokens: int
+    """Positions of the history that they were given."""
+    same_drift_class: bool
+    """Whether old and new compute alike: weights of one dtype, one software. Otherwise bytes may differ, and tokens."""
+    seconds: float = 0.0
+    """From the loss to the end of the replay."""
+
+
+class Planner(Protocol):
+    """Knows the swarm: who could take over."""
+
+    async def plan(self, start: int, end: int, without: Set[str]) -> tuple[Stage, ...]:
+        """Return stages that cover the blocks ``[start, end)``, none of them a peer of ``without``.
+
+        Raises:
+            MissingBlocks: some blocks have no server.
+        """
+
+    def failed(self, peer_id: str, reason: Exception) -> None:
+        """Note that a peer was lost, so that it is left out for a while."""
+
+    def tell(self, repaired: Repaired) -> None:
+        """Tell whoever wants to know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """New stages, open, for the links ``first`` to ``last``."""
+
+    first: int
+    last: int
+    links: list[StageLink]
+
+
+async def open_replacement(
+    swarm: Swarm,
+    planner: Planner,
+    session: bytes,
+    shape: SessionShape,
+    links: Sequence[StageLink],
+    lost: Set[StageLink],
+) -> Replacement:
+    """Open stages for the first lost links that stand together; the stage behind them takes steps from the new ones.
+
+    Where nobody holds just those blocks, neighbours that are not lost are replaced too.
+
+    Raises:
+        MissingBlocks: nobody holds the lost blocks.
+        StageFailed: a new stage is not reachable, or refuses.
+        StageLost: the stage behind does not answer.
+    """
+    first, last, stages = await _plan(planner, links, lost)
+    previous = links[first - 1].stage.peer_id if first else swarm.peer_id
+    behind = links[last + 1] if last + 1 < len(links) else None
+    try:
+        new = await open_links(
+            swarm, stages, session, shape, previous=previous, after=behind.stage if behind is not None else None
+        )
+    except StageFailed as failure:
+        planner.failed(failure.stage.peer_id, failure.reason)
+        raise
+    try:
+        if behind is not None:
+            await behind.adopt(new[-1].stage.peer_id, _ADOPT_TIMEOUT_S)
+    except StageLost:
+        await asyncio.gather(*(link.close() for link in new))
+        raise
+    return Replacement(first, last, new)
+
+
+async def _plan(
+    planner: Planner, links: Sequence[StageLink], lost: Set[StageLink]
+) -> tuple[int, int, tuple[Stage, ...]]:
+    first = next(index for index, link in enumerate(links) if link in lost)
+    last = first
+    while last + 1 < len(links) and links[last + 1] in lost:
+        last += 1
+    missing: NodeError | None = None
+    for low, high in _widened(first, last, len(links)):
+        kept = {link.stage.peer_id for link in (*links[:low], *links[high + 1 :])}
+        try:
+            return low, high, await planner.plan(links[low].stage.start, links[high].stage.end, kept)
+        except MissingBlocks as error:
+            missing = missing or error
+    assert missing is not None
+    raise missing
+
+
+def _widened(first: int, last: int, count: int) -> Iterator[tuple[int, int]]:
+    """Yield ranges of links that hold ``[first, last]``, narrow ones first."""
+    ranges = [(low, high) for low in range(first + 1) for high in range(last, count)]
+    yield from sorted(ranges, key=lambda pair: pair[1] - pair[0])

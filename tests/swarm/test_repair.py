@@ -1,0 +1,260 @@
+"""Servers vanish, freeze and come back in the middle of an answer; the answer is the one that it would have been."""
+
+import json
+import random
+import statistics
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from node import AutoDistributedModelForCausalLM
+from node.errors import MissingBlocks
+from tests.churn_kit import AtTokens, Fleet
+from tests.swarm.models import LLAMA, SPANS, noisy_copy, save
+
+HISTORY = 256
+"""Tokens of the prompt, so that a repair has as many to replay at least."""
+NEW_TOKENS = 24
+
+
+class Swarm:
+    """Three stages, and one more server of each span."""
+
+    def __init__(self, fleet: Fleet, local: Any, remote: Any) -> None:
+        self.fleet, self.local, self.remote = fleet, local, remote
+        self.repairs: list[Any] = []
+        remote._connector.on_repaired = self.repairs.append
+
+    def prompt(self, tokens: int = HISTORY, rows: int = 1) -> dict[str, torch.Tensor]:
+        """Draw a prompt."""
+        ids = torch.randint(3, 100, (rows, tokens), generator=torch.Generator().manual_seed(tokens))
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def stages(self) -> list[str]:
+        """Return the peers that the running session goes through."""
+        (chain,) = self.remote._connector._chains
+        return [stage.peer_id for stage in chain.route.stages]
+
+    def kill(self, *stages: int) -> None:
+        """Let stages of the running session vanish."""
+        for peer_id in [self.stages()[stage] for stage in stages]:
+            self.fleet.kill(peer_id)
+
+    def bring_back(self) -> None:
+        """Start again whoever was killed, with the same identity, and let the client know nothing of the past."""
+        for peer_id, server in list(self.fleet.servers.items()):
+            if server.returncode is not None:
+                self.fleet.restart(peer_id)
+        self.remote._connector._avoid.clear()
+        self.remote._connector._known_s = 0.0
+        self.repairs.clear()
+
+    def generate(self, acts: dict[int, Any], **settings: Any) -> tuple[torch.Tensor, AtTokens]:
+        """Generate while things happen; return the tokens and when they came."""
+        streamer = AtTokens(acts)
+        settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, **settings}
+        return self.remote.generate(**self.prompt(), **settings, streamer=streamer), streamer
+
+    def expected(self, **settings: Any) -> torch.Tensor:
+        """Generate the same with transformers alone."""
+        settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, **settings}
+        tokens: torch.Tensor = self.local.generate(**self.prompt(), **settings)
+        return tokens
+
+
+@pytest.fixture(scope="module")
+def served(join: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
+    directory = tmp_path_factory.mktemp("model") / "repaired"
+    local = save(directory, "llama", LLAMA, seed=7)
+    with Fleet(directory, join, tmp_path_factory.mktemp("fleet"), "--num-threads", "1") as fleet:
+        fleet.start(*SPANS, *SPANS)
+        with AutoDistributedModelForCausalLM.from_pretrained(str(directory), join=join) as remote:
+            yield Swarm(fleet, local, remote)
+
+
+@pytest.fixture
+def swarm(served: Swarm) -> Swarm:
+    served.bring_back()
+    return served
+
+
+@pytest.mark.parametrize("num_runs", [6, pytest.param(50, marks=[pytest.mark.full, pytest.mark.timeout(1800)])])
+def test_an_answer_does_not_notice_that_a_stage_vanishes_at_any_token(
+    swarm: Swarm, num_runs: int, capsys: pytest.CaptureFixture[str]
+):
+    chance = random.Random(num_runs)
+    expected, added_s = swarm.expected(), []
+    for run in range(num_runs):
+        at, stage = chance.randint(1, NEW_TOKENS - 1), run % 3
+        tokens, streamer = swarm.generate({at: lambda stage=stage: swarm.kill(stage)})
+        assert torch.equal(tokens, expected), (run, at, stage)
+        pauses_s = streamer.pauses_s()
+        added_s.append(max(pauses_s) - statistics.median(pauses_s))
+        (repaired,) = swarm.repairs
+        assert repaired.same_drift_class
+        assert repaired.replayed_tokens >= HISTORY
+        swarm.bring_back()
+    line = {"runs": num_runs, "added_s_p50": statistics.median(added_s), "added_s_max": max(added_s)}
+    with capsys.disabled():
+        print(f"\n{json.dumps(line)}")
+    assert statistics.median(added_s) < 1.0
+    assert sorted(added_s)[int(0.95 * num_runs)] < 2.0
+
+
+SETTINGS = {
+    "sampled": {"do_sample": True, "temperature": 0.8, "top_k": 20},
+    "beams": {"num_beams": 3},
+    "prompt lookup": {"prompt_lookup_num_tokens": 4},
+    "several sequences": {"do_sample": True, "num_return_sequences": 3},
+}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("mode", SETTINGS)
+def test_every_way_of_generating_survives(swarm: Swarm, mode: str, stage: int):
+    settings = SETTINGS[mode]
+    torch.manual_seed(3)
+    expected = swarm.expected(**settings)
+    killer = threading.Timer(0.15, lambda: swarm.kill(stage))  # Beams take no streamer.
+    torch.manual_seed(3)
+    more = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, **settings}
+    swarm.remote.generate(**swarm.prompt(), **more)  # So that the timer falls into decoding.
+    torch.manual_seed(3)
+    killer.start()
+    tokens = swarm.remote.generate(**swarm.prompt(), **more)
+    killer.join()
+    assert torch.equal(tokens, expected)
+    assert len(swarm.repairs) == 1
+
+
+def test_a_draft_models_candidates_survive(swarm: Swarm):
+    assistant = noisy_copy(swarm.local)
+    expected = swarm.expected(assistant_model=assistant)
+    killer = threading.Timer(0.1, lambda: swarm.kill(1))
+    killer.start()
+    more = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
+    tokens = swarm.remote.generate(**swarm.prompt(), **more, assistant_model=assistant)
+    killer.join()
+    assert torch.equal(tokens, expected)
+
+
+def test_a_long_prefill_survives(swarm: Swarm):
+    prompt = swarm.prompt(3000)
+    expected = swarm.local.generate(**prompt, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    killer = threading.Timer(0.3, lambda: swarm.kill(1))
+    killer.start()
+    tokens = swarm.remote.generate(**prompt, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    killer.join()
+    assert torch.equal(tokens, expected)
+    assert len(swarm.repairs) == 1
+
+
+@pytest.mark.parametrize("stages", [(0, 1), (1, 2), (0, 2), (0, 1, 2)])
+def test_several_stages_vanish_at_once(swarm: Swarm, stages: tuple[int, ...]):
+    tokens, _ = swarm.generate({9: lambda: swarm.kill(*stages)})
+    assert torch.equal(tokens, swarm.expected())
+
+
+def test_the_same_stage_vanishes_twice_in_a_row(swarm: Swarm):
+    (third,) = swarm.fleet.start(SPANS[1])
+    swarm.remote._connector._known_s = 0.0
+    tokens, _ = swarm.generate({5: lambda: swarm.kill(1), 12: lambda: swarm.kill(1)})
+    assert torch.equal(tokens, swarm.expected())
+    assert len(swarm.repairs) == 2
+    swarm.fleet.servers.pop(third).stop()
+
+
+def test_a_middle_stage_costs_the_client_less_than_a_kilobyte(swarm: Swarm):
+    sent: list[int] = []
+
+    def note() -> None:
+        (chain,) = swarm.remote._connector._chains
+        sent.append(chain.bytes_out)
+
+    def note_and_kill() -> None:
+        note()
+        swarm.kill(1)
+
+    acts = {8: note, 9: note_and_kill, 10: note}
+    swarm.generate(acts)
+    ordinary, repaired = sent[1] - sent[0], sent[2] - sent[1]
+    assert 0 < repaired - ordinary < 1024
+
+
+def test_a_frozen_server_is_left_within_two_seconds_and_harms_nobody_when_it_wakes(swarm: Swarm):
+    frozen = []
+
+    def freeze() -> None:
+        frozen.append(swarm.stages()[1])
+        swarm.fleet.freeze(frozen[0])
+
+    tokens, streamer = swarm.generate({9: freeze, 18: lambda: swarm.fleet.thaw(frozen[0])})
+    assert torch.equal(tokens, swarm.expected())
+    (repaired,) = swarm.repairs
+    pauses_s = streamer.pauses_s()
+    assert max(pauses_s) - repaired.seconds < max(2.0, 5 * statistics.median(pauses_s))
+
+
+def test_a_dead_p2pd_is_a_lost_stage(swarm: Swarm):
+    tokens, _ = swarm.generate({9: lambda: swarm.fleet.kill_daemon(swarm.stages()[1])})
+    assert torch.equal(tokens, swarm.expected())
+
+
+def test_without_a_spare_the_client_waits_and_goes_on_when_a_server_comes_back(swarm: Swarm):
+    killed = []
+
+    def kill_all_of_the_middle() -> None:
+        running = set(swarm.stages())
+        for peer_id, server in swarm.fleet.servers.items():
+            if swarm.fleet._spans[peer_id] == SPANS[1] and server.returncode is None:
+                swarm.fleet.kill(peer_id)
+                killed.append(peer_id)
+        assert running & set(killed)
+        threading.Timer(2.0, lambda: swarm.fleet.restart(killed[0])).start()
+
+    tokens, streamer = swarm.generate({9: kill_all_of_the_middle})
+    assert torch.equal(tokens, swarm.expected())
+    assert max(streamer.pauses_s()) > 2.0
+
+
+def test_without_a_spare_the_client_says_in_the_end_which_blocks_are_missing(swarm: Swarm):
+    def kill_all_of_the_middle() -> None:
+        for peer_id, server in swarm.fleet.servers.items():
+            if swarm.fleet._spans[peer_id] == SPANS[1] and server.returncode is None:
+                swarm.fleet.kill(peer_id)
+
+    connector = swarm.remote._connector
+    patience_s, connector._step_timeout_s = connector._step_timeout_s, 3.0
+    try:
+        with pytest.raises(MissingBlocks, match="blocks 2:3"):
+            swarm.generate({9: kill_all_of_the_middle})
+    finally:
+        connector._step_timeout_s = patience_s
+
+
+def test_clients_without_weights_survive_too(swarm: Swarm, join: str, tmp_path: Path):
+    directory = tmp_path / "thin"
+    swarm.local.save_pretrained(directory)
+    expected = swarm.expected()
+    with AutoDistributedModelForCausalLM.from_pretrained(str(directory), join=join, thin=True) as remote:
+        for stage in range(3):
+
+            def kill(stage: int = stage) -> None:
+                (chain,) = remote._connector._chains
+                swarm.fleet.kill(chain.route.stages[stage].peer_id)
+
+            streamer = AtTokens({9: kill})
+            tokens = remote.generate(
+                **swarm.prompt(),
+                max_new_tokens=NEW_TOKENS,
+                min_new_tokens=NEW_TOKENS,
+                do_sample=False,
+                streamer=streamer,
+            )
+            assert torch.equal(tokens, expected)
+            swarm.bring_back()
+            remote._connector._avoid.clear()
