@@ -86,11 +86,15 @@ class Fleet:
         if self.servers[peer_id].returncode is None:
             self.servers[peer_id].signal(signal.SIGCONT)
 
-    def restart(self, peer_id: str) -> None:
-        """Start a server again that was killed, with the same identity."""
-        old = self.servers.pop(peer_id)
-        old.stop()
-        assert self._ready(self._spans[peer_id], self._begin(self._spans[peer_id], old.home)) == peer_id
+    def restart(self, *peer_ids: str) -> None:
+        """Start servers again that were killed, with the same identities, at once."""
+        started = {}
+        for peer_id in peer_ids:
+            old = self.servers.pop(peer_id)
+            old.stop()
+            started[peer_id] = self._begin(self._spans[peer_id], old.home)
+        for peer_id, server in started.items():
+            assert self._ready(self._spans[peer_id], server) == peer_id
 
 
 class AtTokens:

@@ -12,9 +12,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import TypeVar
 
 from dht.errors import DhtError
 from dht.swarm import LAST_WORD_S
@@ -26,18 +26,17 @@ from node.model.span import Span
 from node.model.tensors import codec_of
 from node.serve.computation import Computation, Output, SpanSteps, StepJob
 from node.serve.end_work import EndWork
+from node.serve.outlets import Dialer, Live, Outlets, Streams
 from node.serve.prefixes import PrefixChain, PrefixStore, scope_of
-from node.serve.session import Compute, Known, Order, StageSession
+from node.serve.session import Compute, Known, StageSession
 from node.serve.slots import Slot, Slots
 from node.step_log import StepLog
 from node.transport import ByteStream, FrameStream
 from node.wire import (
     MAX_HEADER_BYTES,
     NO_SESSION,
-    PROTOCOL,
     Accept,
     Adopt,
-    Alive,
     Close,
     Frame,
     Open,
@@ -45,8 +44,6 @@ from node.wire import (
     Refuse,
     Replay,
     Reserved,
-    Result,
-    Sendable,
     StageLost,
     Step,
     payload_parts,
@@ -62,15 +59,6 @@ _MAX_KEPT_BYTES = 64 * 2**10
 """Outputs up to this size are kept for a repeated step; longer ones would be memory that nobody has counted."""
 _RESERVED_SHARE = 8
 """One part in so many, of sessions and of the cache, is kept for clients that have no session yet."""
-
-
-class Dialer(Protocol):
-    """Opens a stream to a peer: ``dht.swarm.Swarm.dial``."""
-
-    def __call__(
-        self, peer_id: str, protocol: str, *, addresses: Sequence[str] = (), timeout_s: float = 5.0
-    ) -> Awaitable[ByteStream]:
-        """Return an open stream to ``peer_id``."""
 
 
 @dataclass(frozen=True)
@@ -105,47 +93,6 @@ class Counters:
     refused: int = 0
     broken: int = 0
     """Streams ended because the peer broke the protocol."""
-    bytes_in: int = 0
-    """Read from streams that have ended."""
-    bytes_out: int = 0
-    """Written to streams that have ended."""
-
-
-@dataclass
-class _Live:
-    """A running session with everything it holds."""
-
-    state: StageSession
-    computation: Computation
-    client: FrameStream
-    """The client's control stream."""
-    last_used_s: float
-    slots: list[Slot] = field(default_factory=list)
-    """Where its cache stands; two while its number of rows changes."""
-    rows: int = 1
-    """Rows that its cache has."""
-    is_computing: bool = False
-    """Whether a step is in the engine, which writes into the slots until it returns."""
-    previous: FrameStream | None = None
-    """The stream on which the previous stage pushes steps, while there is one."""
-    next: FrameStream | None = None
-    """The stream on which outputs are pushed to the next stage; None while there is none that takes them."""
-    next_peer: str = ""
-    """The peer that outputs are pushed to."""
-    log: StepLog | None = None
-    """What has been handed on, for a stage that takes the next one's place; None: outputs go to the client."""
-    log_bytes: int = 0
-    """Memory promised to the log."""
-    handed_on: int = 0
-    """Steps whose outputs have been handed on, those included that were answered before the session was opened here."""
-    running: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while a step is run: one at a time, also where a new previous stage follows an old one."""
-    handing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while outputs are handed on, so that the log and the next stage see them in the same order."""
-    relinking: asyncio.Task[None] | None = None
-    """Hands the log over to another next stage."""
-    output: Output | None = None
-    """The last step's output, for a repeated step."""
 
 
 class Handler:
@@ -174,12 +121,12 @@ class Handler:
         self.slots = Slots(arena.num_positions)
         self._served = served
         self._engine = engine
-        self._dial = dial
         self._arena = arena
         self._prefixes = prefixes
         self._groups: dict[tuple[int, int], SpanSteps] = {}
-        self._sessions: dict[bytes, _Live] = {}
-        self._streams: set[FrameStream] = set()
+        self._sessions: dict[bytes, Live] = {}
+        self._streams = Streams()
+        self._outlets = Outlets(dial, served.send_timeout_s, self._streams, self._is_open)
         self._draining = False
 
     @property
@@ -200,8 +147,7 @@ class Handler:
     @property
     def bytes_moved(self) -> tuple[int, int]:
         """Bytes read from and written to all session streams so far."""
-        num_in = self.counters.bytes_in + sum(stream.bytes_in for stream in self._streams)
-        return num_in, self.counters.bytes_out + sum(stream.bytes_out for stream in self._streams)
+        return self._streams.bytes_moved
 
     def drain(self) -> None:
         """Refuse new sessions from now on."""
@@ -209,12 +155,13 @@ class Handler:
 
     async def handle(self, stream: ByteStream) -> None:
         """Serve one stream to its end; never raises for what a peer did."""
-        frames = self._counted(stream)
+        frames = FrameStream(stream)
+        self._streams.enter(frames)
         try:
             await self._serve_bounded(frames)
             await frames.finish()
         finally:
-            self._uncount(frames)
+            self._streams.leave(frames)
             await frames.close()
 
     async def _serve_bounded(self, frames: FrameStream) -> None:
@@ -228,17 +175,6 @@ class Handler:
             logger.info("%s broke the protocol: %s", frames.peer_id, error)
             with contextlib.suppress(UnavailableError):
                 await frames.send(_refusal(NO_SESSION, error), self._served.send_timeout_s)
-
-    def _counted(self, stream: ByteStream) -> FrameStream:
-        frames = FrameStream(stream)
-        self._streams.add(frames)
-        return frames
-
-    def _uncount(self, frames: FrameStream) -> None:
-        if frames in self._streams:
-            self._streams.remove(frames)
-            self.counters.bytes_in += frames.bytes_in
-            self.counters.bytes_out += frames.bytes_out
 
     async def _serve(self, frames: FrameStream) -> None:
         head = await self._in_time(frames.peek(MAX_HEADER_BYTES))
@@ -273,7 +209,7 @@ class Handler:
         max_bytes = MAX_HEADER_BYTES + (0 if opened.previous else live.state.max_step_bytes)
         try:
             await self._dial_next(live)
-            await self._tell_client(live, Accept(opened.session, codec_of(self._served.span.dtype)))
+            await self._outlets.tell_client(live, Accept(opened.session, codec_of(self._served.span.dtype)))
             while (frame := await frames.receive(max_bytes)) is not None and not isinstance(frame, Close):
                 await self._obey_client(live, frame)
         except (RemoteError, Refused, ComputeFailed) as error:
@@ -281,21 +217,21 @@ class Handler:
         finally:
             await self._end(live)
 
-    async def _obey_client(self, live: _Live, frame: Frame) -> None:
+    async def _obey_client(self, live: Live, frame: Frame) -> None:
         match frame:
             case Step() if live.state.opened.previous:
                 raise SessionError("Steps of this session come from the previous stage, not from the client.")
             case Step() if frame.session == live.state.opened.session:
                 await self._run(live, frame)
             case Probe() if frame.session == live.state.opened.session:
-                await self._tell_alive(live, frame.tag)
+                await self._outlets.tell_alive(live, frame.tag)
             case Adopt() if frame.session == live.state.opened.session:
                 await self._adopt(live, frame)
             case Replay() if frame.session == live.state.opened.session:
-                self._relink(live, frame)
+                self._outlets.replace(live, frame)
             case Reserved():
                 message = f"This version does not know the frame {frame.kind} yet."
-                await self._tell_client(live, Refuse(NO_SESSION, "unsupported", message))
+                await self._outlets.tell_client(live, Refuse(NO_SESSION, "unsupported", message))
             case _:
                 raise SessionError("Only step and close of the stream's own session are allowed here.")
 
@@ -317,7 +253,7 @@ class Handler:
                 await self._end(live, error)
                 return
             with contextlib.suppress(UnavailableError):  # The session is as it was; the client may have another stage.
-                await self._tell_client(live, StageLost(session, frames.peer_id))
+                await self._outlets.tell_client(live, StageLost(session, frames.peer_id))
             raise
         except (Refused, ComputeFailed) as error:
             await self._end(live, error)
@@ -327,53 +263,15 @@ class Handler:
             if live.previous is frames:
                 live.previous = None
 
-    async def _adopt(self, live: _Live, order: Adopt) -> None:
+    async def _adopt(self, live: Live, order: Adopt) -> None:
         """Take steps from another previous stage from now on."""
         live.state.previous = order.previous
         old, live.previous = live.previous, None
         if old is not None:
             await old.close()
-        await self._tell_alive(live, order.tag)
+        await self._outlets.tell_alive(live, order.tag)
 
-    def _relink(self, live: _Live, order: Replay) -> None:
-        """Begin to hand outputs on to another next stage, which is told everything from the beginning."""
-        if live.log is None:
-            raise SessionError("The last stage has none behind it.")
-        if order.answered > live.log.count:
-            raise SessionError(f"{live.log.count} steps have been handed on here; {order.answered} cannot be answered.")
-        if live.relinking is not None:
-            live.relinking.cancel()
-        live.relinking = asyncio.create_task(self._replay(live, live.log, order))
-
-    async def _replay(self, live: _Live, log: StepLog, order: Replay) -> None:
-        await self._drop_next(live)  # Whoever waits for it to read gives up.
-        async with live.handing:
-            live.next_peer = order.next
-            try:
-                await self._connect_next(live, order.next, order.next_addresses)
-                assert live.next is not None
-                for step in log.replay(order.answered, order.stages):
-                    await live.next.send(step, self._served.send_timeout_s)
-                await self._tell_alive(live, order.tag)
-            except (DhtError, UnavailableError):
-                await self._lose_next(live)
-
-    async def _drop_next(self, live: _Live) -> None:
-        stream, live.next = live.next, None
-        if stream is not None:
-            self._uncount(stream)
-            await stream.close()
-
-    async def _lose_next(self, live: _Live) -> None:
-        """Tell the client that the next stage does not take what it is given."""
-        await self._drop_next(live)  # Nothing more is queued for it.
-        with contextlib.suppress(UnavailableError):
-            await self._tell_client(live, StageLost(live.state.opened.session, live.next_peer))
-
-    async def _tell_alive(self, live: _Live, tag: int) -> None:
-        await self._tell_client(live, Alive(live.state.opened.session, tag, live.state.taken, live.handed_on))
-
-    def _open(self, frames: FrameStream, opened: Open) -> _Live:
+    def _open(self, frames: FrameStream, opened: Open) -> Live:
         """Take a session in; whoever calls this sees to its end."""
         served = self._served
         self._check_open(opened)
@@ -388,7 +286,7 @@ class Handler:
         cache = span.new_cache(opened.max_length, opened.batch, buffers)
         work = EndWork(served.ends, opened) if served.ends and _wants_ends(opened) else None
         computation = Computation(span, cache, self._chain(opened, frames.peer_id), work)
-        live = _Live(state, computation, frames, time.monotonic(), [slot], opened.batch, handed_on=opened.steps)
+        live = Live(state, computation, frames, time.monotonic(), [slot], opened.batch, handed_on=opened.steps)
         try:
             self._lease_log(live, opened.batch)
         except Refused:
@@ -414,25 +312,17 @@ class Handler:
         first = self._served.span.start
         return self._arena.place(slot.start, rows, opened.max_length)[opened.start - first : opened.end - first]
 
-    async def _dial_next(self, live: _Live) -> None:
+    async def _dial_next(self, live: Live) -> None:
         opened = live.state.opened
         if not opened.next:
             return
         live.next_peer = opened.next
         try:
-            await self._connect_next(live, opened.next, opened.next_addresses)
+            await self._outlets.connect(live, opened.next, opened.next_addresses)
         except DhtError as error:
             self.counters.refused += 1
             message = f"The next stage {opened.next} cannot be reached from here."
             raise Refused("next_unreachable", message, retryable=True) from error
-
-    async def _connect_next(self, live: _Live, peer_id: str, addresses: Sequence[str]) -> None:
-        stream = FrameStream(await self._dial(peer_id, PROTOCOL, addresses=addresses))
-        if not self._is_open(live):
-            await stream.close()
-            raise UnavailableError("The session has ended.")
-        live.next = stream
-        self._streams.add(stream)
 
     def _check_open(self, opened: Open) -> None:
         served = self._served
@@ -485,7 +375,7 @@ class Handler:
             raise _full(f"The cache of this server is taken: {self.slots.free * per_position >> 20} MiB are free")
         return self.slots.lease(wanted)
 
-    async def _run(self, live: _Live, step: Step) -> None:
+    async def _run(self, live: Live, step: Step) -> None:
         async with live.running:
             if not self._is_open(live):
                 raise UnavailableError("The session has ended.")
@@ -500,9 +390,9 @@ class Handler:
                 raise SessionError("The output of a step this long is not kept: crop the session and step again.")
             else:
                 output = live.output
-            await self._hand_on(live, order, *output)
+            await self._outlets.hand_on(live, order, output)
 
-    def _lease_log(self, live: _Live, rows: int) -> None:
+    def _lease_log(self, live: Live, rows: int) -> None:
         """Promise memory to the log of a session of ``rows`` rows instead of what was promised before, or refuse."""
         opened = live.state.opened
         if not opened.next:
@@ -519,7 +409,7 @@ class Handler:
         self._log_bytes_free -= wanted - live.log_bytes
         live.log_bytes = wanted
 
-    async def _compute(self, live: _Live, order: Compute) -> Output:
+    async def _compute(self, live: Live, order: Compute) -> Output:
         opened, client = live.state.opened, live.client.peer_id
         into = None
         if order.rows is not None and len(order.rows) != live.rows:
@@ -541,7 +431,7 @@ class Handler:
             self.slots.release(live.slots.pop(0))
         return output
 
-    def _returned(self, live: _Live) -> None:
+    def _returned(self, live: Live) -> None:
         """Note that the engine has let go of a session's slots.
 
         A cancelled step is not noted: the engine may still be writing.
@@ -550,40 +440,14 @@ class Handler:
         if not self._is_open(live):
             self._free_slots(live)
 
-    def _free_slots(self, live: _Live) -> None:
+    def _free_slots(self, live: Live) -> None:
         while live.slots:
             self.slots.release(live.slots.pop())
 
-    async def _hand_on(self, live: _Live, order: Order, payload: memoryview, shape: tuple[int, ...]) -> None:
-        step, codec, log = order.step, live.state.output_codec, live.log
-        is_new = isinstance(order, Compute) and not step.replay
-        if log is None:
-            if not step.replay:
-                await self._tell_client(live, Result(step.session, step.position, shape, codec, payload))
-            live.handed_on += is_new
-            return
-        pushed = replace(step, shape=shape, codec=codec, payload=payload, replay=max(0, step.replay - 1))
-        async with live.handing:
-            if step.replay:
-                log.append_history(shape, payload)
-            elif is_new:
-                log.append(pushed)
-                live.handed_on += 1
-            is_wanted = not step.replay or pushed.replay
-            if not is_wanted or live.next is None:  # Without a next stage the client knows: it will name another.
-                return
-            try:
-                await live.next.send(pushed, self._served.send_timeout_s)
-            except UnavailableError:
-                await self._lose_next(live)
-
-    async def _tell_client(self, live: _Live, frame: Sendable) -> None:
-        await live.client.send(frame, self._served.send_timeout_s)
-
-    def _is_open(self, live: _Live) -> bool:
+    def _is_open(self, live: Live) -> bool:
         return self._sessions.get(live.state.opened.session) is live
 
-    async def _end(self, live: _Live, error: NodeError | None = None) -> None:
+    async def _end(self, live: Live, error: NodeError | None = None) -> None:
         """End a session, unless it has ended: give its memory back, tell the client why, close every stream of it.
 
         All sessions end here. The tasks that serve its streams see them closed and return.
@@ -605,7 +469,7 @@ class Handler:
                 live.client.write(_refusal(session, error))  # not waiting: it may not be reading
             live.client.close_later(LAST_WORD_S)
         if live.next is not None:
-            self._uncount(live.next)
+            self._streams.leave(live.next)
         streams = (live.client if error is None else None, live.previous, live.next)
         await asyncio.gather(*(stream.close() for stream in streams if stream is not None))
 

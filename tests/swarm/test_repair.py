@@ -46,9 +46,8 @@ class Swarm:
 
     def bring_back(self) -> None:
         """Start again whoever was killed, with the same identity, and let the client know nothing of the past."""
-        for peer_id, server in list(self.fleet.servers.items()):
-            if server.returncode is not None:
-                self.fleet.restart(peer_id)
+        dead = [peer_id for peer_id, server in self.fleet.servers.items() if server.returncode is not None]
+        self.fleet.restart(*dead)
         self.remote._connector._avoid.clear()
         self.remote._connector._known_s = 0.0
         self.repairs.clear()
@@ -113,8 +112,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
-@pytest.mark.parametrize("mode", SETTINGS)
+@pytest.mark.parametrize(("mode", "stage"), [*zip(SETTINGS, (0, 1, 2, 1), strict=True), ("beams", 0), ("beams", 1)])
 def test_every_way_of_generating_survives(swarm: Swarm, mode: str, stage: int):
     settings = SETTINGS[mode]
     torch.manual_seed(3)
@@ -153,7 +151,7 @@ def test_a_long_prefill_survives(swarm: Swarm):
     assert len(swarm.repairs) == 1
 
 
-@pytest.mark.parametrize("stages", [(0, 1), (1, 2), (0, 2), (0, 1, 2)])
+@pytest.mark.parametrize("stages", [(0, 1), (0, 2), (0, 1, 2)])
 def test_several_stages_vanish_at_once(swarm: Swarm, stages: tuple[int, ...]):
     tokens, _ = swarm.generate({9: lambda: swarm.kill(*stages)})
     assert torch.equal(tokens, swarm.expected())
@@ -241,7 +239,7 @@ def test_clients_without_weights_survive_too(swarm: Swarm, join: str, tmp_path: 
     swarm.local.save_pretrained(directory)
     expected = swarm.expected()
     with AutoDistributedModelForCausalLM.from_pretrained(str(directory), join=join, thin=True) as remote:
-        for stage in range(3):
+        for stage in (0, 2):
 
             def kill(stage: int = stage) -> None:
                 (chain,) = remote._connector._chains
