@@ -97,6 +97,8 @@ class Chain:
         self._step_s = 0.0
         """What one short step takes, averaged over the last few."""
         self._timer: asyncio.TimerHandle | None = None
+        self._sent_at_look = 0
+        """Steps that had been sent when stages were last asked for signs of life."""
         self._past_bytes = [0, 0]
         for link in self._links:
             link.watch(self._take, self._lose)
@@ -291,28 +293,24 @@ class Chain:
             self._look_later(max(0.05, self._silence_s - silent_s))
         elif self._waited_s >= self._step_timeout_s:
             self._fail(StageLost(f"No stage answered within {self._step_timeout_s:.0f} s; {RETRYABLE_WORDS}."))
-        else:
+        elif self._planner is not None:
             self._spawn(self._ask_for_signs())
+        else:  # Nothing would take a silent stage's place.
+            self._look_later(min(self._silence_s, self._step_timeout_s - self._waited_s))
 
     async def _ask_for_signs(self) -> None:
-        before = [link.alive for link in self._links]
         links = list(self._links)
+        before, sent_before = [link.alive for link in links], self._sent_at_look
+        self._sent_at_look = self._log.count if self._log else 0
         await self._probe(links)
-        # Handed on, and not taken, and nothing new between two looks: what lies between two stages is broken.
-        handed_on = self._log.count if self._log else 0
-        for link, last in zip(links, before, strict=True):
+        # Idle at two looks, though more had been handed on to it at the first: what lies before it is broken.
+        handed_on = [sent_before, *(sign.handed_on if sign else 0 for sign in before)]
+        for link, last, expected in zip(links, before, handed_on, strict=False):
             now = link.alive
-            if now is not None and last is not None and now.taken == last.taken < handed_on == self._stalled_at(link):
+            if now is not None and last is not None and last.taken == now.taken == now.handed_on < expected:
                 self._lose(link, StageLost(f"The stage {link.stage} does not get what it is sent; {RETRYABLE_WORDS}."))
-            handed_on = now.handed_on if now is not None else 0
-            link.stalled_at = handed_on
         if self._timer is None:
-            self._look_later(min(self._silence_s, max(0.05, self._step_timeout_s / 4)))
-
-    def _stalled_at(self, link: StageLink) -> int:
-        """Return how many steps the stage before had handed on when this was looked at last."""
-        index = self._links.index(link) if link in self._links else 0
-        return self._links[index - 1].stalled_at if index else self._log.count if self._log else 0
+            self._look_later(self._silence_s)
 
     async def _probe(self, links: Sequence[StageLink]) -> None:
         """Ask stages for a sign of life; those that give none are lost."""

@@ -20,6 +20,8 @@ from node.transport import FrameStream
 from node.wire import PROTOCOL, Accept, Adopt, Alive, Close, Drain, Frame, Open, Probe, Refuse, Replay
 
 _OPEN_TIMEOUT_S = 10.0
+_GRACE_S = 0.05
+"""When this process was held up itself, the answer may be here and not yet read."""
 RETRYABLE_WORDS = "try again, or let the swarm grow"
 
 
@@ -56,8 +58,6 @@ class StageLink:
         """What the stage computes in."""
         self.alive: Alive | None = None
         """Its last sign of life."""
-        self.stalled_at = 0
-        """Steps that it had handed on when somebody last looked after a silence."""
         self._session = session
         self._frames = frames
         self._tags = itertools.count(1)
@@ -137,12 +137,16 @@ class StageLink:
         answer = self._questions[tag] = asyncio.get_running_loop().create_future()
         try:
             await self._frames.send(frame, timeout_s)
-            async with asyncio.timeout(timeout_s):
-                return await answer
-        except (TimeoutError, UnavailableError) as error:
-            raise StageLost(f"The stage {self.stage} does not answer; {RETRYABLE_WORDS}.") from error
+            await asyncio.wait({answer}, timeout=timeout_s)
+            if not answer.done():
+                await asyncio.sleep(_GRACE_S)
+        except UnavailableError as error:
+            raise StageLost(f"The stage {self.stage} is gone; {RETRYABLE_WORDS}.") from error
         finally:
             self._questions.pop(tag, None)
+        if not answer.done():
+            raise StageLost(f"The stage {self.stage} does not answer; {RETRYABLE_WORDS}.")
+        return answer.result()
 
     async def close(self) -> None:
         """End the session at this stage."""
