@@ -348,6 +348,7 @@ class Chain:
 
     async def _replace(self, planner: Planner) -> Repaired:
         """Put other stages in the place of the first ones that are lost, and let them catch up."""
+        await self._probe([link for link in self._links if link not in self._lost])  # They might all be gone.
         self._has_lost.clear()
         for link, reason in self._lost.items():
             planner.failed(link.stage.peer_id, reason)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from dht.swarm import Swarm
 from node.client.route import Stage
-from node.client.stage_link import SessionShape, StageFailed, StageLink, open_links
+from node.client.stage_link import SessionShape, StageFailed, StageLink, is_secondary, open_links
 from node.errors import MissingBlocks, NodeError, StageLost
 
 _ADOPT_TIMEOUT_S = 2.0
@@ -86,7 +86,8 @@ async def open_replacement(
             swarm, stages, session, shape, previous=previous, after=behind.stage if behind is not None else None
         )
     except StageFailed as failure:
-        planner.failed(failure.stage.peer_id, failure.reason)
+        if not is_secondary(failure):
+            planner.failed(failure.stage.peer_id, failure.reason)
         raise
     try:
         if behind is not None:

@@ -258,7 +258,7 @@ async def open_links(
     if failures:
         await asyncio.gather(*(link.close() for link in links))
         # A stage whose next stage cannot be reached is not the one at fault when that one failed by itself.
-        failures.sort(key=_is_secondary)
+        failures.sort(key=is_secondary)
         raise failures[0]
     return links
 
@@ -281,6 +281,7 @@ def as_error(stage: Stage, refusal: Refuse) -> Refused:
     )
 
 
-def _is_secondary(failure: BaseException) -> bool:
+def is_secondary(failure: BaseException) -> bool:
+    """Say whether a stage failed only because the one behind it could not be reached."""
     reason = failure.reason if isinstance(failure, StageFailed) else None
     return isinstance(reason, Refused) and reason.code == "next_unreachable"

@@ -197,6 +197,21 @@ def test_a_frozen_server_is_left_within_two_seconds_and_harms_nobody_when_it_wak
     assert max(pauses_s) - repaired.seconds < max(2.0, 5 * statistics.median(pauses_s))
 
 
+@pytest.mark.parametrize(("killed", "frozen"), [(1, 2), (2, 1)])
+def test_a_stage_vanishes_while_its_neighbour_is_frozen(swarm: Swarm, killed: int, frozen: int):
+    stages = []
+
+    def harm() -> None:
+        stages.extend(swarm.stages())
+        swarm.fleet.freeze(stages[frozen])
+        swarm.fleet.kill(stages[killed])
+
+    tokens, streamer = swarm.generate({9: harm})
+    swarm.fleet.thaw(stages[frozen])
+    assert torch.equal(tokens, swarm.expected())
+    assert max(streamer.pauses_s()) < 10.0
+
+
 def test_a_dead_p2pd_is_a_lost_stage(swarm: Swarm):
     tokens, _ = swarm.generate({9: lambda: swarm.fleet.kill_daemon(swarm.stages()[1])})
     assert torch.equal(tokens, swarm.expected())
