@@ -24,6 +24,8 @@ from node.wire import Payload, Step, max_step_tokens, payload_parts
 
 _PIECE_TOKENS = 256
 """Positions of one piece of a history: the stage behind works on one while the next is on its way."""
+_FIRST_POSITIONS = 32
+"""Positions that there is room for at first."""
 _MAX_WAITING_STEPS = 4096
 """Steps that a client may wait for at once and that are known one by one; a long prefill is a few hundred."""
 
@@ -60,8 +62,7 @@ class StepLog:
         self._codec = codec
         self._width = width
         self._capacity = capacity
-        # Memory becomes resident where it is written.
-        self._parts = [_empty(rows, capacity, size) for size in payload_parts(codec, width)]
+        self._parts = [_empty(rows, min(capacity, _FIRST_POSITIONS), size) for size in payload_parts(codec, width)]
         self._marks: deque[_Mark] = deque(maxlen=_MAX_WAITING_STEPS)
         self._beside: list[Step] = []
 
@@ -118,12 +119,13 @@ class StepLog:
 
     def _select(self, rows: Sequence[int]) -> None:
         for index, part in enumerate(self._parts):
-            kept = part if len(part) == len(rows) else _empty(len(rows), self._capacity, part.shape[2])
+            kept = part if len(part) == len(rows) else _empty(len(rows), *part.shape[1:])
             kept[:, : self.length] = part[list(rows), : self.length]
             self._parts[index] = kept
 
     def _write(self, shape: tuple[int, ...], payload: Payload) -> None:
         rows, tokens, _ = shape
+        self._grow(self.length + tokens)
         data = np.frombuffer(payload, dtype=np.uint8)
         first = 0
         for part in self._parts:
@@ -131,6 +133,15 @@ class StepLog:
             part[:, self.length : self.length + tokens] = data[first : first + size].reshape(rows, tokens, -1)
             first += size
         self.length += tokens
+
+    def _grow(self, length: int) -> None:
+        """Make room for ``length`` positions, and for as many again, as far as there may be so many."""
+        if length <= self._parts[0].shape[1]:
+            return
+        for index, part in enumerate(self._parts):
+            grown = _empty(len(part), min(self._capacity, 2 * length), part.shape[2])
+            grown[:, : self.length] = part[:, : self.length]
+            self._parts[index] = grown
 
 
 def _empty(rows: int, capacity: int, size: int) -> npt.NDArray[np.uint8]:
