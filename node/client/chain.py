@@ -30,7 +30,7 @@ from node.client.stage_link import (
     open_links,
     with_rows,
 )
-from node.errors import LocalError, MissingBlocks, NodeError, SessionError, StageLost, UnavailableError
+from node.errors import LocalError, MissingBlocks, NodeError, Refused, SessionError, StageLost, UnavailableError
 from node.step_log import StepLog
 from node.transport import FrameStream
 from node.wire import PROTOCOL, Frame, Result, Step
@@ -46,6 +46,8 @@ _MIN_SIGN_S = 0.75
 """A stage has so long, or three steps if that is longer, to give a sign of life."""
 _AVERAGE_WEIGHT = 0.2
 _PAUSE_BETWEEN_TRIES_S = 0.25
+_MAX_REFUSALS = 2
+"""One stage that refuses a step may be wrong, or lie; when another does too, the step is."""
 
 
 class Chain:
@@ -81,6 +83,8 @@ class Chain:
         self._planner = planner
         self._log: StepLog | None = None
         self._answered = 0
+        self._num_refusals = 0
+        """Refusals since the last answer of stages that do not expect the same to succeed elsewhere."""
         self._waiting: deque[Step] = deque()
         """Steps that were given and are not answered."""
         self._settle: Settle | None = None
@@ -225,6 +229,7 @@ class Chain:
             raise SessionError(f"The stage {link.stage} answered another step than it was asked.")
         step = self._waiting.popleft()
         self._answered += 1
+        self._num_refusals = 0
         self._shape = with_rows(self._shape, step.rows)
         now_s = time.monotonic()
         if self._settle is not None:
@@ -261,7 +266,8 @@ class Chain:
             return
         self._lost[link] = error
         self._has_lost.set()
-        if self._planner is None:
+        self._num_refusals += isinstance(error, Refused) and not error.retryable
+        if self._planner is None or self._num_refusals >= _MAX_REFUSALS:
             self._fail(error)
         elif self._waiting:
             self._begin_repair()

@@ -249,7 +249,8 @@ class Handler:
                     raise SessionError("A push stream carries the steps of one session and nothing else.")
                 await self._run(live, frame)
         except RemoteError as error:
-            if frames.peer_id == live.client.peer_id or not self._is_open(live):
+            has_failed_inside = live.state.taken != live.handed_on  # Admitted, and not handed on: it cannot go on.
+            if frames.peer_id == live.client.peer_id or has_failed_inside or not self._is_open(live):
                 await self._end(live, error)
                 return
             with contextlib.suppress(UnavailableError):  # The session is as it was; the client may have another stage.
