@@ -48,6 +48,12 @@ EMBEDS = 1
 HEADS = 2
 """Bit of an announcement's ends: the server computes logits and samples; it serves the model's last block."""
 
+MAX_NEIGHBOURS = 16
+"""Most peers to which one server announces its round trips."""
+
+MAX_ROUND_TRIP_US = 60_000_000
+"""Longest round trip that can be announced, in microseconds."""
+
 KeyPart = int | bytes | str
 
 
@@ -60,12 +66,13 @@ class Kind(IntEnum):
 
 
 class ServerState(IntEnum):
-    """State of a server; only ``ONLINE`` ones are routed to."""
+    """State of a server; new sessions go to ``ONLINE`` ones only."""
 
     OFFLINE = 0  # withdrawn: a tombstone that outlives the announcement it replaces
     JOINING = 1  # loading its blocks
     ONLINE = 2
-    DRAINING = 3  # finishes its sessions, takes no new ones
+    DRAINING = 3  # leaves: its sessions go elsewhere, it takes no new ones
+    PAUSED = 4  # stays, finishes its sessions, takes no new ones for now
 
 
 class Record(Protocol):
@@ -135,7 +142,7 @@ class Announcement:
     """ANNOUNCE: one server's offer for one model. Key ``(manifest, shard)``, subkey the owner's 38 bytes."""
 
     KIND: ClassVar[int] = Kind.ANNOUNCE
-    MAX_BYTES: ClassVar[int] = 3072
+    MAX_BYTES: ClassVar[int] = 3840
     MAX_LIFE_S: ClassVar[int] = MAX_LIFE_S
 
     manifest: bytes  # identity of the model, 32 bytes
@@ -147,12 +154,15 @@ class Announcement:
     start: int  # first block served
     end: int  # one past the last block served
     dtype: str  # what the weights are held in: the compute dtype by torch's name ("float32"), or "int8", "int4"
-    throughput_milli: int  # measured rate, thousandths of a block-token per second
+    throughput_milli: int  # measured rate of decoding one row, thousandths of a block-token per second
     max_length: int  # tokens that one session may hold
     cache_free_tokens: int  # tokens that the cache can still take, over all sessions
     addresses: tuple[str, ...]  # multiaddrs where the server listens, with /p2p/<owner> at the end; at most 8
     version: str  # software version of the server ("0.1.0")
     ends: int = 0  # what the server does beyond its blocks for clients without weights: EMBEDS, HEADS, their sum, 0
+    prefill_milli: int = 0  # measured rate of a long prompt, thousandths of a block-token per second; 0: not known
+    queue_us: int = 0  # median wait of a step before it is computed, over the last minute, microseconds
+    neighbours: tuple[tuple[str, int], ...] = ()  # peers that serve what follows, and the round trip to each in us
 
     @property
     def authors(self) -> tuple[str, ...]:
@@ -187,6 +197,9 @@ class Announcement:
                 list(self.addresses),
                 self.version,
                 self.ends,
+                self.prefill_milli,
+                self.queue_us,
+                [[peer_id_to_bytes(peer), round_trip_us] for peer, round_trip_us in self.neighbours],
             ]
         )
 
@@ -210,6 +223,9 @@ class Announcement:
             addresses=fields.texts("addresses", MAX_ADDRESSES, MAX_ADDRESS_BYTES),
             version=fields.text("version", 32),
             ends=fields.uint("ends", EMBEDS | HEADS),
+            prefill_milli=fields.uint("prefill_milli", 2**48),
+            queue_us=fields.uint("queue_us", MAX_ROUND_TRIP_US),
+            neighbours=_take_neighbours(fields),
         )
         fields.end()
         if record.start >= record.end:
@@ -217,6 +233,18 @@ class Announcement:
         if record.ends & EMBEDS and record.start > 0:
             raise BadRecord("token ids are embedded before the first block, which the span lacks")
         return record
+
+
+def _take_neighbours(fields: Fields) -> tuple[tuple[str, int], ...]:
+    rows = Fields(fields.items("neighbours", MAX_NEIGHBOURS))
+    taken: list[tuple[str, int]] = []
+    while rows.more():
+        row = Fields(rows.items("neighbour", 2))
+        taken.append((take_peer_id(row, "neighbour"), row.uint("round_trip_us", MAX_ROUND_TRIP_US)))
+        row.end()
+    if len({peer for peer, _ in taken}) < len(taken):
+        raise BadRecord("a neighbour stands twice")
+    return tuple(taken)
 
 
 @dataclass(frozen=True, slots=True)

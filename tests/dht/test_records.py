@@ -11,6 +11,8 @@ from dht.records import (
     EMBEDS,
     HEADS,
     MAX_BLOCKS,
+    MAX_NEIGHBOURS,
+    MAX_ROUND_TRIP_US,
     MODELS_KEY,
     Announcement,
     Envelope,
@@ -24,6 +26,7 @@ from dht.records import (
 from tests.dht.samples import MANIFEST, announcement
 
 OWNER = Identity.ephemeral()
+PEERS = [Identity.ephemeral().peer_id for _ in range(3)]
 MODEL = ManifestRecord(MANIFEST, OWNER.peer_id, 1000, 60, "gpt2", "gpt2", 12, 768, 50257)
 
 announcements = st.builds(
@@ -43,6 +46,11 @@ announcements = st.builds(
     addresses=st.lists(st.just("/ip4/1.2.3.4/tcp/5"), max_size=8).map(tuple),
     version=st.just("0.1.0"),
     ends=st.sampled_from([0, HEADS]),
+    prefill_milli=st.integers(0, 2**48),
+    queue_us=st.integers(0, MAX_ROUND_TRIP_US),
+    neighbours=st.lists(st.sampled_from(PEERS), unique=True, max_size=MAX_NEIGHBOURS).flatmap(
+        lambda peers: st.tuples(*(st.tuples(st.just(peer), st.integers(0, MAX_ROUND_TRIP_US)) for peer in peers))
+    ),
 )
 
 
@@ -55,7 +63,7 @@ def test_a_manifest_record_is_read_as_it_was_written():
     assert ManifestRecord.from_body(MODEL.to_body()) == MODEL
 
 
-@given(announcements, st.integers(0, 14), st.sampled_from([2**64 - 1, -1, b"", b"x" * 64, "", "\n", True, [], [[]]]))
+@given(announcements, st.integers(0, 17), st.sampled_from([2**64 - 1, -1, b"", b"x" * 64, "", "\n", True, [], [[]]]))
 def test_a_field_of_another_type_or_range_is_refused_or_is_another_valid_record(record, position, junk):
     fields = decode(record.to_body(), 10_000)
     fields[position] = junk
@@ -65,6 +73,12 @@ def test_a_field_of_another_type_or_range_is_refused_or_is_another_valid_record(
     except BadRecord:
         return
     assert read.to_body() == body
+
+
+def test_a_neighbour_that_stands_twice_is_refused():
+    record = replace(announcement(OWNER), neighbours=((PEERS[0], 1), (PEERS[0], 2)))
+    with pytest.raises(BadRecord, match="twice"):
+        Announcement.from_body(record.to_body())
 
 
 @pytest.mark.parametrize(
