@@ -6,6 +6,7 @@ Imports of torch and of hivemind take seconds, so a command imports what it runs
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import errno
 import logging
 import re
@@ -365,12 +366,16 @@ def _add_generate(commands: Commands) -> None:
     parser = _command(commands, "generate", _generate, "continue a prompt through a swarm; the text goes to stdout")
     _add_generation(parser)
     parser.add_argument("--prompt", type=_text, required=True, help="text to continue; - reads it from standard input")
+    parser.add_argument("--exit-with-stdin", action="store_true", help="end when standard input ends")
 
 
 def _generate(arguments: Arguments) -> int:
+    if arguments.prompt == "-" and arguments.exit_with_stdin:
+        raise UserError("--prompt - reads standard input to its end; leave out --exit-with-stdin.")
     options = _generation_options(arguments, _read_input() if arguments.prompt == "-" else arguments.prompt)
     from node.run.generate import run_generate
 
+    options = dataclasses.replace(options, exit_with_stdin=arguments.exit_with_stdin)
     run_generate(options, _reporter(arguments))
     return 0
 

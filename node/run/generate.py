@@ -19,7 +19,7 @@ from node.model.checkpoint import Checkpoint
 from node.model.families import check_family
 from node.run.events import Reporter
 from node.run.libraries import silence_libraries
-from node.run.lifetime import end_on_terminate_as_on_interrupt
+from node.run.lifetime import end_on_terminate_as_on_interrupt, end_with_stdin
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class GenerateOptions:
     """How hidden states travel; auto: in ``dtype``."""
     thin: ThinOptions | None = None
     """None: embeddings and head are loaded."""
+    exit_with_stdin: bool = False
 
 
 class Printer(TextStreamer):
@@ -71,6 +72,8 @@ class Printer(TextStreamer):
 def run_generate(options: GenerateOptions, reporter: Reporter) -> None:
     """Write the continuation of the prompt to stdout, and nothing else."""
     end_on_terminate_as_on_interrupt()
+    if options.exit_with_stdin:
+        end_with_stdin()
     config, tokenizer = load_tokenizer(options)
     inputs = encode(tokenizer, options.prompt)
     check_length(config, inputs["input_ids"].shape[1], options.max_new_tokens)

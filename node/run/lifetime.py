@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -41,6 +43,22 @@ def end_on_terminate_as_on_interrupt() -> None:
     """Let SIGTERM raise KeyboardInterrupt, so that a command without a loop of its own closes what it has opened."""
     raise_on_interrupt()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def end_with_stdin() -> None:
+    """Let the end of standard input end this process as SIGTERM does: a parent that goes away takes us with it.
+
+    For a command without a loop of its own; what comes on standard input is thrown away.
+    """
+    descriptor = sys.stdin.fileno()
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(descriptor, 4096):
+                pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="efedllm-stdin", daemon=True).start()
 
 
 async def until_told_to_stop(*, exit_with_stdin: bool) -> str:
