@@ -123,11 +123,13 @@ class RepairTeller:
             "replayed_tokens": repaired.replayed_tokens,
             "ms": round(1000 * repaired.seconds),
             "same_drift_class": repaired.same_drift_class,
+            "reason": "leaving" if repaired.were_leaving else "lost",
         }
         self._reporter.event("route_repaired", fields)
         differing = "" if repaired.same_drift_class else " It computes differently, so bytes may differ."
-        lost, new = ", ".join(repaired.lost), ", ".join(repaired.replaced_by)
-        self._reporter.say(f"Lost {lost}; {new} took over within {fields['ms']} ms.{differing}")
+        old, new = ", ".join(repaired.lost), ", ".join(repaired.replaced_by)
+        gone = f"{old} leaves" if repaired.were_leaving else f"Lost {old}"
+        self._reporter.say(f"{gone}; {new} took over within {fields['ms']} ms.{differing}")
 
 
 def load_tokenizer(options: GenerateOptions) -> tuple[Any, Any]:

@@ -17,6 +17,9 @@ from node.run.interrupts import raise_on_interrupt
 
 T = TypeVar("T")
 
+STDIN_ENDED = "end of standard input"
+"""Why a command ends whose parent has gone."""
+
 
 def run_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run ``main`` in a uvloop event loop to its end.
@@ -87,7 +90,7 @@ async def until_told_to_stop(*, exit_with_stdin: bool) -> str:
                 return
             if ended:
                 loop.remove_reader(descriptor)
-                tell("end of standard input")
+                tell(STDIN_ENDED)
 
         loop.add_reader(descriptor, read)
     try:
