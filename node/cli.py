@@ -252,6 +252,11 @@ def _add_serve(commands: Commands) -> None:
         "--hours", metavar="HH:MM-HH:MM", help="take sessions at these hours only, for example 22:00-07:00,12:00-13:00"
     )
     parser.add_argument(
+        "--balance-every", type=_seconds, default=60, metavar="S",
+        help="how often to look whether other blocks need this server more, and to move there (default: 60; 0: never; "
+        "with --blocks it stays)",
+    )  # fmt: skip
+    parser.add_argument(
         "--drain-timeout", type=_count, default=30, metavar="S",
         help="seconds that sessions have to go elsewhere when the server leaves (default: 30)",
     )  # fmt: skip
@@ -293,6 +298,7 @@ def _serve(arguments: Arguments) -> int:
         max_sessions=arguments.max_sessions,
         max_bytes_per_s=arguments.max_bandwidth,
         hours=Hours.parse(arguments.hours) if arguments.hours is not None else None,
+        balance_every_s=arguments.balance_every,
         drain_timeout_s=arguments.drain_timeout,
         share_prefixes=arguments.share_prefixes,
         offer_ends=not arguments.no_ends,
@@ -525,6 +531,10 @@ def _whole(text: str, least: int, most: int) -> int:
 
 def _count(text: str) -> int:
     return _whole(text, 1, 10**9)
+
+
+def _seconds(text: str) -> int:
+    return _whole(text, 0, 10**6)
 
 
 def _threads(text: str) -> int:

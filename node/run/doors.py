@@ -1,5 +1,6 @@
 """Whether a server takes sessions now: its donor, the hours of the day, and its end decide. Runs in the event loop.
 
+    shut                        nothing changes until blocks are loaded
 leaves                      DRAINING, for good
 paused, or outside hours    PAUSED
 otherwise                   ONLINE
@@ -44,6 +45,7 @@ class Doors:
         self._enter = enter
         self._minute = minute
         self._is_paused = self._is_leaving = False
+        self._is_loading = True
         self._turn = asyncio.Lock()
 
     @property
@@ -60,8 +62,13 @@ class Doors:
         return self._hours is None or self._hours.contain(self._minute())
 
     async def open(self) -> None:
-        """Take sessions, if it is time to."""
+        """Take sessions, if it is time to: the blocks are there."""
+        self._is_loading, self.state = False, ServerState.JOINING
         await self._settle()
+
+    def shut(self) -> None:
+        """Take no sessions until ``open``, whoever asks: there are no blocks."""
+        self._is_loading = True
 
     async def pause(self) -> None:
         """Take no new sessions until ``resume``."""
@@ -82,13 +89,12 @@ class Doors:
         """Follow the clock until cancelled."""
         while True:
             await asyncio.sleep(_LOOK_S)
-            if self.state is not ServerState.JOINING:
-                await self._settle()
+            await self._settle()
 
     async def _settle(self) -> None:
         async with self._turn:
             state = self._wanted
-            if state is not self.state:
+            if state is not self.state and not self._is_loading:
                 self.state = state
                 await self._enter(state)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import random
 import signal
 import time
 from typing import Any
@@ -17,12 +18,13 @@ from typing import Any
 import torch
 
 from dht.directory import read_directory
+from dht.errors import DhtError
 from dht.identity import Identity
 from dht.records import ServerState
 from dht.swarm import Stream, Swarm
 from node.batching import Limits
 from node.engine import Engine
-from node.errors import Refused
+from node.errors import NodeError, Refused
 from node.model.span import Span
 from node.run import control_socket
 from node.run.announcing import Announcing
@@ -42,9 +44,10 @@ from node.run.server_plan import (
     name_of,
     open_checkpoint,
 )
+from node.serve.balance import choose_span
 from node.serve.handler import Handler
 from node.serve.measure import SpanCost, measure
-from node.serve.placement import choose_span
+from node.serve.patience import Patience
 from node.serve.statistics import Statistics
 from node.wire import PROTOCOL
 
@@ -161,6 +164,8 @@ class _Server:
         loop = asyncio.get_running_loop()
         stdin = self._options.exit_with_stdin
         watching = [self._sweep(), self._tell_load(), self._swarm.wait_closed(), self._doors.watch()]
+        if self._plan.span is None and self._options.balance_every_s:
+            watching.append(self._balance(self._options.balance_every_s))
         tasks = [asyncio.create_task(work) for work in watching]
         told = asyncio.create_task(until_told_to_stop(exit_with_stdin=stdin))
         loop.add_signal_handler(signal.SIGUSR1, self._say_load)
@@ -256,6 +261,53 @@ class _Server:
             await asyncio.sleep(SWEEP_S)
             if self._handler is not None:
                 await self._handler.expire(time.monotonic())
+
+    async def _balance(self, every_s: float) -> None:
+        """Look now and then whether the swarm needs this server at other blocks more, and move there."""
+        patience = Patience()
+        while True:
+            await asyncio.sleep(every_s * random.uniform(0.8, 1.2))  # noqa: S311 - so that not all look at once
+            if self._doors.state is not ServerState.ONLINE:
+                continue
+            with contextlib.suppress(DhtError):
+                directory = await read_directory(self._swarm, self._manifest, time.time())
+                move = await asyncio.to_thread(
+                    patience.plan_move,
+                    directory.servers,
+                    self._swarm.peer_id,
+                    self._plan.checkpoint.num_blocks,
+                    time.monotonic(),
+                )
+                if move is not None:
+                    await self._move((move.start, move.end))
+
+    async def _move(self, to: tuple[int, int]) -> None:
+        """Give the present blocks up for others: sessions go elsewhere first."""
+        handler = self._handler
+        assert handler is not None
+        old = handler.span.start, handler.span.end
+        self._reporter.say(f"Moving from blocks {old[0]}:{old[1]} to {to[0]}:{to[1]}, which the swarm needs more.")
+        self._doors.shut()
+        handler.close_doors(_LEAVING)
+        await self._announcing.state(ServerState.DRAINING)
+        await handler.hand_over(self._options.drain_timeout_s)
+        await handler.end_all(_LEAVING)
+        self._handler = handler = None
+        gc.unfreeze()  # What is given up must not stay for being frozen.
+        gc.collect()
+        try:
+            await self._load_anew(to)
+        except (NodeError, OSError) as error:
+            self._reporter.say(f"Blocks {to[0]}:{to[1]} cannot be loaded ({error}); going back to {old[0]}:{old[1]}.")
+            await self._load_anew(old)
+        span = self._span
+        self._reporter.event("moved", {"from": f"{old[0]}:{old[1]}", "to": f"{span.start}:{span.end}"})
+
+    async def _load_anew(self, span: tuple[int, int]) -> None:
+        self._announcing.joining(span)
+        await self._announcing.state(ServerState.JOINING)
+        await self.load(span)
+        await self._doors.open()
 
     async def _tell_load(self) -> None:
         while True:

@@ -57,6 +57,8 @@ class ServeOptions:
     """When sessions are taken; None: always."""
     drain_timeout_s: float
     """How long sessions have to go elsewhere before the server leaves them."""
+    balance_every_s: float
+    """How often the server looks whether other blocks need it more; 0: it stays where it is."""
     share_prefixes: bool
     offer_ends: bool
     num_threads: int | None

@@ -68,3 +68,14 @@ async def test_without_hours_doors_are_always_open(states):
 
     await Doors(None, enter, Clock(3)).open()
     assert states == ["ONLINE"]
+
+
+async def test_while_blocks_are_loaded_wishes_wait(doors, states):
+    await doors.pause()
+    assert states == []
+    await doors.open()
+    doors.shut()
+    await doors.resume()
+    assert states == ["PAUSED"]
+    await doors.open()
+    assert states == ["PAUSED", "ONLINE"]
