@@ -3,209 +3,32 @@
 
 No sockets and no clock: time goes in ticks, and the rules are those of node/serve/balance.py. Servers differ in rate
 (lognormal) and memory, live for a random time and vanish without a word; what they announced stays until it expires. A
-newcomer takes the blocks that are weak in the directory; each server looks now and then, in a directory that is up to
-a refresh old, whether it should move; a move takes it out of service. Some servers never move. Prints one JSON line: for each
-policy the bottleneck throughput over the optimum, how long a block was missing, and the moves. All policies see the
-same servers at the same times.
+newcomer takes the blocks that are weak in the directory. Each server looks now and then, in a directory that is up to a
+refresh old, whether it should move; a move takes it out of service. Some servers never move. Prints one JSON line: for
+each policy the bottleneck throughput over the optimum, how long a block was missing, and the moves. All policies see
+the same servers at the same times.
 
-The optimum is not a placement that was found but a bound that none can exceed: see `optimum`.
+The optimum is not a placement that was found but a bound that none can exceed: see `optimum` in simulated/world.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import random
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from dht.records import Announcement, ServerState
-from node.serve.balance import MIN_GAIN, choose_span, read_holdings, supplies
-from node.serve.patience import Patience
+from simulated.policies import InTurn, Naive, Policy, Server, View, stay
+from simulated.world import HOUR_S, World, newcomers, optimum
 
-HOUR_S = 3600
+from dht.records import Announcement
+from node.serve.balance import MIN_GAIN, choose_span
+
 SAMPLE_S = 300
 """How often the optimum is found again, s."""
-MANIFEST = bytes(32)
-
-
-@dataclass(frozen=True)
-class World:
-    """What the swarm is like."""
-
-    num_servers: int = 200
-    """Servers on average."""
-    num_blocks: int = 80
-    """Blocks of the model."""
-    min_count: int = 2
-    """Fewest blocks that a server holds."""
-    max_count: int = 16
-    """Most blocks that a server holds; all numbers between are equally likely."""
-    rate: float = 100.0
-    """Median rate of a server, block-tokens/s."""
-    rate_sigma: float = 1.0
-    """Standard deviation of the rate's logarithm."""
-    noise_sigma: float = 0.1
-    """Standard deviation of the logarithm of what a server measures over its rate; drawn anew at each new place."""
-    mean_life_h: float = 4.0
-    """Mean life of a server, h; as many come as go."""
-    pinned_share: float = 0.2
-    """Share of servers whose owners chose that they never move."""
-    warm_up_h: float = 1.0
-    """Time that is not counted, h; the first servers come one by one within its first half."""
-    hours: float = 12.0
-    """Time that is counted, h."""
-    tick_s: int = 5
-    refresh_s: int = 20
-    """How often announcements and views of the directory are renewed, s."""
-    expiry_s: int = 60
-    """How long an announcement lives after it was renewed, s."""
-    look_s: int = 60
-    """How often a server looks whether it should move, s."""
-    out_s: int = 60
-    """How long draining and loading, or loading alone, takes, s."""
-
-
-class Newcomer(NamedTuple):
-    """A server, before it has chosen its blocks."""
-
-    name: str
-    born_s: int
-    dies_s: int
-    rate: float
-    count: int
-    is_pinned: bool
-
-
-@dataclass
-class Server:
-    """A server in the swarm."""
-
-    newcomer: Newcomer
-    noise: random.Random
-    start: int
-    online_s: int
-    """When it serves the blocks that it holds or loads."""
-    rate_milli: int = 0
-    """What it has measured."""
-    num_moves: int = 0
-    announcement: Announcement = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.announce(ServerState.JOINING)
-
-    def announce(self, state: ServerState) -> None:
-        """Announce what it holds or will hold."""
-        self.announcement = Announcement(
-            manifest=MANIFEST, shard=0, owner=self.newcomer.name, t=0, life_s=60, state=state, start=self.start,
-            end=self.start + self.newcomer.count, dtype="float32", throughput_milli=self.rate_milli, max_length=0,
-            cache_free_tokens=0, addresses=(), version="",
-        )  # fmt: skip
-
-    def go_online(self, sigma: float) -> None:
-        """Measure and serve."""
-        self.rate_milli = int(1000 * self.newcomer.rate * self.noise.lognormvariate(0, sigma))
-        self.announce(ServerState.ONLINE)
-
-    def move(self, start: int, online_s: int) -> None:
-        """Leave service and load other blocks; what it will hold is announced at once."""
-        self.start, self.online_s = start, online_s
-        self.num_moves += 1
-        self.announce(ServerState.JOINING)
-
-
-View = Sequence[Announcement]
-Policy = Callable[[View, Sequence[Server], int], list[tuple[Server, int]]]
-"""A view, those that look at it, and the time, s: who moves, and to which first block."""
-
-
-def stay(_view: View, _looking: Sequence[Server], _now_s: int) -> list[tuple[Server, int]]:
-    """Never move."""
-    return []
-
-
-def naive(num_blocks: int) -> Policy:
-    """Move whenever any other place seems better by anything at all, as soon as it is seen."""
-
-    def policy(view: View, looking: Sequence[Server], _now_s: int) -> list[tuple[Server, int]]:
-        moves = []
-        held = {holding.owner: holding for holding in read_holdings(view, num_blocks)}
-        given = supplies(held.values(), num_blocks)
-        for server in looking:
-            own = held.get(server.newcomer.name)
-            if own is None:
-                continue
-            others = [one for one in view if one.owner != own.owner]
-            start, end = choose_span(others, num_blocks, own.count)
-            moved = supplies(
-                [*(one for one in held.values() if one != own), replace(own, start=start, end=end)], num_blocks
-            )
-            if sorted(moved) > sorted(given):
-                moves.append((server, start))
-        return moves
-
-    return policy
-
-
-def in_turn(num_blocks: int, min_gain: float, look_s: int) -> Policy:
-    """Move as node/serve/balance.py says; those who look at the same time share their memory of others' turns."""
-    memories: dict[int, Patience] = {}
-
-    def policy(view: View, looking: Sequence[Server], now_s: int) -> list[tuple[Server, int]]:
-        memory = memories.setdefault(now_s % look_s, Patience())
-        moves = {move.owner: move.start for move in memory.plan_moves(view, num_blocks, now_s, min_gain=min_gain)}
-        return [(server, moves[server.newcomer.name]) for server in looking if server.newcomer.name in moves]
-
-    return policy
-
-
-def newcomers(world: World, seed: int) -> list[Newcomer]:
-    """Draw all servers that ever come, by birth."""
-    draw = random.Random(seed)
-    end_s = int((world.warm_up_h + world.hours) * HOUR_S)
-    gap_s = world.mean_life_h * HOUR_S / world.num_servers
-    first = [world.warm_up_h * HOUR_S / 2 * number / world.num_servers for number in range(world.num_servers)]
-    later = list(itertools.takewhile(lambda born_s: born_s < end_s, _arrivals(draw, gap_s)))
-    return [_newcomer(world, draw, number, born_s) for number, born_s in enumerate(sorted(first + later))]
-
-
-def _arrivals(draw: random.Random, gap_s: float):
-    now_s = 0.0
-    while True:
-        now_s += draw.expovariate(1 / gap_s)
-        yield now_s
-
-
-def _newcomer(world: World, draw: random.Random, number: int, born_s: float) -> Newcomer:
-    born = int(born_s // world.tick_s * world.tick_s)
-    life_s = draw.expovariate(1 / (world.mean_life_h * HOUR_S))
-    rate = world.rate * draw.lognormvariate(0, world.rate_sigma)
-    count = draw.randint(world.min_count, world.max_count)
-    name = f"{draw.getrandbits(64):016x}-{number}"
-    return Newcomer(name, born, born + int(life_s), rate, count, draw.random() < world.pinned_share)
-
-
-def optimum(alive: Sequence[Newcomer], num_blocks: int) -> float:
-    """Return what no placement of these servers can exceed, thousandths of a token per second.
-
-    Let t be the bottleneck. Of what a server gives to a block only t is of use, and of the blocks 0, d, 2d, ... a
-    window of n holds at most ceil(n / d). So for every d the useful shares over those blocks must reach t times their
-    number; d = 1 without the cut at t is the total rate over the number of blocks.
-    """
-    servers = [(one.rate / one.count, one.count) for one in alive]
-    best = sum(share * count for share, count in servers) / num_blocks
-    for distance in range(1, num_blocks + 1):
-        num_marked = -(-num_blocks // distance)
-        marked = [(share, min(num_marked, -(-count // distance))) for share, count in servers]
-        for _ in range(40):  # Each round cuts shares at the last bound; the bound falls to where that changes nothing.
-            bound = sum(min(share, best) * count for share, count in marked) / num_marked
-            if bound >= best * (1 - 1e-6):
-                break
-            best = bound
-    return best
 
 
 @dataclass
@@ -236,6 +59,8 @@ class Simulation:
         self._views: list[View] = []
         self._supply: float | None = None
         """The true bottleneck; None: it has to be found again."""
+        self._now_shown: View | None = None
+        """What the directory holds now; None: it has changed."""
         self._optimum = 0.0
 
     def run(self) -> Tally:
@@ -257,24 +82,33 @@ class Simulation:
             gone = self._alive.pop(name)
             renewed_s = now_s - (now_s - gone.newcomer.born_s) % world.refresh_s
             self._dead.append((renewed_s + world.expiry_s, gone.announcement))
-            self._supply = None
-        self._dead = [(expires_s, announced) for expires_s, announced in self._dead if expires_s > now_s]
+            self._change()
+        if any(expires_s <= now_s for expires_s, _ in self._dead):
+            self._dead = [(expires_s, announced) for expires_s, announced in self._dead if expires_s > now_s]
+            self._change()
+
+    def _change(self) -> None:
+        self._supply = self._now_shown = None
 
     def _go_online(self, now_s: int) -> None:
         for server in self._alive.values():
             if server.online_s == now_s:
                 server.go_online(self._world.noise_sigma)
-                self._supply = None
+                self._change()
 
     def _view(self) -> View:
-        return [server.announcement for server in self._alive.values()] + [announced for _, announced in self._dead]
+        if self._now_shown is None:
+            alive = [server.announcement for server in self._alive.values()]
+            self._now_shown = [*alive, *(announced for _, announced in self._dead)]
+        return self._now_shown
 
     def _arrive(self, now_s: int) -> None:
         while self._coming and self._coming[-1].born_s <= now_s:
             newcomer = self._coming.pop()
             start, _ = choose_span(self._view(), self._world.num_blocks, newcomer.count)
-            noise = random.Random(f"{self._seed} {newcomer.name}")
+            noise = random.Random(f"{self._seed} {newcomer.name}")  # noqa: S311
             self._alive[newcomer.name] = Server(newcomer, noise, start, now_s + self._world.out_s)
+            self._change()
 
     def _look(self, now_s: int) -> None:
         world = self._world
@@ -290,7 +124,7 @@ class Simulation:
         view = self._views[group % len(self._views)]  # Each looks at a moment of its own between two refreshes.
         for server, start in self._policy(view, looking, now_s) if looking else []:
             server.move(start, now_s + world.out_s)
-            self._supply = None
+            self._change()
             if now_s >= world.warm_up_h * HOUR_S:
                 self.tally.num_moves += 1
 
@@ -298,7 +132,7 @@ class Simulation:
         world, tally = self._world, self.tally
         if self._supply is None:
             self._supply = self._true_bottleneck(now_s)
-        if now_s % SAMPLE_S == 0:
+        if now_s % SAMPLE_S == 0 or not tally.optimum:
             self._optimum = optimum([server.newcomer for server in self._alive.values()], world.num_blocks)
         tally.supplied.append(self._supply)
         tally.optimum.append(self._optimum)
@@ -329,15 +163,16 @@ def figures(world: World, tally: Tally) -> dict[str, float]:
     }
 
 
-def simulate(world: World, seed: int, min_gain: float = MIN_GAIN) -> dict[str, Any]:
-    """Run every policy on the same servers and return the JSON line."""
-    policies = {
+def simulate(world: World, seed: int, min_gain: float = MIN_GAIN, names: Sequence[str] = ()) -> dict[str, Any]:
+    """Run the policies ``names``, or all, on the same servers and return the JSON line."""
+    policies: dict[str, Policy] = {
         "stay": stay,
-        "naive": naive(world.num_blocks),
-        "in_turn": in_turn(world.num_blocks, min_gain, world.look_s),
+        "naive": Naive(world.num_blocks),
+        "no_hysteresis": InTurn(world.num_blocks, 1.0, world.look_s),
+        "in_turn": InTurn(world.num_blocks, min_gain, world.look_s),
     }
-    found = {name: Simulation(world, seed, policy).run() for name, policy in policies.items()}
-    optima = found["stay"].optimum
+    found = {name: Simulation(world, seed, policies[name]).run() for name in names or policies}
+    optima = next(iter(found.values())).optimum
     return {
         "simulation": "placement",
         "seed": seed,

@@ -41,9 +41,10 @@ from node.run.libraries import silence_libraries
 from node.run.lifetime import until_told_to_stop
 from node.run.load import tell_load
 from node.run.server_ends import EndPlan, announced, in_words
+from node.serve.balance import choose_span
 from node.serve.handler import Handler, Served
 from node.serve.measure import SpanCost, measure
-from node.serve.placement import MemoryPlan, choose_span, parse_blocks, plan_memory
+from node.serve.placement import MemoryPlan, parse_blocks, plan_memory
 from node.serve.prefixes import PrefixStore
 from node.serve.slots import PAGE
 from node.serve.statistics import Statistics

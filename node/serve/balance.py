@@ -105,10 +105,16 @@ def _holding(server: Announcement, num_blocks: int, median: int) -> Holding:
 
 def supplies(held: Iterable[Holding], num_blocks: int) -> list[int]:
     """Return what each block is given, thousandths of a token per second."""
-    given = [0] * num_blocks
-    for holding in held:
-        _give(given, holding.start, holding.end, holding.share_milli)
-    return given
+    return _sum_spans(((holding.start, holding.end, holding.share_milli) for holding in held), num_blocks)
+
+
+def _sum_spans(spans: Iterable[tuple[int, int, int]], num_blocks: int) -> list[int]:
+    """Return, for each block, the sum of what ``(start, end, amount)`` give to it."""
+    changes = [0] * (num_blocks + 1)
+    for start, end, amount in spans:
+        changes[start] += amount
+        changes[end] -= amount
+    return list(itertools.accumulate(changes[:-1]))
 
 
 def choose_span(servers: Iterable[Announcement], num_blocks: int, count: int) -> tuple[int, int]:
@@ -137,8 +143,8 @@ def plan_moves(
     """Return the moves that lift the bottleneck to ``min_gain`` times the present one; none where a few cannot.
 
     Each is the one that relieves most of what blocks lack to that level, at its turn. All who see the same
-    announcements find the same moves, so that no two servers go where one is enough. Each move may be made before or
-    without the others: none takes a block below the present bottleneck.
+    announcements find the same moves, so that no two servers go where one is enough. They may be made in any order,
+    some of them, or all at once: no block falls below the present bottleneck while servers load.
 
     Args:
         servers: who serves the model now.
@@ -147,40 +153,52 @@ def plan_moves(
         min_gain: what the bottleneck must be multiplied by, at least.
     """
     held = read_holdings(servers, num_blocks)
-    before = given = supplies(held, num_blocks)
-    target = int(min(given) * min_gain) + 1
+    remaining = given = supplies(held, num_blocks)
+    present = min(given)
+    target = int(present * min_gain) + 1
     moves: list[Move] = []
     while (lacking := sum(max(0, target - supply) for supply in given)) > 0:
         movable = [holding.is_online and holding.owner not in reluctant for holding in held]
-        index, start, relief = _best_step(held, movable, before, given, target)
+        index, start, relief = _best_step(held, movable, given, remaining, target, present)
         if relief == 0 or len(moves) + lacking / relief > LOOK_AHEAD:
             return ()
-        moved = replace(held[index], start=start, end=start + held[index].count, is_online=False)
+        leaving = held[index]
+        moved = replace(leaving, start=start, end=start + leaving.count, is_online=False)
         moves.append(Move(moved.owner, moved.start, moved.end))
         held = (*held[:index], moved, *held[index + 1 :])
         given = supplies(held, num_blocks)
+        left = _sum_spans([(leaving.start, leaving.end, leaving.share_milli)], num_blocks)
+        remaining = [supply - gone for supply, gone in zip(remaining, left, strict=True)]
     return tuple(moves)
 
 
 def _best_step(
-    held: Sequence[Holding], movable: Sequence[bool], before: Sequence[int], given: Sequence[int], target: int
+    held: Sequence[Holding],
+    movable: Sequence[bool],
+    given: Sequence[int],
+    remaining: Sequence[int],
+    target: int,
+    present: int,
 ) -> tuple[int, int, int]:
     """Return whose move relieves most: its place in ``held``, the first block to take, and how much; the last 0: none.
 
     Args:
         held: who holds what, moves that are planned already included.
         movable: of each, whether it can move.
-        before: supplies before all moves.
-        given: supplies after the moves that are planned already.
+        given: supplies of ``held``.
+        remaining: supplies while all who are to move load.
         target: what every block should be given.
+        present: what no block may fall below meanwhile.
     """
-    online = _num_online(held, len(given))
+    if not any(movable):
+        return 0, 0, 0
+    online = _sum_spans(((one.start, one.end, int(one.is_online)) for one in held), len(given))
     starts, reliefs = _best_windows(held, given, target)
     for index in np.argsort(-reliefs, kind="stable").tolist():
         start, relief = int(starts[index]), int(reliefs[index])
         if relief <= 0:
             break
-        if movable[index] and all(_may_leave(held[index], start, supply, online) for supply in (before, given)):
+        if movable[index] and _may_leave(held[index], start, remaining, online, present):
             return index, start, relief
     return 0, 0, 0
 
@@ -204,27 +222,17 @@ def _best_windows(held: Sequence[Holding], given: Sequence[int], target: int) ->
     return best, windows.max(axis=1) - np.take_along_axis(windows, start, axis=1)[:, 0]
 
 
-def _may_leave(holding: Holding, start: int, given: Sequence[int], num_online: Sequence[int]) -> bool:
-    """Say whether the swarm can do without a server where it is, for good and while it loads.
+def _may_leave(holding: Holding, start: int, remaining: Sequence[int], num_online: Sequence[int], present: int) -> bool:
+    """Say whether the swarm can do without a server while it loads the blocks from ``start`` on.
 
-    No block that it leaves may fall below the present bottleneck. A block that it alone serves would be nobody's while
-    it loads; that costs nothing only where another block is nobody's already, and the server must come back to it.
+    A block that it alone serves would be nobody's meanwhile. That costs nothing only where another block is nobody's
+    already, and then the server must come back to it: one empty block in place of another helps nobody.
     """
     own = range(holding.start, holding.end)
-    left = [block for block in own if not start <= block < start + holding.count]
-    alone = {block for block in own if num_online[block] == 1}
-    lowest = min((given[block] for block in left), default=holding.share_milli + min(given))
-    can_be_spared = lowest - holding.share_milli >= min(given) and alone.isdisjoint(left)
-    return can_be_spared and (not alone or min(num_online) == 0)
-
-
-def _num_online(held: Iterable[Holding], num_blocks: int) -> list[int]:
-    """Return how many servers serve each block now."""
-    counts = [0] * num_blocks
-    for holding in held:
-        if holding.is_online:
-            _give(counts, holding.start, holding.end, 1)
-    return counts
+    if any(remaining[block] - holding.share_milli < present for block in own):
+        return False
+    alone = [block for block in own if num_online[block] == 1]
+    return not alone or (min(num_online) == 0 and start <= alone[0] and alone[-1] < start + holding.count)
 
 
 def _weakest_window(given: Sequence[int], count: int, starts: Iterable[int]) -> int:
@@ -234,8 +242,3 @@ def _weakest_window(given: Sequence[int], count: int, starts: Iterable[int]) -> 
     what is left out stays the smaller one: so this window leaves the best sorted supplies, whatever is added to it.
     """
     return min(starts, key=lambda start: (sorted(given[start : start + count]), start))
-
-
-def _give(given: list[int], start: int, end: int, amount: int) -> None:
-    for block in range(start, end):
-        given[block] += amount

@@ -14,7 +14,7 @@ from dht.records import Announcement
 from node.serve.balance import MIN_GAIN, Move, plan_moves
 
 PATIENCE_S = 90.0
-"""How long a server may be named until it is passed over, s: longer than a look takes to come, and than the dead are announced."""
+"""How long a server may be named until it is passed over, s: longer than a look takes to come, or a dead one to go."""
 RELUCTANT_S = 1800.0
 """How long it is passed over, s."""
 
@@ -52,28 +52,22 @@ class Patience:
             now_s: any clock that does not go back, s.
             min_gain: what the bottleneck must be multiplied by, at least.
         """
-        moves = self.plan_moves(servers, num_blocks, now_s, min_gain=min_gain)
-        return next((move for move in moves if move.owner == owner), None)
-
-    def plan_moves(
-        self, servers: Iterable[Announcement], num_blocks: int, now_s: float, *, min_gain: float = MIN_GAIN
-    ) -> tuple[Move, ...]:
-        """Return the moves that should be made now, whoever's they are, and remember whose turn it is."""
         moves = plan_moves(servers, num_blocks, reluctant=self.reluctant(now_s), min_gain=min_gain)
-        self._turns = {owner: turn for owner, turn in self._turns.items() if now_s - turn.last_s <= 2 * PATIENCE_S}
-        for move in moves:
-            self._name(move.owner, now_s)
-        return moves
+        self.note(moves, now_s)
+        return next((move for move in moves if move.owner == owner), None)
 
     def reluctant(self, now_s: float) -> frozenset[str]:
         """Return who is passed over now."""
         self._until_s = {owner: until_s for owner, until_s in self._until_s.items() if until_s > now_s}
         return frozenset(self._until_s)
 
-    def _name(self, owner: str, now_s: float) -> None:
-        first_s = self._turns[owner].first_s if owner in self._turns else now_s
-        if now_s - first_s < PATIENCE_S:
-            self._turns[owner] = _Turn(first_s, now_s)
-        else:
-            del self._turns[owner]
-            self._until_s[owner] = now_s + RELUCTANT_S
+    def note(self, moves: Iterable[Move], now_s: float) -> None:
+        """Remember who should move now."""
+        self._turns = {owner: turn for owner, turn in self._turns.items() if now_s - turn.last_s <= 2 * PATIENCE_S}
+        for move in moves:
+            first_s = self._turns[move.owner].first_s if move.owner in self._turns else now_s
+            if now_s - first_s < PATIENCE_S:
+                self._turns[move.owner] = _Turn(first_s, now_s)
+            else:
+                del self._turns[move.owner]
+                self._until_s[move.owner] = now_s + RELUCTANT_S
