@@ -188,12 +188,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--min-gain", type=float, default=MIN_GAIN, help=f"of a move (default: {MIN_GAIN})")
+    parser.add_argument("--policies", nargs="+", default=(), choices=("stay", "naive", "no_hysteresis", "in_turn"))
     defaults = World()
     for name, value in asdict(defaults).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"(default: {value})")
     arguments = vars(parser.parse_args())
-    seed, min_gain = arguments.pop("seed"), arguments.pop("min_gain")
-    print(json.dumps(simulate(World(**arguments), seed, min_gain)))
+    seed, min_gain, names = (arguments.pop(name) for name in ("seed", "min_gain", "policies"))
+    print(json.dumps(simulate(World(**arguments), seed, min_gain, names)))
 
 
 if __name__ == "__main__":

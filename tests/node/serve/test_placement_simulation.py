@@ -11,7 +11,7 @@ from simulate_placement import simulate
 from simulated.world import Newcomer, World, newcomers, optimum
 
 SMALL = World(num_servers=40, num_blocks=16, max_count=6, warm_up_h=0.5, hours=2.0)
-SEEDS = (0, 1, 3)
+SEEDS = (0, 1, 2)
 
 
 def figures_of(world, seed, *names):
