@@ -89,6 +89,7 @@ class Announcing:
             addresses=tuple(self._swarm.addresses[:8]),
             version=__version__,
             ends=self._ends,
+            prefill_milli=int(self._cost.prefill_blocks_per_s * 1000) if self._cost else 0,
             queue_us=min(MAX_ROUND_TRIP_US, int(load.wait_p50_ms * 1000)),
         )
         model = ManifestRecord(
