@@ -4,6 +4,7 @@ from tests.churn.at_tokens import AtTokens
 from tests.churn.fleet import Fleet
 from tests.churn.links import Link, Links
 from tests.churn.other_version import other_version
-from tests.tcp_proxy import Conditions, TcpProxy
+from tests.churn.way import Conditions
+from tests.tcp_proxy import TcpProxy
 
 __all__ = ["AtTokens", "Conditions", "Fleet", "Link", "Links", "TcpProxy", "other_version"]

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.tcp_proxy import HOST, MAX_QUEUED_BYTES, PIECE_BYTES, Conditions, TcpProxy, hold_port
+from tests.churn.way import MAX_QUEUED_BYTES, PIECE_BYTES, Conditions
+from tests.tcp_proxy import HOST, TcpProxy, hold_port
 
 PATIENCE_S = 5.0
 LATE_S = 0.5

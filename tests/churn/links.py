@@ -16,8 +16,9 @@ from types import TracebackType
 from typing import Self
 
 from tests.churn.sockets import connections_of
+from tests.churn.way import GOOD, Conditions
 from tests.processes import bootstrap
-from tests.tcp_proxy import GOOD, HOST, Conditions, TcpProxy, hold_port
+from tests.tcp_proxy import HOST, TcpProxy, hold_port
 
 _DOWN = Conditions(refuses=True)
 _SILENT = Conditions(drops=True)
