@@ -128,17 +128,17 @@ def test_an_answer_comes_slower_over_a_slow_link_and_is_the_same(swarm: Swarm):
     assert quick_s < pause_s < LOST_S
 
 
-def test_a_node_of_another_version_is_refused_by_name(swarm: Swarm, tmp_path: Path):
-    model, program = swarm.fleet._model, other_version(hello=2)
+def test_nodes_of_another_version_are_refused_by_name(swarm: Swarm, tmp_path: Path):
     commands = (
-        ["serve", model, "--join", swarm.join, "--blocks", "0:4", "--device", "cpu"],
-        ["generate", model, "--join", swarm.join, "--prompt", "Hello"],
+        ["serve", swarm.fleet._model, "--join", swarm.join, "--blocks", "0:4", "--device", "cpu"],
+        ["status", "--join", swarm.join],
     )
-    nodes = [NodeProcess(command, tmp_path / str(number), program=program) for number, command in enumerate(commands)]
+    nodes = [NodeProcess(command, tmp_path / command[0], program=other_version(hello=2)) for command in commands]
     for node in nodes:
-        assert node.wait(60.0) == exit_code(NotAdmitted())
+        assert node.wait(90.0) == exit_code(NotAdmitted())
         node.stop()
         assert "speaks version 1 of the protocol and this program 2: update the older one" in node.errors[-1]
+    swarm.answer()
 
 
 def test_a_server_of_another_session_protocol_is_passed_over(swarm: Swarm):
