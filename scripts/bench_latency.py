@@ -3,8 +3,9 @@
 
 Bootstrap, servers and the client's way to them stand behind proxies, so that every hop (client to first, between
 neighbours, last to client) takes half a round trip. Each round measures every way of decoding at every round trip; C,
-what a token costs without any, is plain decoding at 0 ms in the same round, through the same proxies. Prints one JSON
-line; exit code 1 when a token was another one than transformers' own.
+what a token costs without any, is plain decoding at 0 ms in the same round, through the same proxies. `token_ms` is the
+median token of a generation, and `of_law` the law over it; `tokens_per_s` is all tokens over all time. Prints one
+JSON line; exit code 1 when a token was another one than transformers' own.
 """
 
 import argparse
@@ -112,8 +113,12 @@ def summarise(rounds: Sequence[dict[tuple[float, str], Written]], round_trip_ms:
     if plain != work.name:
         speedups = [done[round_trip_ms, work.name].per_s / done[round_trip_ms, plain].per_s for done in rounds]
         return {**figures, **spread("over_plain", speedups)}
-    laws = [1 / law_s(1 / done[0, plain].per_s, len(SPANS), round_trip_ms / 1000) for done in rounds]
-    return {**figures, **spread("of_law", [each.per_s / law for each, law in zip(here, laws, strict=True)])}
+    laws_s = [law_s(done[0, plain].step_s, len(SPANS), round_trip_ms / 1000) for done in rounds]
+    return {
+        **figures,
+        **spread("token_ms", [1000 * each.step_s for each in here], 1),
+        **spread("of_law", [law / each.step_s for each, law in zip(here, laws_s, strict=True)]),
+    }
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

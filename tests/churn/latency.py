@@ -5,6 +5,8 @@ Runs in the thread that generates; how links are delayed is decided by ``fleet``
 
 from __future__ import annotations
 
+import itertools
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,6 +60,8 @@ class Written:
     """Calls of the model that gave them."""
     seconds: float
     """What they took; the prefill is not in it."""
+    step_s: float
+    """What one of those calls took, the median: stalls of a shared machine are not in it."""
 
     @property
     def per_s(self) -> float:
@@ -118,5 +122,6 @@ def write(model: Any, prompt: torch.Tensor, num_tokens: int, how: dict[str, Any]
         streamer=clock,
         **how,
     )
-    first, *rest = clock.came[1:]
-    return Written(tokens, sum(count for _, count in rest), len(rest), rest[-1][0] - first[0])
+    times_s, counts = zip(*clock.came[1:], strict=True)
+    steps_s = [later_s - earlier_s for earlier_s, later_s in itertools.pairwise(times_s)]
+    return Written(tokens, sum(counts[1:]), len(steps_s), sum(steps_s), statistics.median(steps_s))
