@@ -1,4 +1,4 @@
-"""The benchmark of round trips runs, here with tiny settings, and prints one JSON line that holds what it is read for."""
+"""The benchmark of round trips runs, here with tiny settings, and prints one JSON line with what it is read for."""
 
 import sys
 
