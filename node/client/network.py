@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from dht.directory import Directory, read_directory
@@ -154,11 +154,12 @@ class Network:
         self._known, self._known_s = known, time.monotonic()
         return known
 
-    def _avoided(self) -> set[str]:
-        """Return the peers that are left out now."""
+    def _avoided(self) -> list[str]:
+        """Return the peers that are left out now, whoever failed last first."""
         now = time.monotonic()
         self._avoid = {peer: entry for peer, entry in self._avoid.items() if entry.until_s + _MAX_AVOID_S > now}
-        return {peer for peer, entry in self._avoid.items() if entry.until_s > now}
+        avoided = [peer for peer, entry in self._avoid.items() if entry.until_s > now]
+        return sorted(avoided, key=lambda peer: -self._avoid[peer].failed_s)
 
     # What ``repair.Planner`` asks.
 
@@ -170,24 +171,18 @@ class Network:
         Raises:
             MissingBlocks: some blocks have no server.
         """
-
-        def plan(directory: Directory, avoid: Set[str]) -> tuple[Stage, ...]:
-            route = plan_route(directory, self._num_blocks, avoid, needs_ends=needs_ends, start=start, end=end)
-            return route.stages
-
-        try:
-            return plan(await self._directory(), without | self._avoided())
-        except MissingBlocks:
-            return plan(await self._look(), without)
+        route = await self._plan(without, needs_ends=needs_ends, start=start, end=end)
+        return route.stages
 
     def failed(self, peer_id: str, reason: Exception) -> None:
         """Leave a peer out for a while, longer each time."""
         now = time.monotonic()
         entry = self._avoid.get(peer_id)
         if entry is not None and entry.until_s > now:
+            self._avoid[peer_id] = replace(entry, failed_s=now)
             return
         count = entry.count + 1 if entry is not None else 1
-        self._avoid[peer_id] = _Avoided(now + _avoid_s(reason, count), count)
+        self._avoid[peer_id] = _Avoided(now + _avoid_s(reason, count), count, now)
 
     async def _open(self, shape: SessionShape) -> Chain:
         last_failure: StageFailed | None = None
@@ -196,14 +191,9 @@ class Network:
         planner = _SessionPlanner(self, needs_ends=needs_ends)
         for _ in range(_MAX_OPEN_ATTEMPTS):
             try:
-                avoid = failed | self._avoided()
-                directory = await self._directory()
-                try:
-                    route = plan_route(directory, self._num_blocks, avoid, needs_ends=needs_ends)
-                except MissingBlocks:
-                    route = plan_route(await self._look(), self._num_blocks, avoid, needs_ends=needs_ends)
-            except MissingBlocks:
-                break
+                route = await self._plan(failed, needs_ends=needs_ends)
+            except MissingBlocks as missing:
+                raise last_failure or missing from None  # A failure says more than that its server is left out.
             try:
                 return await open_chain(self._swarm, route, shape, step_timeout_s=self._step_timeout_s, planner=planner)
             except StageFailed as failure:
@@ -212,10 +202,29 @@ class Network:
                 last_failure = failure
                 failed.add(failure.stage.peer_id)
                 self.failed(failure.stage.peer_id, failure.reason)
-        if last_failure is not None:  # It says more than that blocks are missing once its server is left out.
-            raise last_failure
-        route = plan_route(await self._look(), self._num_blocks, needs_ends=needs_ends)
-        return await open_chain(self._swarm, route, shape, step_timeout_s=self._step_timeout_s, planner=planner)
+        assert last_failure is not None
+        raise last_failure
+
+    async def _plan(self, without: Set[str], *, needs_ends: bool, start: int = 0, end: int | None = None) -> Route:
+        """Plan a route without the peers ``without``.
+
+        Those that failed are left out for a while, unless there is no other; then whoever failed longest ago comes
+        first, so that of several each is tried.
+
+        Raises:
+            MissingBlocks: some blocks have no server.
+        """
+
+        def plan(directory: Directory, avoid: Set[str]) -> Route:
+            return plan_route(directory, self._num_blocks, avoid, needs_ends=needs_ends, start=start, end=end)
+
+        with contextlib.suppress(MissingBlocks):
+            return plan(await self._directory(), without | {*self._avoided()})
+        known, avoided = await self._look(), self._avoided()
+        for count in range(len(avoided), 0, -1):
+            with contextlib.suppress(MissingBlocks):
+                return plan(known, without | {*avoided[:count]})
+        return plan(known, without)
 
     def run(self, chain: Chain, steps: list[Step]) -> list[Result]:
         """Send ``steps`` along ``chain`` and wait for their results."""
@@ -245,7 +254,9 @@ class _Avoided:
     until_s: float
     """Of the monotonic clock."""
     count: int
-    """How often it has failed."""
+    """How often it was left out."""
+    failed_s: float
+    """When it failed last."""
 
 
 class _SessionPlanner:

@@ -5,6 +5,7 @@ import contextlib
 import pytest
 
 from dht.directory import Directory
+from dht.errors import PeerUnreachable
 from node.client import network
 from node.client.chain import StageFailed
 from node.client.loop_thread import LoopThread
@@ -60,3 +61,33 @@ def test_a_server_that_refused_is_left_out_of_the_next_session_too(client):
     for _ in range(2):
         made.open(1, (), 64, "float32")
     assert asked == ["evil", "good", "good"]
+
+
+def test_of_servers_that_have_all_failed_each_is_tried_in_turn(client):
+    made, _, _ = client
+
+    def planned():
+        (stage,) = made._loop.run(made.plan(0, NUM_BLOCKS, set(), needs_ends=False))
+        return stage.peer_id
+
+    tried = []
+    for _ in range(5):
+        tried.append(planned())
+        made.failed(tried[-1], PeerUnreachable("no one listens there"))
+    assert tried == ["evil", "good", "evil", "good", "evil"]
+
+
+def test_a_server_that_failed_a_while_ago_opens_a_session_where_there_is_no_other(client):
+    made, asked, _ = client
+    for peer_id in ("good", "evil"):
+        made.failed(peer_id, PeerUnreachable("no one listens there"))
+    made.open(1, (), 64, "float32")
+    assert asked == ["good"]
+
+
+def test_a_server_left_out_before_opens_a_session_when_the_other_one_refuses_now(client):
+    made, asked, refusals = client
+    refusals.append(Refused("full", "No room.", retryable=True, retry_after_s=5.0))
+    made.failed("good", PeerUnreachable("no one listens there"))
+    made.open(1, (), 64, "float32")
+    assert asked == ["evil", "good"]
