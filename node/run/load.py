@@ -33,6 +33,7 @@ def tell_load(reporter: Reporter, handler: Handler, statistics: Statistics) -> N
             "queue_wait_p95_ms": round(load.wait_p95_ms, 3),
             "cache_used_bytes": used,
             "cache_total_bytes": total,
+            "streams": handler.num_streams,
             "bytes_in": bytes_in,
             "bytes_out": bytes_out,
             "sessions_total": handler.counters.sessions,

@@ -119,6 +119,11 @@ class Handler:
         return len(self._sessions)
 
     @property
+    def num_streams(self) -> int:
+        """Streams open now: of clients, of previous stages, to next ones."""
+        return self._streams.num_open
+
+    @property
     def compute_cpu_s(self) -> float:
         """Processor time that the compute thread has taken since it started, s."""
         return self._engine.cpu_s

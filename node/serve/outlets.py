@@ -79,6 +79,11 @@ class Streams:
         self._bytes_in = self._bytes_out = 0
 
     @property
+    def num_open(self) -> int:
+        """Streams open now."""
+        return len(self._open)
+
+    @property
     def bytes_moved(self) -> tuple[int, int]:
         """Bytes read from and written to all streams so far."""
         num_in = self._bytes_in + sum(stream.bytes_in for stream in self._open)

@@ -88,7 +88,7 @@ def test_clients_that_come_and_go_get_right_numbers_or_refusals_and_leave_nothin
     assert tally.failures == []
     assert min(tally.events[kind] for kind in ("opened", "refused", "steps", "close", "cancel", "abandon")) > 0
     assert all(abs(of_server) <= GROWTH for of_server in growth), growth
-    assert left == [(0, 0)] * len(SPANS)
+    assert left == [(0, 0, 0)] * len(SPANS)
     assert [line for process in swarm.processes for line in process.errors if "Traceback" in line] == []
     still_serves(swarm)
 
@@ -137,11 +137,11 @@ def growth_of(samples: tuple[int, ...]) -> float:
     return round(statistics.median(samples[-fifth:]) / statistics.median(samples[fifth : 2 * fifth]) - 1, 4)
 
 
-def left_after_all(process: NodeProcess) -> tuple[int, int]:
-    """Wait until a server says that it has neither sessions nor cache in use; return what it said last."""
-    deadline_s = time.monotonic() + FREE_WITHIN_S
-    left = (-1, -1)
-    while left != (0, 0) and time.monotonic() < deadline_s:
+def left_after_all(process: NodeProcess, within_s: float = FREE_WITHIN_S) -> tuple[int, ...]:
+    """Wait until a server says that it has no sessions, no cache in use, no streams; return what it said last."""
+    deadline_s = time.monotonic() + within_s
+    left: tuple[int, ...] = (-1, -1, -1)
+    while any(left) and time.monotonic() < deadline_s:
         process.signal(signal.SIGUSR1)
         time.sleep(0.2)
         while True:
@@ -151,7 +151,7 @@ def left_after_all(process: NodeProcess) -> tuple[int, int]:
                 break
             assert event is not None, "the server has ended"
             if event["event"] == "stats":
-                left = (event["sessions"], event["cache_used_bytes"])
+                left = (event["sessions"], event["cache_used_bytes"], event["streams"])
     return left
 
 

@@ -26,6 +26,7 @@ def test_sentence_and_event_say_the_same_numbers():
     slots.lease(256)
     handler = SimpleNamespace(
         num_sessions=3,
+        num_streams=5,
         slots=slots,
         cache_bytes_per_position=MIB // 16,
         bytes_moved=(5 * MIB, 7 * MIB),
@@ -46,6 +47,7 @@ def test_sentence_and_event_say_the_same_numbers():
         "queue_wait_p95_ms": 9.0,
         "cache_used_bytes": 16 * MIB,
         "cache_total_bytes": 64 * MIB,
+        "streams": 5,
         "bytes_in": 5 * MIB,
         "bytes_out": 7 * MIB,
         "sessions_total": 9,
