@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[3] / "scripts"))
 from simulate_placement import simulate
 from simulated.world import Newcomer, World, newcomers, optimum
 
-SMALL = World(num_servers=40, num_blocks=16, max_count=6, warm_up_h=0.5, hours=2.0)
+SMALL = World(num_servers=40, num_blocks=16, max_count=6, warm_up_h=0.5, hours=4.0)
 SEEDS = (0, 1, 2)
 
 
