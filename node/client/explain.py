@@ -11,7 +11,8 @@ from dht.records import Announcement
 from node.client.offers import Objective, block_us, newest, offer_of, why_not
 from node.client.plan import Plan, Question, make_plan
 from node.client.route import Route, as_route
-from node.client.search import Found, cheapest_through, first_twice
+from node.client.search import cheapest_through, first_twice
+from node.client.table import Found
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +91,11 @@ def _candidate(
     offer = offer_of(server, question.part, score)
     is_known = through is not None and first_twice(through.runs) is None
     best_us = through.cost_us if through is not None and is_known else None
+    barred = why_not(server, question.policy, question.scores, question.left_out)
     if taken is not None:
         reason, best_us = "", cost_us
     else:
-        reason = why_not(server, question.policy, question.scores, question.left_out)
-        if reason is None:
-            reason = _why_not_taken(question, plan, server, through, cost_us)
+        reason = barred if barred is not None else _why_not_taken(question, plan, server, through, cost_us)
     return Candidate(
         peer_id=server.owner,
         start=server.start,
@@ -137,5 +137,3 @@ def _why_not_taken(
 
 def _ms(us: int) -> str:
     return f"{us / 1000:.1f} ms"
-
-

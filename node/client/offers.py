@@ -14,7 +14,7 @@ from dht.records import EMBEDS, HEADS, MAX_ROUND_TRIP_US, Announcement, ServerSt
 from node.errors import UserError
 
 STAGE_OVERHEAD_US = 2_000
-"""What a stage adds to a token beside blocks, queue and round trips: streams and hand-overs, measured on loopback, us."""
+"""What a stage adds to a token beside blocks, queue and round trips: streams and hand-overs, as on loopback, us."""
 MIN_BLOCK_US = 20
 """No server is believed to run a block for one token faster: launching its kernels takes about as long, us."""
 MAX_BLOCK_US = 1_000_000
@@ -50,6 +50,10 @@ class Policy:
         if objective not in list(Objective):
             raise UserError(f"There is no policy {objective}; use one of {', '.join(Objective)}.")
         return cls(Objective(objective), frozenset(only) if only else None)
+
+
+FASTEST = Policy()
+"""What a client wants that was told nothing else."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from dht.errors import DaemonDied, UnavailableError
+from dht.errors import DaemonDied, RemoteError, UnavailableError
 
 MAX_ROUND = 32
 """Servers that are asked after one look at the directory; those left over have their turn after the next."""
@@ -35,7 +35,7 @@ class Pings:
     """Round trips of one client.
 
     Args:
-        ping: measures one round trip to a peer, s; raises an ``UnavailableError`` of ``dht`` if it does not answer.
+        ping: measures one round trip to a peer, s; raises one of ``dht``'s errors if it does not answer.
         unreachable: is told of peers that do not answer.
         chance: chooses whom to ask where there are too many. A fixed order would let newcomers crowd others out.
     """
@@ -95,7 +95,7 @@ class Pings:
                     self._note(peer, await self._ping(peer))
             except DaemonDied:
                 return  # Ours: nothing can be said of the peer.
-            except UnavailableError as error:
+            except (UnavailableError, RemoteError) as error:
                 self._measured.pop(peer, None)
                 self._unreachable(peer, error)
 

@@ -6,7 +6,7 @@ trips: to the first server, between servers that stand next to each other, and b
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,7 +25,8 @@ from node.client.offers import (
     offer_of,
     why_not,
 )
-from node.client.search import Found, Graph, Numbers, Run, price, price_of, search
+from node.client.search import search
+from node.client.table import Found, Graph, Numbers, Run, price, price_of
 from node.client.widest import widest
 
 NUM_CUTS = 128
@@ -110,8 +111,8 @@ def _graph(question: Question, offers: Sequence[Offer]) -> Graph:
     )
 
 
-def _column(values: Collection[int] | object) -> Numbers:
-    return np.fromiter(values, dtype=np.int64)  # type: ignore[call-overload, no-any-return]
+def _column(values: Iterable[int]) -> Numbers:
+    return np.fromiter(values, dtype=np.int64)
 
 
 def _half(round_trips_us: Numbers) -> Numbers:
@@ -131,7 +132,6 @@ def _as_found(graph: Graph, offers: Sequence[Offer], chain: Sequence[Offer]) -> 
     places = {offer.server.owner: at for at, offer in enumerate(offers)}
     ends = [int(np.searchsorted(graph.cuts, offer.end)) for offer in chain]
     runs = [
-        Run(begin, end, places[offer.server.owner])
-        for begin, end, offer in zip([0, *ends], ends, chain, strict=False)
+        Run(begin, end, places[offer.server.owner]) for begin, end, offer in zip([0, *ends], ends, chain, strict=False)
     ]
     return Found(price_of(graph, runs), tuple(runs))

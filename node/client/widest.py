@@ -18,7 +18,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from node.client.search import Found, Graph, Numbers, Run, price_of, reach_of, search, work
+from node.client.search import search, work
+from node.client.table import Found, Graph, Numbers, Run, price_of, reach_of
 
 _WORK = 40_000_000
 """Sums that may be compared between the two bounds."""

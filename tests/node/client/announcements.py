@@ -1,10 +1,11 @@
 """Announcements for the tests of routing, all routes there are over a few of them, and what these cost."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 from dht.directory import Directory
 from dht.records import Announcement, ServerState
-from node.client.latencies import CLIENT, Latencies
+from node.client.latencies import Latencies
 from node.client.offers import STAGE_OVERHEAD_US, Part, Policy, offer_of
 from node.client.plan import Question
 from node.client.route import Route
@@ -82,7 +83,7 @@ def cost_us(asked: Question, turns: Sequence[Turn]) -> int:
         total += STAGE_OVERHEAD_US + offer.queue_us + (end - start) * offer.block_us
     stops = [asked.before, *(turn[0] for turn in turns), asked.after]
     return total + sum(
-        (asked.latencies.round_trip_us(one, other) + 1) // 2 for one, other in zip(stops, stops[1:], strict=False)
+        (asked.latencies.round_trip_us(one, other) + 1) // 2 for one, other in itertools.pairwise(stops)
     )
 
 

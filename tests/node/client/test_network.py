@@ -5,12 +5,17 @@ import contextlib
 import pytest
 
 from dht.directory import Directory
-from node.client import network
+from node.client import network, outlook
 from node.client.chain import StageFailed
 from node.client.loop_thread import LoopThread
 from node.client.network import Network
 from node.errors import Refused
-from tests.node.client.test_route import MANIFEST, NUM_BLOCKS, server
+from tests.node.client.announcements import MANIFEST, NUM_BLOCKS, server
+
+
+class PingableSwarm:
+    async def ping(self, peer_id):
+        return 0.001
 
 
 class OpenedChain:
@@ -27,7 +32,7 @@ def client(monkeypatch):
     asked, refusals = [], []
 
     async def read_directory(*_):
-        return Directory(MANIFEST, (server("evil", 0, NUM_BLOCKS, throughput=9000), server("good", 0, NUM_BLOCKS)))
+        return Directory(MANIFEST, (server("evil", 0, NUM_BLOCKS, throughput=9_000_000), server("good", 0, NUM_BLOCKS)))
 
     async def open_chain(_, route, *__, **___):
         (stage,) = route.stages
@@ -36,11 +41,11 @@ def client(monkeypatch):
             raise StageFailed(stage, refusals[0])
         return OpenedChain(route)
 
-    monkeypatch.setattr(network, "read_directory", read_directory)
+    monkeypatch.setattr(outlook, "read_directory", read_directory)
     monkeypatch.setattr(network, "open_chain", open_chain)
     loop = LoopThread()
     made = Network(
-        loop, None, contextlib.AsyncExitStack(), manifest=MANIFEST, num_blocks=NUM_BLOCKS, step_timeout_s=1.0
+        loop, PingableSwarm(), contextlib.AsyncExitStack(), manifest=MANIFEST, num_blocks=NUM_BLOCKS, step_timeout_s=1.0
     )
     yield made, asked, refusals
     made.close()

@@ -2,13 +2,12 @@
 
 from dataclasses import replace
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dht.directory import Directory
 from node.client.latencies import Latencies
-from node.client.offers import Objective, Part, Policy
+from node.client.offers import Objective, Policy
 from node.client.plan import make_plan
 from node.client.route import as_route
 from tests.node.client.announcements import (
@@ -72,7 +71,9 @@ def test_no_route_is_wider_than_the_widest_and_none_as_wide_is_faster(asked):
     assert turns in routes
     least_us = min(slowest_us(asked, other) for other in routes)
     assert slowest_us(asked, turns) <= plan.slowest_us == least_us
-    assert cost_us(asked, turns) == min(cost_us(asked, other) for other in routes if slowest_us(asked, other) == least_us)
+    assert cost_us(asked, turns) == min(
+        cost_us(asked, other) for other in routes if slowest_us(asked, other) == least_us
+    )
 
 
 @settings(max_examples=60)
