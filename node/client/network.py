@@ -118,6 +118,10 @@ class Network:
         question = self.outlook.last_question
         return explain(question, self.last_route) if question is not None else None
 
+    def forget(self) -> None:
+        """Forget which servers failed, and look at the swarm anew before the next plan."""
+        self._loop.call_soon(self.outlook.forget)
+
     def open(
         self,
         batch: int,

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from dht.identity import peer_id_to_bytes
 from dht.records import EMBEDS, HEADS, MAX_ROUND_TRIP_US, Announcement, ServerState
 from node.errors import UserError
 
@@ -44,12 +45,28 @@ class Policy:
     def of(cls, objective: str, only: Iterable[str] | None) -> Policy:
         """Make a policy of what a user asked for.
 
+        Args:
+            objective: by name.
+            only: peer ids; None: everybody may be used.
+
         Raises:
-            UserError: there is no such objective.
+            UserError: there is no such objective, or one of the ids is none.
         """
         if objective not in list(Objective):
             raise UserError(f"There is no policy {objective}; use one of {', '.join(Objective)}.")
-        return cls(Objective(objective), frozenset(only) if only else None)
+        if only is None:
+            return cls(Objective(objective))
+        peers = frozenset(only)
+        for peer in sorted(peers):
+            _check_peer_id(peer)
+        return cls(Objective(objective), peers)
+
+
+def _check_peer_id(text: str) -> None:
+    try:
+        peer_id_to_bytes(text)
+    except ValueError:
+        raise UserError(f"{text[:80]} is no peer id; copy one from `efedllm status --json`.") from None
 
 
 FASTEST = Policy()

@@ -82,9 +82,7 @@ def cost_us(asked: Question, turns: Sequence[Turn]) -> int:
         offer = offer_of(known[owner], asked.part, asked.scores.get(owner, 1.0))
         total += STAGE_OVERHEAD_US + offer.queue_us + (end - start) * offer.block_us
     stops = [asked.before, *(turn[0] for turn in turns), asked.after]
-    return total + sum(
-        (asked.latencies.round_trip_us(one, other) + 1) // 2 for one, other in itertools.pairwise(stops)
-    )
+    return total + sum((asked.latencies.round_trip_us(one, other) + 1) // 2 for one, other in itertools.pairwise(stops))
 
 
 def slowest_us(asked: Question, turns: Sequence[Turn]) -> int:

@@ -12,6 +12,7 @@ from node.client.route import Route, Stage, plan_route
 from node.errors import MissingBlocks
 from tests.node.client.announcements import EVERYONE, MANIFEST, NUM_BLOCKS, server
 
+
 def route_over(*servers, policy=EVERYONE, num_blocks=NUM_BLOCKS, **other):
     directory = Directory(MANIFEST, servers)
     return plan_route(directory, Latencies.of(servers, {}), {}, policy, num_blocks=num_blocks, **other)
