@@ -6,6 +6,7 @@ none stops the planning.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -121,7 +122,7 @@ def newest(servers: Iterable[Announcement]) -> list[Announcement]:
     found: dict[str, Announcement] = {}
     for server in servers:
         known = found.get(server.owner)
-        if known is None or (server.t, server.to_body()) > (known.t, known.to_body()):
+        if known is None or (server.t, repr(server)) > (known.t, repr(known)):
             found[server.owner] = server
     return [found[owner] for owner in sorted(found)]
 
@@ -175,8 +176,8 @@ def bounded_number(offers: list[Offer], part: Part) -> list[Offer]:
     if len(offers) <= MAX_OFFERS:
         return offers
     needed = cover(offers, part.start, part.end) or []
-    by_price = sorted(offers, key=_price)
-    kept = {offer.server.owner for offer in [*needed, *by_price[: max(0, MAX_OFFERS - len(needed))]]}
+    wanted = dict.fromkeys(offer.server.owner for offer in [*needed, *sorted(offers, key=_price)])
+    kept = set(itertools.islice(wanted, max(MAX_OFFERS, len(needed))))
     return [offer for offer in offers if offer.server.owner in kept]
 
 

@@ -24,6 +24,8 @@ from node.client.plan import Question
 from node.client.route import Route, route_of
 from node.errors import MissingBlocks
 
+_NEW_S = 1.0
+"""The directory as it was so long ago needs no new look."""
 _RECENT_S = 10.0
 """The directory as it was so long ago is good enough to begin with; a new look is taken meanwhile."""
 _LOOK_S = 0.3
@@ -117,9 +119,14 @@ class Outlook:
     async def close(self) -> None:
         """End what is under way."""
         await self._pings.close()
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
 
     async def _recent(self) -> Directory:
         """Return the directory, seen just now if that does not take long."""
+        if self._known is not None and time.monotonic() - self._known_s < _NEW_S:
+            return self._known
         looking = self._looking
         if looking is None or looking.done():
             looking = self._looking = asyncio.create_task(self.look())
