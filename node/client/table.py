@@ -113,6 +113,8 @@ class Table:
     """``[cuts, servers]``"""
     left: Numbers
     """``[cuts, servers]``"""
+    onward: Numbers
+    """The server that each hands on to at a cut, where there is a way, ``[cuts, servers]``."""
 
     def way_from(self, cut: int, server: int) -> Runs:
         """Return the cheapest runs to the end that begin on ``server``: each goes as far as it may, then lower ids."""
@@ -125,8 +127,7 @@ class Table:
             runs.append(Run(cut, end, server))
             if end == graph.num_cuts - 1:
                 return tuple(runs)
-            server = int(np.argmin(_onward(graph, server) + self.begun[end]))
-            cut = end
+            cut, server = end, int(self.onward[end, server])
 
     def best(self) -> Found | None:
         """Return the cheapest chain, which may hold a server twice; None: there is none."""
@@ -136,12 +137,6 @@ class Table:
         if prices[server] >= FAR:
             return None
         return Found(int(prices[server]), self.way_from(0, server))
-
-
-def _onward(graph: Graph, server: int) -> Numbers:
-    onward: Numbers = graph.hops[server] + graph.fixed
-    onward[server] = FAR
-    return onward
 
 
 def solve(graph: Graph, *, once: bool = False) -> Table:
@@ -158,6 +153,7 @@ def solve(graph: Graph, *, once: bool = False) -> Table:
     begun = np.full((last + 1, len(graph.block)), FAR, dtype=np.int64)
     left = np.full_like(begun, FAR)
     left[last] = graph.last
+    onward = np.zeros_like(begun)
     ways = np.full_like(begun, FAR)
     ways[last] = graph.last + cuts[last] * graph.block
     numbers = np.arange(last + 1)[:, None]
@@ -169,16 +165,17 @@ def solve(graph: Graph, *, once: bool = False) -> Table:
         within = numbers[cut + 1 : far] <= reach[cut, near]
         shortest = np.where(within, ways[cut + 1 : far, near], FAR).min(axis=0) - cuts[cut] * graph.block[near]
         begun[cut, near] = np.where(shortest > FAR // 2, FAR, shortest)
-        onward = graph.fixed[near] + begun[cut, near]
-        from_all = graph.hops[:, near] + onward
+        from_all = graph.hops[:, near] + graph.fixed[near] + begun[cut, near]
         from_all[near, np.arange(len(near))] = FAR
         if used is not None:
             used.begin(cut, near, reach, ways - cuts[cut] * graph.block)
             from_all[used.holds(cut, near)] = FAR
-            used.leave(cut, near[from_all.argmin(axis=1)])
+        onward[cut] = near[from_all.argmin(axis=1)]
+        if used is not None:
+            used.leave(cut, onward[cut])
         left[cut] = np.minimum(from_all.min(axis=1), FAR)
         ways[cut] = np.where(left[cut] < FAR, left[cut] + cuts[cut] * graph.block, FAR)
-    return Table(graph, reach, begun, left)
+    return Table(graph, reach, begun, left, onward)
 
 
 class _UsedServers:

@@ -3,12 +3,15 @@
 import time
 
 import pytest
+from hypothesis import given, settings
 
 from node.client.offers import MAX_OFFERS, Objective, Part, Policy
 from node.client.plan import make_plan
 from node.client.route import as_route
-from node.client.search import search
+from node.client.search import first_twice, search
+from node.client.table import price_of
 from tests.node.client.announcements import all_routes, cost_us, question, server, turns_of
+from tests.node.client.test_plan import questions
 
 SLOW, FAST = 20_000, 100_000_000
 
@@ -34,10 +37,30 @@ def test_a_server_that_is_wanted_at_both_ends_is_used_at_one_or_all_through(othe
     assert cost_us(asked, turns) == min(cost_us(asked, other) for other in all_routes(asked))
 
 
+def test_a_way_that_holds_the_server_already_is_passed_over_for_one_that_does_not():
+    others = server("fast", 1, 7, throughput=FAST), server("rest", 1, 8, throughput=33_000, queue_us=60_000)
+    plan = make_plan(question(slow_at_both_ends(*others)))
+    found = search(plan.graph, 0)
+    assert [plan.offers[run.server].server.owner for run in found.runs] == ["slow", "rest"]
+    assert found.price == price_of(plan.graph, found.runs) > plan.found.price
+
+
 def test_where_no_problem_may_be_solved_any_more_the_route_is_still_one_with_no_server_twice():
     asked = question(slow_at_both_ends(server("fast", 1, 7, throughput=FAST)))
     found = search(make_plan(asked).graph, 0)
     assert [run.server for run in found.runs] == [1]
+
+
+@settings(max_examples=200)
+@given(questions())
+def test_a_search_that_may_not_go_on_finds_a_route_with_no_server_twice_and_its_true_price(asked):
+    plan = make_plan(asked)
+    if plan is None:
+        return
+    found = search(plan.graph, 0)
+    if found is not None:
+        assert first_twice(found.runs) is None
+        assert found.price == price_of(plan.graph, found.runs) >= plan.found.price
 
 
 def test_a_model_of_more_blocks_than_servers_may_change_at_is_covered_as_cheaply_as_its_spans_allow():
