@@ -6,6 +6,7 @@ Imports of torch and of hivemind take seconds, so a command imports what it runs
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import errno
 import logging
 import re
@@ -91,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_demo,
         _add_bootstrap,
         _add_serve,
+        _add_donor_words,
         _add_generate,
         _add_chat,
         _add_status,
@@ -242,7 +244,22 @@ def _add_serve(commands: Commands) -> None:
         help="hold weights in 8 or 4 bits; int4 computes in bfloat16 (needs the extra `quantized`)",
     )  # fmt: skip
     parser.add_argument("--max-memory", type=_size, metavar="SIZE", help="bound for weights and caches, such as 6GiB")
-    parser.add_argument("--max-sessions", type=_count, default=256, metavar="N")
+    parser.add_argument("--max-sessions", type=_count, default=256, metavar="N", help="sessions at once (default: 256)")
+    parser.add_argument(
+        "--max-bandwidth", type=_size, metavar="SIZE", help="bound for what is moved in a second, in and out together"
+    )
+    parser.add_argument(
+        "--hours", metavar="HH:MM-HH:MM", help="take sessions at these hours only, for example 22:00-07:00,12:00-13:00"
+    )
+    parser.add_argument(
+        "--balance-every", type=_seconds, default=60, metavar="S",
+        help="how often to look whether other blocks need this server more, and to move there (default: 60; 0: never; "
+        "with --blocks it stays)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--drain-timeout", type=_count, default=30, metavar="S",
+        help="seconds that sessions have to go elsewhere when the server leaves (default: 30)",
+    )  # fmt: skip
     parser.add_argument(
         "--share-prefixes",
         action="store_true",
@@ -263,7 +280,9 @@ def _add_serve(commands: Commands) -> None:
 def _serve(arguments: Arguments) -> int:
     join = _join(arguments)
     from node.run.lifetime import run_loop
-    from node.run.server import ServeOptions, run_server
+    from node.run.server import run_server
+    from node.run.server_plan import ServeOptions
+    from node.serve.hours import Hours
 
     options = ServeOptions(
         model=arguments.model,
@@ -277,6 +296,10 @@ def _serve(arguments: Arguments) -> int:
         quantize=arguments.quantize,
         max_memory_bytes=arguments.max_memory,
         max_sessions=arguments.max_sessions,
+        max_bytes_per_s=arguments.max_bandwidth,
+        hours=Hours.parse(arguments.hours) if arguments.hours is not None else None,
+        balance_every_s=arguments.balance_every,
+        drain_timeout_s=arguments.drain_timeout,
         share_prefixes=arguments.share_prefixes,
         offer_ends=not arguments.no_ends,
         num_threads=arguments.num_threads,
@@ -286,6 +309,36 @@ def _serve(arguments: Arguments) -> int:
     )
     reporter = _reporter(arguments)
     run_loop(lambda: run_server(options, reporter))
+    return 0
+
+
+_DONOR_WORDS = {
+    "drain": "let the running server finish or hand over its sessions, and leave the swarm",
+    "pause": "let the running server take no new sessions and hand over those that it has",
+    "resume": "let the paused server take sessions again",
+}
+
+
+def _add_donor_words(commands: Commands) -> None:
+    for word, summary in _DONOR_WORDS.items():
+        parser = _command(commands, word, _say_word, summary)
+        parser.set_defaults(word=word)
+        if word == "drain":
+            parser.add_argument("--no-wait", action="store_true", help="do not wait until it has left")
+
+
+def _say_word(arguments: Arguments) -> int:
+    from node.run.control_socket import ask
+    from node.run.lifetime import run_loop
+
+    waits = arguments.word == "drain" and not arguments.no_wait
+    answer = run_loop(lambda: ask(default_home(), arguments.word, until_gone=waits))
+    if "error" in answer:
+        raise UserError(answer["error"])
+    why = f" ({answer['why']})" if answer["why"] else ""
+    sys.stdout.write(f"{answer['state']}{why}; sessions: {answer['sessions']}\n")
+    if waits:
+        sys.stdout.write("The server has left.\n")
     return 0
 
 
@@ -377,12 +430,16 @@ def _add_generate(commands: Commands) -> None:
     _add_generation(parser)
     parser.add_argument("--prompt", type=_text, required=True, help="text to continue; - reads it from standard input")
     parser.add_argument("--explain", action="store_true", help="say of every server why the route takes it or not")
+    parser.add_argument("--exit-with-stdin", action="store_true", help="end when standard input ends")
 
 
 def _generate(arguments: Arguments) -> int:
+    if arguments.prompt == "-" and arguments.exit_with_stdin:
+        raise UserError("--prompt - reads standard input to its end; leave out --exit-with-stdin.")
     options = _generation_options(arguments, _read_input() if arguments.prompt == "-" else arguments.prompt)
     from node.run.generate import run_generate
 
+    options = dataclasses.replace(options, exit_with_stdin=arguments.exit_with_stdin)
     run_generate(options, _reporter(arguments))
     return 0
 
@@ -486,6 +543,10 @@ def _whole(text: str, least: int, most: int) -> int:
 
 def _count(text: str) -> int:
     return _whole(text, 1, 10**9)
+
+
+def _seconds(text: str) -> int:
+    return _whole(text, 0, 10**6)
 
 
 def _threads(text: str) -> int:

@@ -78,6 +78,10 @@ class MissingBlocks(UnavailableError):
     """No announced server holds some blocks of the model."""
 
 
+class NotRunning(UnavailableError):
+    """No server of this user runs with the state directory that was named."""
+
+
 class StageLost(UnavailableError):
     """A stage of a running session is gone."""
 

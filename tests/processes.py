@@ -20,14 +20,28 @@ STOP_TIMEOUT_S = 20.0
 
 
 class NodeProcess:
-    """One running ``efedllm`` command with ``--events json``; a node ends when this process does, however it ends."""
+    """One running ``efedllm`` command with ``--events json``; a node ends when this process does, however it ends.
 
-    def __init__(self, arguments: Sequence[str], home: Path, environment: Mapping[str, str] | None = None) -> None:
+    Args:
+        arguments: the command and its arguments.
+        home: where it keeps its state.
+        environment: further variables.
+        program: the module that runs it, and what that takes before the command.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        home: Path,
+        environment: Mapping[str, str] | None = None,
+        *,
+        program: Sequence[str] = ("node",),
+    ) -> None:
         self.arguments = list(arguments)
         self.home = home
         bound = ["--exit-with-stdin"] if arguments[0] in ("bootstrap", "serve") else []
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "node", *arguments, *bound, "--events", "json"],
+            [sys.executable, "-m", *program, *arguments, *bound, "--events", "json"],
             env={**os.environ, "EFEDLLM_HOME": str(home), "OMP_NUM_THREADS": "1", **(environment or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

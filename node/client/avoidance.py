@@ -7,7 +7,7 @@ announcement still stands, so it stays out until it announces itself anew, and f
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dht.records import Announcement
 from node.errors import Refused
@@ -22,9 +22,10 @@ _MAX_WORDS = 120
 @dataclass(frozen=True, slots=True)
 class _Failure:
     at_s: float
+    """When it failed last."""
     until_s: float
     count: int
-    """How often it has failed."""
+    """How often it was left out."""
     heard_t: int | None
     """Signed time of the announcement that it did not live up to, unix s; None: it stays out for the time alone."""
     words: str
@@ -37,7 +38,7 @@ class Avoidance:
         self._failures: dict[str, _Failure] = {}
 
     def note(self, peer_id: str, reason: Exception, heard_t: int | None, now_s: float) -> None:
-        """Note that a server failed; while it is left out already, nothing changes.
+        """Note that a server failed; while it is left out already, that does not grow longer.
 
         Args:
             peer_id: the server.
@@ -47,6 +48,7 @@ class Avoidance:
         """
         known = self._failures.get(peer_id)
         if known is not None and known.until_s > now_s:
+            self._failures[peer_id] = replace(known, at_s=now_s)
             return
         count = known.count + 1 if known is not None else 1
         words = " ".join(str(reason).split())[:_MAX_WORDS]
@@ -56,14 +58,14 @@ class Avoidance:
             self._failures[peer_id] = _Failure(now_s, now_s + _avoid_s(count), count, heard_t, words)
 
     def left_out(self, servers: Iterable[Announcement], now_s: float) -> dict[str, str]:
-        """Return the peers that are left out now, and why; forget those that failed long ago."""
+        """Return the peers that are left out now, and why, whoever failed last first; forget what was long ago."""
         times = {server.owner: server.t for server in servers}
         self._failures = {
             peer: failure for peer, failure in self._failures.items() if failure.until_s + MAX_AVOID_S > now_s
         }
         return {
             peer: f"failed {now_s - failure.at_s:.0f} s ago: {failure.words}"
-            for peer, failure in self._failures.items()
+            for peer, failure in sorted(self._failures.items(), key=lambda entry: -entry[1].at_s)
             if failure.until_s > now_s or _is_unheard(failure, times.get(peer))
         }
 

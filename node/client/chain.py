@@ -5,18 +5,20 @@ means; ``history`` decides what to send, ``repair`` what takes a lost stage's pl
 
 A stage is lost when its stream ends, when a neighbour says so, when it breaks the protocol, or when it gives no sign of
 life after a silence. Steps wait meanwhile: what has been sent is in a log, here for the first stage and at every stage
-for the one behind it, and the answers come when the new stage has caught up.
+for the one behind it, and the answers come when the new stage has caught up. A stage that says that it leaves is
+replaced in the same way between two steps, and serves until then.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence, Set
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from dht.errors import UnavailableError as PeerUnavailable
 from dht.swarm import Swarm
@@ -33,10 +35,12 @@ from node.client.stage_link import (
 from node.errors import LocalError, MissingBlocks, NodeError, Refused, SessionError, StageLost, UnavailableError
 from node.step_log import StepLog
 from node.transport import FrameStream
-from node.wire import PROTOCOL, Frame, Result, Step
+from node.wire import PROTOCOL, Drain, Frame, Result, Step
 from node.wire import StageLost as StageLostFrame
 
 __all__ = ["Chain", "SessionShape", "StageFailed", "open_chain"]
+
+logger = logging.getLogger(__name__)
 
 Settle: TypeAlias = Callable[[Result | None, NodeError | None], None]
 
@@ -46,6 +50,9 @@ _MIN_SIGN_S = 0.75
 """A stage has so long, or three steps if that is longer, to give a sign of life."""
 _AVERAGE_WEIGHT = 0.2
 _PAUSE_BETWEEN_TRIES_S = 0.25
+_PAUSE_BETWEEN_MOVES_S = 1.0
+"""A stage that leaves still serves: there is time."""
+_LEAVES = Refused("draining", "It leaves.", retryable=True, retry_after_s=30.0)
 _MAX_REFUSALS = 2
 """One stage that refuses a step may be wrong, or lie; when another does too, the step is."""
 
@@ -95,6 +102,11 @@ class Chain:
         """Held while steps are sent in order, and by a repair, so that none is sent meanwhile."""
         self._lost: dict[StageLink, NodeError] = {}
         self._has_lost = asyncio.Event()
+        self._leaving: set[StageLink] = set()
+        """Stages that have asked for somebody to take their place."""
+        self._moving: asyncio.Task[None] | None = None
+        self._has_news = asyncio.Event()
+        """Set by every answer and every loss."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_repairing = False
         self._progress_s = self._waiting_since_s = time.monotonic()
@@ -221,6 +233,8 @@ class Chain:
                 accused = [other for other in self._links if other.stage.peer_id == frame.peer]
                 for other in accused:
                     self._lose(other, StageLost(f"The stage {other.stage} is gone; {RETRYABLE_WORDS}."))
+            case Drain() if frame.session == self.session:
+                self._leave(link)
             case _:
                 raise SessionError(f"The stage {link.stage} sent a {type(frame).__name__} frame out of place.")
 
@@ -235,6 +249,7 @@ class Chain:
         if self._settle is not None:
             self._step_s += (now_s - self._progress_s - self._step_s) * (_AVERAGE_WEIGHT if self._step_s else 1)
         self._progress_s = self._waiting_since_s = now_s
+        self._has_news.set()
         self._deliver(result)
 
     def _is_answer(self, result: Result, step: Step) -> bool:
@@ -258,6 +273,7 @@ class Chain:
         """End the session for its caller: the failure is its last outcome."""
         if self._failure is None:
             self._failure = error
+            self._has_news.set()
             self._deliver(error)
 
     def _lose(self, link: StageLink, error: NodeError) -> None:
@@ -266,6 +282,7 @@ class Chain:
             return
         self._lost[link] = error
         self._has_lost.set()
+        self._has_news.set()
         self._num_refusals += isinstance(error, Refused) and not error.retryable
         if self._planner is None or self._num_refusals >= _MAX_REFUSALS:
             self._fail(error)
@@ -342,7 +359,7 @@ class Chain:
                         self._fail(_unreachable([link.stage for link in self._lost], reason))
                         return
                     try:
-                        repaired = await self._replace(planner)
+                        repaired = await self._replace_lost(planner)
                     except UnavailableError as error:
                         reason = error
                         await asyncio.sleep(_PAUSE_BETWEEN_TRIES_S)
@@ -352,7 +369,7 @@ class Chain:
             self._is_repairing = False
             self._progress_s = time.monotonic()
 
-    async def _replace(self, planner: Planner) -> Repaired:
+    async def _replace_lost(self, planner: Planner) -> Repaired:
         """Put other stages in the place of the first ones that are lost, and let them catch up."""
         await self._probe([link for link in self._links if link not in self._lost])  # They might all be gone.
         self._has_lost.clear()
@@ -361,25 +378,31 @@ class Chain:
         await asyncio.gather(*(link.cut() for link in self._lost))
         if self._links[0] in self._lost:
             await self._drop_push()
-        first = next(index for index, link in enumerate(self._links) if link in self._lost)
+        return await self._replace(planner, set(self._lost))
+
+    async def _replace(self, planner: Planner, old: Set[StageLink]) -> Repaired:
+        """Put other stages in the place of the first ones of ``old`` that stand together."""
+        first = next(index for index, link in enumerate(self._links) if link in old)
         if first:
             await self._catch_up(self._links[first - 1])
         answered, shape = self._answered, replace(self._shape, steps=self._answered)
-        found = await open_replacement(self._swarm, planner, self.session, shape, self._links, set(self._lost))
-        old = self._links[found.first : found.last + 1]
-        for link in old:
+        found = await open_replacement(self._swarm, planner, self.session, shape, self._links, old)
+        replaced = self._links[found.first : found.last + 1]
+        for link in replaced:
             self._past_bytes = [self._past_bytes[0] + link.bytes_out, self._past_bytes[1] + link.bytes_in]
             self._lost.pop(link, None)
         self._links[found.first : found.last + 1] = found.links
         for link in found.links:
             link.watch(self._take, self._lose)
-        await asyncio.gather(*(link.close() for link in old))
+        if found.first == 0:
+            await self._drop_push()
+        await asyncio.gather(*(link.close() for link in replaced))
         await self._hand_over(found.first, len(found.links), answered)
         return Repaired(
-            lost=tuple(str(link.stage) for link in old),
+            lost=tuple(str(link.stage) for link in replaced),
             replaced_by=tuple(str(link.stage) for link in found.links),
             replayed_tokens=self._log.length if self._log else 0,
-            same_drift_class={_drift_class(link) for link in old} == {_drift_class(link) for link in found.links},
+            same_drift_class={_drift_class(link) for link in replaced} == {_drift_class(link) for link in found.links},
         )
 
     async def _catch_up(self, link: StageLink) -> None:
@@ -415,16 +438,53 @@ class Chain:
                 task.cancel()
             await asyncio.gather(handing, losing, return_exceptions=True)
 
+    # Stages that leave.
+
+    def _leave(self, link: StageLink) -> None:
+        """Note that a stage asks for somebody to take its place; it serves until then."""
+        if self._planner is None or link not in self._links:
+            return
+        self._leaving.add(link)
+        if self._moving is None or self._moving.done():
+            self._moving = self._spawn(self._move(self._planner))
+
+    async def _move(self, planner: Planner) -> None:
+        """Put other stages in the place of leaving ones between two steps; try again while there are none."""
+        while self._failure is None and (leaving := self._leaving & set(self._links)):
+            for link in leaving:
+                planner.failed(link.stage.peer_id, _LEAVES)
+            async with self._handing:
+                began_s = time.monotonic()
+                if await self._is_quiet():
+                    try:
+                        repaired = await self._replace(planner, leaving)
+                    except UnavailableError as error:
+                        logger.debug("nobody takes the place of a leaving stage: %s", error)
+                    else:
+                        planner.tell(replace(repaired, were_leaving=True, seconds=time.monotonic() - began_s))
+                        continue
+            await asyncio.sleep(_PAUSE_BETWEEN_MOVES_S)
+
+    async def _is_quiet(self) -> bool:
+        """Wait until all that was sent is answered; return whether that is so and no stage is lost."""
+        while not self._lost and self._failure is None:
+            if self._log is None or self._log.count == self._answered:
+                return True
+            self._has_news.clear()
+            await self._has_news.wait()
+        return False
+
     async def _drop_push(self) -> None:
         push, self._push = self._push, None
         if push is not None:
             self._past_bytes[0] += push.bytes_out
             await push.close()
 
-    def _spawn(self, work: object) -> None:
-        task: asyncio.Task[None] = asyncio.create_task(work)  # type: ignore[arg-type]
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def close(self) -> None:
         """End the session at every stage."""

@@ -85,7 +85,7 @@ class Outlook:
         """Look up who serves the model now, and ask those who are new for their round trips."""
         known = await read_directory(self._swarm, self._manifest, time.time())
         self._known, self._known_s = known, time.monotonic()
-        failed = self._avoidance.left_out(known.servers, time.monotonic())
+        failed = self._left_out(known)
         usable = [server for server in known.servers if why_not(server, self._policy, self.scores, failed) is None]
         self._pings.begin(server.owner for server in usable)
         return known
@@ -93,17 +93,24 @@ class Outlook:
     async def plan(self, wanted: Wanted) -> Route:
         """Plan a route from the swarm as it was just now, or as it is now.
 
-        A server that failed is taken all the same where there is no other: it may be back.
+        Those that failed are left out, unless there is no other; then whoever failed longest ago comes first, so that
+        of several each is tried.
 
         Raises:
             MissingBlocks: some blocks have no server that can be used.
         """
-        for look in (self._recent, self.look):
+        with contextlib.suppress(MissingBlocks):
+            directory = await self._recent()
+            return await self._route(directory, wanted, self._left_out(directory))
+        directory = await self.look()
+        failed = list(self._left_out(directory).items())
+        for count in range(len(failed), 0, -1):
             with contextlib.suppress(MissingBlocks):
-                directory = await look()
-                failed = self._avoidance.left_out(directory.servers, time.monotonic())
-                return await self._route(directory, wanted, failed)
-        return await self._route(await self._recent(), wanted, {})
+                return await self._route(directory, wanted, dict(failed[:count]))
+        return await self._route(directory, wanted, {})
+
+    def _left_out(self, directory: Directory) -> dict[str, str]:
+        return self._avoidance.left_out(directory.servers, time.monotonic())
 
     def failed(self, peer_id: str, reason: Exception) -> None:
         """Leave a peer out: for a while, and until it announces itself anew if it cannot be reached."""

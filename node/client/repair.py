@@ -31,6 +31,8 @@ class Repaired:
     """Positions of the history that they were given."""
     same_drift_class: bool
     """Whether old and new compute alike: weights of one dtype, one software. Otherwise bytes may differ, and tokens."""
+    were_leaving: bool = False
+    """Whether the stages had asked for it before they leave; otherwise they were gone, silent or wrong."""
     seconds: float = 0.0
     """From the loss to the end of the replay."""
 

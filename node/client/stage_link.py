@@ -17,7 +17,7 @@ from node.client.route import Stage
 from node.client.thin_terms import ThinTerms
 from node.errors import NodeError, Refused, SessionError, StageLost, UnavailableError
 from node.transport import FrameStream
-from node.wire import PROTOCOL, Accept, Adopt, Alive, Close, Drain, Frame, Open, Probe, Refuse, Replay
+from node.wire import PROTOCOL, Accept, Adopt, Alive, Close, Frame, Open, Probe, Refuse, Replay
 
 _OPEN_TIMEOUT_S = 10.0
 _GRACE_S = 0.05
@@ -94,8 +94,6 @@ class StageLink:
                         question = self._questions.pop(frame.tag, None)
                         if question is not None and not question.done():
                             question.set_result(frame)
-                    case Drain():
-                        continue
                     case Refuse():
                         raise as_error(self.stage, frame)
                     case _:

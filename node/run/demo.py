@@ -92,6 +92,7 @@ def _generate_arguments(join: str, options: DemoOptions) -> list[str]:
     return [
         "generate", EMBEDDED, "--join", join, "--prompt", options.prompt,
         "--max-new-tokens", str(options.max_new_tokens), "--seed", str(options.seed),
+        "--exit-with-stdin",
     ]  # fmt: skip
 
 

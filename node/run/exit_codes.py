@@ -31,6 +31,7 @@ _CODES: tuple[tuple[type[Exception], int], ...] = (
     (errors.QuantizerMissing, 27),
     (errors.StageLost, 19),
     (errors.Refused, 20),
+    (errors.NotRunning, 28),
     (dht_errors.ClockSkew, 21),
     (dht_errors.DaemonDied, 22),
     (errors.UserError, 23),

@@ -21,7 +21,7 @@ from node.model.families import check_family
 from node.run.events import Reporter
 from node.run.explanation import tell_explanation
 from node.run.libraries import silence_libraries
-from node.run.lifetime import end_on_terminate_as_on_interrupt
+from node.run.lifetime import end_on_terminate_as_on_interrupt, end_with_stdin
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class GenerateOptions:
     """Servers that may be used; None: all."""
     explain: bool = False
     """Whether to say why the route runs where it runs."""
+    exit_with_stdin: bool = False
 
 
 class Printer(TextStreamer):
@@ -79,6 +80,8 @@ class Printer(TextStreamer):
 def run_generate(options: GenerateOptions, reporter: Reporter) -> None:
     """Write the continuation of the prompt to stdout, and nothing else."""
     end_on_terminate_as_on_interrupt()
+    if options.exit_with_stdin:
+        end_with_stdin()
     config, tokenizer = load_tokenizer(options)
     inputs = encode(tokenizer, options.prompt)
     check_length(config, inputs["input_ids"].shape[1], options.max_new_tokens)
@@ -144,11 +147,13 @@ class RepairTeller:
             "replayed_tokens": repaired.replayed_tokens,
             "ms": round(1000 * repaired.seconds),
             "same_drift_class": repaired.same_drift_class,
+            "reason": "leaving" if repaired.were_leaving else "lost",
         }
         self._reporter.event("route_repaired", fields)
         differing = "" if repaired.same_drift_class else " It computes differently, so bytes may differ."
-        lost, new = ", ".join(repaired.lost), ", ".join(repaired.replaced_by)
-        self._reporter.say(f"Lost {lost}; {new} took over within {fields['ms']} ms.{differing}")
+        old, new = ", ".join(repaired.lost), ", ".join(repaired.replaced_by)
+        gone = f"{old} leaves" if repaired.were_leaving else f"Lost {old}"
+        self._reporter.say(f"{gone}; {new} took over within {fields['ms']} ms.{differing}")
 
 
 def load_tokenizer(options: GenerateOptions) -> tuple[Any, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -14,6 +16,9 @@ import uvloop
 from node.run.interrupts import raise_on_interrupt
 
 T = TypeVar("T")
+
+STDIN_ENDED = "end of standard input"
+"""Why a command ends whose parent has gone."""
 
 
 def run_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -43,6 +48,22 @@ def end_on_terminate_as_on_interrupt() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
+def end_with_stdin() -> None:
+    """Let the end of standard input end this process as SIGTERM does: a parent that goes away takes us with it.
+
+    For a command without a loop of its own; what comes on standard input is thrown away.
+    """
+    descriptor = sys.stdin.fileno()
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(descriptor, 4096):
+                pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="efedllm-stdin", daemon=True).start()
+
+
 async def until_told_to_stop(*, exit_with_stdin: bool) -> str:
     """Wait for SIGINT, SIGTERM or, if asked for, the end of standard input; return which it was.
 
@@ -69,7 +90,7 @@ async def until_told_to_stop(*, exit_with_stdin: bool) -> str:
                 return
             if ended:
                 loop.remove_reader(descriptor)
-                tell("end of standard input")
+                tell(STDIN_ENDED)
 
         loop.add_reader(descriptor, read)
     try:

@@ -1,7 +1,8 @@
-"""``efedllm serve``: one span of one model, announced until the process is told to stop.
+"""``efedllm serve``: a span of one model, announced until its donor says otherwise.
 
 The order of start-up is cheap checks first: identity and addresses, config and family, blocks and memory, then the
-swarm, and only then the weights, so that whatever is wrong is said before anything is hashed or downloaded.
+swarm, and only then the weights. At the end it drains: new sessions are refused, clients are asked to take theirs
+elsewhere, the announcement is withdrawn, and only then are streams closed.
 """
 
 from __future__ import annotations
@@ -9,101 +10,55 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import random
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from dht.announce import Announcer
 from dht.directory import read_directory
+from dht.errors import DhtError
 from dht.identity import Identity
-from dht.parameters import JoinCode
-from dht.records import Announcement, ManifestRecord, ServerState
-from dht.swarm import Swarm
-from node import __version__
+from dht.records import ServerState
+from dht.swarm import Stream, Swarm
 from node.batching import Limits
 from node.engine import Engine
-from node.errors import BadBlocks, DoesNotFit, UnsupportedFamily
-from node.model.checkpoint import Checkpoint
-from node.model.devices import free_bytes, pick_device, pick_dtype
-from node.model.ends import Ends
-from node.model.families import check_family, max_positions
-from node.model.quantise import Scheme, check_stored, find_scheme
-from node.model.span import Span, build_quantised_span, build_span
-from node.model.static_decode import MAX_GATHERED_BYTES
+from node.errors import NodeError, Refused
+from node.model.span import Span
+from node.run import control_socket
+from node.run.announcing import Announcing
+from node.run.doors import Doors
 from node.run.events import Reporter
 from node.run.libraries import silence_libraries
-from node.run.lifetime import until_told_to_stop
+from node.run.lifetime import STDIN_ENDED, until_told_to_stop
 from node.run.load import tell_load
-from node.run.server_ends import EndPlan, announced, in_words
-from node.serve.handler import Handler, Served
+from node.run.server_ends import announced, in_words
+from node.run.server_plan import (
+    Plan,
+    ServeOptions,
+    load_ends,
+    load_span,
+    make_handler,
+    make_plan,
+    name_of,
+    open_checkpoint,
+)
+from node.serve.balance import choose_span
+from node.serve.handler import Handler
 from node.serve.measure import SpanCost, measure
-from node.serve.placement import MemoryPlan, choose_span, parse_blocks, plan_memory
-from node.serve.prefixes import PrefixStore
-from node.serve.slots import PAGE
+from node.serve.patience import Patience
 from node.serve.statistics import Statistics
 from node.wire import PROTOCOL
 
-REFRESH_S = 20
-"""How often a server renews its announcement, s; the announcement lives three times as long."""
 SWEEP_S = 15.0
 """How often idle sessions are looked for, s."""
 STATISTICS_S = 60.0
 """How often a server says what it does, s."""
 _GPU_LIMITS = Limits(max_rows=128, chunk_tokens=256, full_chunk_tokens=2048)
 """On a GPU a forward of few tokens leaves it idle; no figure of one's own stands behind these numbers yet."""
-_PREFIX_SHARE = 8
-"""One part in so many of the cache's memory remembers common beginnings of sessions."""
-
-
-@dataclass(frozen=True)
-class ServeOptions:
-    """What ``efedllm serve`` was asked for."""
-
-    model: str
-    revision: str | None
-    home: Path
-    join: JoinCode
-    blocks: str | None
-    num_blocks: int | None
-    device: str
-    dtype: str
-    quantize: str | None
-    max_memory_bytes: int | None
-    max_sessions: int
-    share_prefixes: bool
-    offer_ends: bool
-    num_threads: int | None
-    listen: tuple[str, ...]
-    announce: tuple[str, ...]
-    exit_with_stdin: bool
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Everything that is decided before the swarm is asked."""
-
-    checkpoint: Checkpoint
-    device: torch.device
-    dtype: torch.dtype
-    """What the span computes in."""
-    scheme: Scheme | None
-    """How its weights are held in fewer bits; None: as ``dtype`` has them."""
-    memory: MemoryPlan
-    span: tuple[int, int] | None
-    """The blocks asked for; None: the swarm decides where the need is."""
-    ends: EndPlan | None
-    """Embedding and head, for clients without weights; None: not offered."""
-
-    @property
-    def weight_dtype(self) -> str:
-        """What the weights are held in, as the announcement says it."""
-        return self.scheme.name if self.scheme else _name(self.dtype)
+_AS_LONG_AS_IT_TAKES_S = 2**20 - 1
+_LEAVING = Refused("draining", "This server is leaving; choose another.", retryable=True)
 
 
 async def run_server(options: ServeOptions, reporter: Reporter) -> None:
@@ -118,252 +73,253 @@ async def run_server(options: ServeOptions, reporter: Reporter) -> None:
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
     with reporter.progress() as bar:
-        checkpoint = await asyncio.to_thread(_open_checkpoint, options, bar.update)
-        plan = await asyncio.to_thread(_plan, options, checkpoint, reporter)
+        checkpoint = await asyncio.to_thread(open_checkpoint, options, bar.update)
+        plan = await asyncio.to_thread(make_plan, options, checkpoint, reporter)
         async with contextlib.AsyncExitStack() as exits:
             swarm = await exits.enter_async_context(place)
             reporter.say(f"Memory: {plan.memory}")
             manifest = await asyncio.to_thread(lambda: checkpoint.manifest32)
-            start, end = plan.span or await _needed_span(swarm, manifest, plan)
-            reporter.say(f"Loading blocks {start}:{end} of {checkpoint.short_name} ...")
-            announcing = _Announcing(identity, swarm, checkpoint, plan, (start, end))
-            await exits.enter_async_context(announcing.announcer)
+            span = plan.span or await _needed_span(swarm, manifest, plan)
             statistics = Statistics(time.monotonic())
+            announcing = Announcing(identity, swarm, checkpoint, plan, statistics)
+            announcing.joining(span)
+            await exits.enter_async_context(announcing.announcer)
             engine = await exits.enter_async_context(
                 Engine(
                     limits=_GPU_LIMITS if plan.device.type == "cuda" else Limits(),
                     observe=lambda report: statistics.observe(time.monotonic(), report),
                 )
             )
-            span = await asyncio.to_thread(_load, plan, start, end)
-            ends = await asyncio.to_thread(_load_ends, plan, (start, end), reporter)
-            cost = await engine.submit(lambda: measure(span, checkpoint.config.hidden_size))
-            gc.collect()
-            gc.freeze()  # What start-up made stays; the collector need not walk it again between two steps.
+            server = _Server(options, reporter, plan, manifest, swarm, engine, announcing, statistics)
+            await server.load(span)
             bar.__exit__()
-            handler = _make_handler(plan, span, ends, manifest, swarm, engine, options)
-            await swarm.serve(PROTOCOL, handler.handle)
-            await announcing.online(handler, cost, announced(ends))
-            announce_start = partial(_announce_start, reporter, swarm, plan, span, cost, ends)
-            say_load = partial(tell_load, reporter, handler, statistics)
-            reason = await _serve_until_stopped(handler, swarm, options, announce_start, say_load)
+            await swarm.serve(PROTOCOL, server.handle)
+            reason = await server.serve()
             reporter.say(f"Stopping ({reason}): the announcement is withdrawn.")
 
 
-def _open_checkpoint(options: ServeOptions, progress: Any) -> Checkpoint:
-    checkpoint = Checkpoint.open(options.model, revision=options.revision, home=options.home, progress=progress)
-    check_family(checkpoint.config)
-    return checkpoint
-
-
-def _plan(options: ServeOptions, checkpoint: Checkpoint, reporter: Reporter) -> _Plan:
-    num_blocks = checkpoint.num_blocks
-    span = parse_blocks(options.blocks, num_blocks) if options.blocks is not None else None
-    wanted = span[1] - span[0] if span else options.num_blocks
-    if wanted is not None and not 1 <= wanted <= num_blocks:
-        raise BadBlocks(f"--num-blocks {wanted} is not possible; the model has {num_blocks} blocks.")
-    device = pick_device(options.device)
-    dtype = pick_dtype(options.dtype, getattr(checkpoint.config, "dtype", None), device)
-    free = free_bytes(device)
-    if device.type == "cuda":
-        free -= MAX_GATHERED_BYTES  # Decoding in static shapes copies histories while it attends.
-    if options.max_memory_bytes is not None:
-        free = min(free, options.max_memory_bytes)
-    check_stored(checkpoint.config, device)
-    if options.quantize is None:
-        scheme = None
-        sizes = [checkpoint.span_bytes(block, block + 1, dtype) for block in range(num_blocks)]
-    else:
-        scheme = find_scheme(options.quantize, checkpoint.config)
-        scheme.check_machine(device)
-        dtype = scheme.compute_dtype(options.dtype, dtype)
-        sizes = scheme.block_bytes(checkpoint.config, dtype)
-    ends = None
-    if options.offer_ends and getattr(checkpoint.config, "quantization_config", None) is None:
-        ends = EndPlan.of(checkpoint, dtype, device)
-    try:
-        memory = plan_memory(free, sizes, wanted, ends.num_bytes(span) if ends else 0)
-    except DoesNotFit:
-        memory = plan_memory(free, sizes, wanted)  # Blocks come first; it raises where they are what does not fit.
-        ends = None
-        reporter.say("Embeddings and head do not fit beside the blocks: clients without weights are not served here.")
-    return _Plan(checkpoint, device, dtype, scheme, memory, span, ends)
-
-
-async def _needed_span(swarm: Swarm, manifest: bytes, plan: _Plan) -> tuple[int, int]:
+async def _needed_span(swarm: Swarm, manifest: bytes, plan: Plan) -> tuple[int, int]:
     directory = await read_directory(swarm, manifest, time.time())
     return choose_span(directory.servers, plan.checkpoint.num_blocks, plan.memory.num_blocks)
 
 
-def _load(plan: _Plan, start: int, end: int) -> Span:
-    config, dtype, device = plan.checkpoint.config, plan.dtype, plan.device
-
-    def tensors(first: int, last: int) -> dict[str, torch.Tensor]:
-        return plan.checkpoint.load_span(first, last, dtype=dtype, device=device)
-
-    if plan.scheme is None:
-        return build_span(config, tensors(start, end), start, end, dtype=dtype, device=device)
-    return build_quantised_span(
-        config,
-        lambda block: tensors(block, block + 1),
-        start,
-        end,
-        scheme=plan.scheme,
-        dtype=dtype,
-        device=device,
-    )
-
-
-def _load_ends(plan: _Plan, span: tuple[int, int], reporter: Reporter) -> Ends | None:
-    if plan.ends is None:
-        return None
-    try:
-        return plan.ends.load(span)
-    except UnsupportedFamily as error:
-        reporter.say(f"Clients without weights are not served here: {error}")
-        return None
-
-
-def _make_handler(
-    plan: _Plan,
-    span: Span,
-    ends: Ends | None,
-    manifest: bytes,
-    swarm: Swarm,
-    engine: Engine,
-    options: ServeOptions,
-) -> Handler:
-    spared = plan.memory.end_bytes - (ends.weight_bytes if ends else 0)
-    cache_bytes = plan.memory.cache_bytes + max(0, spared)
-    prefix_bytes = cache_bytes // _PREFIX_SHARE
-    log_bytes = plan.checkpoint.config.hidden_size * span.dtype.itemsize  # what is handed on of a position, and kept
-    num_positions = (cache_bytes - prefix_bytes) // (span.cache_bytes_per_position + log_bytes)
-    if num_positions < PAGE:
-        raise DoesNotFit("The weights fit but leave no memory for a session; take fewer blocks, or pass --no-ends.")
-    served = Served(
-        span=span,
-        manifest=manifest,
-        hidden_size=plan.checkpoint.config.hidden_size,
-        num_blocks=plan.checkpoint.num_blocks,
-        ends=ends,
-        max_sessions=options.max_sessions,
-        max_positions=max_positions(plan.checkpoint.config),
-        shares_prefixes=options.share_prefixes,
-    )
-    arena = span.new_arena(num_positions)
-    return Handler(served, engine, swarm.dial, arena, PrefixStore(prefix_bytes), num_positions * log_bytes)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-class _Announcing:
-    """Keeps the server's announcement true: joining, online, and what is free."""
+class _Server:
+    """One server: the span that it holds now, and what its donor wants."""
 
     def __init__(
-        self, identity: Identity, swarm: Swarm, checkpoint: Checkpoint, plan: _Plan, span: tuple[int, int]
+        self,
+        options: ServeOptions,
+        reporter: Reporter,
+        plan: Plan,
+        manifest: bytes,
+        swarm: Swarm,
+        engine: Engine,
+        announcing: Announcing,
+        statistics: Statistics,
     ) -> None:
-        self._identity = identity
-        self._swarm = swarm
-        self._checkpoint = checkpoint
+        self._options = options
+        self._reporter = reporter
         self._plan = plan
-        self._span = span
+        self._manifest = manifest
+        self._swarm = swarm
+        self._engine = engine
+        self._announcing = announcing
+        self._statistics = statistics
         self._handler: Handler | None = None
-        self._cost: SpanCost | None = None
-        self._ends = 0
-        self.announcer = Announcer(swarm, identity, self._records, refresh_s=REFRESH_S)
+        """None while blocks are loaded."""
+        self._doors = Doors(options.hours, self._enter_state)
+        self._told: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    async def online(self, handler: Handler, cost: SpanCost, ends: int) -> None:
-        """Announce that sessions are taken from now on; ``ends`` as the announcement has it."""
-        self._handler, self._cost, self._ends = handler, cost, ends
-        await self.announcer.update()
+    async def handle(self, stream: Stream) -> None:
+        """Serve one stream; without blocks there is nothing to say."""
+        if self._handler is not None:
+            await self._handler.handle(stream)
 
-    def _records(self, t: int, life_s: int) -> list[Announcement | ManifestRecord]:
-        config, manifest = self._checkpoint.config, self._checkpoint.manifest32
-        slots = self._handler.slots if self._handler else None
-        announcement = Announcement(
-            manifest=manifest,
-            shard=0,
-            owner=self._identity.peer_id,
-            t=t,
-            life_s=life_s,
-            state=ServerState.ONLINE if self._handler else ServerState.JOINING,
-            start=self._span[0],
-            end=self._span[1],
-            dtype=self._plan.weight_dtype,
-            throughput_milli=int(self._cost.blocks_per_s * 1000) if self._cost else 0,
-            max_length=slots.total if slots else 0,
-            cache_free_tokens=slots.free if slots else 0,
-            addresses=tuple(self._swarm.addresses[:8]),
-            version=__version__,
-            ends=self._ends,
+    async def load(self, span: tuple[int, int]) -> None:
+        """Load blocks and get ready to serve them."""
+        plan = self._plan
+        self._reporter.say(f"Loading blocks {span[0]}:{span[1]} of {plan.checkpoint.short_name} ...")
+        loaded = await asyncio.to_thread(load_span, plan, *span)
+        ends = await asyncio.to_thread(load_ends, plan, span, self._reporter)
+        cost = await self._engine.submit(lambda: measure(loaded, plan.checkpoint.config.hidden_size))
+        gc.collect()
+        gc.freeze()  # What start-up made stays; the collector need not walk it again between two steps.
+        handler = make_handler(plan, loaded, ends, self._manifest, self._swarm.dial, self._engine, self._options)
+        self._announcing.loaded(handler, cost, announced(ends))
+        self._handler = handler
+        self._say_what_is_served(loaded, cost)
+        if ends is not None:
+            self._reporter.say(in_words(ends))
+
+    def _say_what_is_served(self, span: Span, cost: SpanCost) -> None:
+        held = f" with weights in {self._plan.scheme.name}" if self._plan.scheme else ""
+        self._reporter.say(
+            f"Serving blocks {span.start}:{span.end} of {self._plan.checkpoint.short_name} as {self._swarm.peer_id} on "
+            f"{span.device} in {name_of(span.dtype)}{held}: {cost.blocks_per_s / (span.end - span.start):.1f} steps/s "
+            "measured."
         )
-        model = ManifestRecord(
-            manifest=manifest,
-            owner=self._identity.peer_id,
-            t=t,
-            life_s=life_s,
-            name=self._checkpoint.name,
-            model_type=config.model_type,
-            num_blocks=self._checkpoint.num_blocks,
-            hidden_size=config.hidden_size,
-            vocab_size=config.vocab_size,
+
+    async def serve(self) -> str:
+        """Serve until told to leave; return why. Raises if p2pd dies."""
+        loop = asyncio.get_running_loop()
+        stdin = self._options.exit_with_stdin
+        watching = [self._sweep(), self._tell_load(), self._swarm.wait_closed(), self._doors.watch()]
+        if self._plan.span is None and self._options.balance_every_s:
+            watching.append(self._balance(self._options.balance_every_s))
+        tasks = [asyncio.create_task(work) for work in watching]
+        told = asyncio.create_task(until_told_to_stop(exit_with_stdin=stdin))
+        loop.add_signal_handler(signal.SIGUSR1, self._say_load)
+        try:
+            async with control_socket.listening(self._options.home, self._obey):
+                await asyncio.sleep(0)  # Signals are listened for before anyone hears that we are ready.
+                await self._doors.open()
+                self._say_ready()
+                waiting: list[asyncio.Future[Any]] = [told, self._told, *tasks]
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+                reason = next((str(task.result()) for task in (told, self._told) if task in done), "p2pd has ended")
+                if reason != STDIN_ENDED:
+                    await self._drain(reason)
+                return reason
+        finally:
+            loop.remove_signal_handler(signal.SIGUSR1)
+            await _cancel(told, *tasks)
+
+    def _say_ready(self) -> None:
+        span = self._span
+        for address in self._swarm.addresses:
+            self._reporter.say(f"  {address}")
+        if all("/ip4/127." in address for address in self._swarm.addresses):
+            self._reporter.say("Only this machine can reach it; open it to others with --listen /ip4/0.0.0.0/tcp/31338")
+        model, blocks = self._plan.checkpoint.short_name, f"{span.start}:{span.end}"
+        fields = {"role": "server", "peer_id": self._swarm.peer_id, "model": model, "blocks": blocks}
+        self._reporter.event("ready", fields)
+
+    @property
+    def _span(self) -> Span:
+        assert self._handler is not None
+        return self._handler.span
+
+    # What the donor wants.
+
+    async def _obey(self, word: str) -> dict[str, Any]:
+        match word:
+            case control_socket.DRAIN:
+                if not self._told.done():
+                    self._told.set_result("efedllm drain")
+                await self._doors.leave()
+            case "pause":
+                await self._doors.pause()
+            case "resume":
+                await self._doors.resume()
+            case _:
+                return {"error": f"This server does not know the word {word[:32]!r}; it is of another version."}
+        sessions = self._handler.num_sessions if self._handler else 0
+        return {"state": self._doors.state.name.lower(), "sessions": sessions, "why": self._doors.why}
+
+    async def _enter_state(self, state: ServerState) -> None:
+        """Open or close the doors as ``state`` wants it, and say so to the swarm and to the donor."""
+        handler = self._handler
+        if handler is None:
+            return
+        if state is ServerState.ONLINE:
+            handler.open_doors()
+        else:
+            reason = Refused("draining", f"This server takes no sessions now: {self._doors.why}.", retryable=True)
+            handler.close_doors(_LEAVING if state is ServerState.DRAINING else reason)
+        await self._announcing.state(state)
+        if state is ServerState.PAUSED:
+            await handler.ask_to_leave(_AS_LONG_AS_IT_TAKES_S)  # Who cannot go elsewhere is served to the end.
+        fields = {"state": state.name.lower(), "sessions": handler.num_sessions, "why": self._doors.why}
+        self._reporter.event("state", fields)
+        if self._doors.why:
+            self._reporter.say(f"No new sessions ({self._doors.why}); {handler.num_sessions} are running.")
+
+    async def _drain(self, reason: str) -> None:
+        """Let every session go elsewhere or end; a second signal cuts that short."""
+        handler, patience_s = self._handler, self._options.drain_timeout_s
+        await self._doors.leave()
+        if handler is None or not handler.num_sessions:
+            return
+        self._reporter.say(
+            f"Leaving ({reason}): {handler.num_sessions} sessions have {patience_s:.0f} s to go elsewhere; once more "
+            "ends it at once."
         )
-        return [announcement, model]
+        again = asyncio.create_task(until_told_to_stop(exit_with_stdin=self._options.exit_with_stdin))
+        handing = asyncio.create_task(handler.hand_over(patience_s))
+        try:
+            await asyncio.wait({again, handing}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await _cancel(again, handing)
+        await handler.end_all(_LEAVING)
 
+    # What is done again and again.
 
-def _announce_start(
-    reporter: Reporter, swarm: Swarm, plan: _Plan, span: Span, cost: SpanCost, ends: Ends | None
-) -> None:
-    blocks, model = f"{span.start}:{span.end}", plan.checkpoint.short_name
-    held = f" with weights in {plan.scheme.name}" if plan.scheme else ""
-    reporter.say(
-        f"Serving blocks {blocks} of {model} as {swarm.peer_id} on {span.device} in "
-        f"{_name(span.dtype)}{held}: {cost.blocks_per_s / (span.end - span.start):.1f} steps/s measured."
-    )
-    if ends is not None:
-        reporter.say(in_words(ends))
-    for address in swarm.addresses:
-        reporter.say(f"  {address}")
-    if all("/ip4/127." in address for address in swarm.addresses):
-        reporter.say("Only this machine can reach it; open it to others with --listen /ip4/0.0.0.0/tcp/31338")
-    reporter.event("ready", {"role": "server", "peer_id": swarm.peer_id, "model": model, "blocks": blocks})
-
-
-async def _serve_until_stopped(
-    handler: Handler,
-    swarm: Swarm,
-    options: ServeOptions,
-    announce_start: Callable[[], None],
-    say_load: Callable[[], None],
-) -> str:
-    """Return why the server should stop; raises if its p2pd dies."""
-
-    async def sweep() -> None:
+    async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
-            await handler.expire(time.monotonic())
+            if self._handler is not None:
+                await self._handler.expire(time.monotonic())
 
-    async def tell() -> None:
+    async def _balance(self, every_s: float) -> None:
+        """Look now and then whether the swarm needs this server at other blocks more, and move there."""
+        patience = Patience()
+        while True:
+            await asyncio.sleep(every_s * random.uniform(0.8, 1.2))  # noqa: S311 - so that not all look at once
+            if self._doors.state is not ServerState.ONLINE:
+                continue
+            with contextlib.suppress(DhtError):
+                directory = await read_directory(self._swarm, self._manifest, time.time())
+                move = await asyncio.to_thread(
+                    patience.plan_move,
+                    directory.servers,
+                    self._swarm.peer_id,
+                    self._plan.checkpoint.num_blocks,
+                    time.monotonic(),
+                )
+                if move is not None:
+                    await self._move((move.start, move.end))
+
+    async def _move(self, to: tuple[int, int]) -> None:
+        """Give the present blocks up for others: sessions go elsewhere first."""
+        handler = self._handler
+        assert handler is not None
+        old = handler.span.start, handler.span.end
+        self._reporter.say(f"Moving from blocks {old[0]}:{old[1]} to {to[0]}:{to[1]}, which the swarm needs more.")
+        self._doors.shut()
+        handler.close_doors(_LEAVING)
+        await self._announcing.state(ServerState.DRAINING)
+        await handler.hand_over(self._options.drain_timeout_s)
+        await handler.end_all(_LEAVING)
+        self._handler = handler = None
+        gc.unfreeze()  # What is given up must not stay for being frozen.
+        gc.collect()
+        try:
+            await self._load_anew(to)
+        except (NodeError, OSError) as error:
+            self._reporter.say(f"Blocks {to[0]}:{to[1]} cannot be loaded ({error}); going back to {old[0]}:{old[1]}.")
+            await self._load_anew(old)
+        span = self._span
+        self._reporter.event("moved", {"from": f"{old[0]}:{old[1]}", "to": f"{span.start}:{span.end}"})
+
+    async def _load_anew(self, span: tuple[int, int]) -> None:
+        self._announcing.joining(span)
+        await self._announcing.state(ServerState.JOINING)
+        await self.load(span)
+        await self._doors.open()
+
+    async def _tell_load(self) -> None:
         while True:
             await asyncio.sleep(STATISTICS_S)
-            say_load()
+            self._say_load()
 
-    told = asyncio.create_task(until_told_to_stop(exit_with_stdin=options.exit_with_stdin))
-    tasks = [told, asyncio.create_task(sweep()), asyncio.create_task(tell()), asyncio.create_task(swarm.wait_closed())]
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGUSR1, say_load)
-    try:
-        await asyncio.sleep(0)  # Signals are listened for before anyone hears that we are ready.
-        announce_start()
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-        return told.result() if told.done() else "p2pd has ended"
-    finally:
-        loop.remove_signal_handler(signal.SIGUSR1)
-        handler.drain()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    def _say_load(self) -> None:
+        if self._handler is not None:
+            tell_load(self._reporter, self._handler, self._statistics)
+
+
+async def _cancel(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

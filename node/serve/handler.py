@@ -21,9 +21,10 @@ from dht.swarm import LAST_WORD_S
 from node.engine import Engine
 from node.errors import ComputeFailed, NodeError, Refused, RemoteError, SessionError, UnavailableError
 from node.model.arena import Buffers, KeyValueArena
-from node.model.ends import Ends
 from node.model.span import Span
 from node.model.tensors import codec_of
+from node.serve.admission import Admission, Served
+from node.serve.bandwidth import Bandwidth
 from node.serve.computation import Computation, Output, SpanSteps, StepJob
 from node.serve.end_work import EndWork
 from node.serve.outlets import Dialer, Live, Outlets, Streams
@@ -38,6 +39,7 @@ from node.wire import (
     Accept,
     Adopt,
     Close,
+    Drain,
     Frame,
     Open,
     Probe,
@@ -46,7 +48,6 @@ from node.wire import (
     Reserved,
     StageLost,
     Step,
-    payload_parts,
     step_session,
 )
 
@@ -54,35 +55,8 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-_RETRY_AFTER_FULL_S = 5.0
 _MAX_KEPT_BYTES = 64 * 2**10
 """Outputs up to this size are kept for a repeated step; longer ones would be memory that nobody has counted."""
-_RESERVED_SHARE = 8
-"""One part in so many, of sessions and of the cache, is kept for clients that have no session yet."""
-
-
-@dataclass(frozen=True)
-class Served:
-    """What a server offers; fixed while it runs."""
-
-    span: Span
-    manifest: bytes
-    """sha256 identity of the model."""
-    hidden_size: int
-    num_blocks: int = 0
-    """Of the whole model; 0 where no ends are offered."""
-    ends: Ends | None = None
-    """Embedding and head, for clients that hold no weights; None: they are not served."""
-    max_sessions: int = 256
-    max_positions: int | None = None
-    """Positions that a session may have, whatever the cache could hold; None: any number."""
-    idle_timeout_s: float = 600.0
-    """A session without a step for so long is closed."""
-    send_timeout_s: float = 30.0
-    """A client that does not read for so long loses its session; a next stage is reported to the client as lost."""
-    shares_prefixes: bool = False
-    """Whether sessions of different clients share what is computed of equal beginnings. How fast an answer comes then
-    tells one client what others have asked."""
 
 
 @dataclass
@@ -117,17 +91,27 @@ class Handler:
         log_bytes: int = 2**30,
     ) -> None:
         self.counters = Counters()
-        self._log_bytes_free = self._log_bytes = log_bytes
-        self.slots = Slots(arena.num_positions)
+        self._admission = Admission(served, arena.num_positions, log_bytes)
         self._served = served
         self._engine = engine
         self._arena = arena
         self._prefixes = prefixes
         self._groups: dict[tuple[int, int], SpanSteps] = {}
         self._sessions: dict[bytes, Live] = {}
-        self._streams = Streams()
+        self._streams = Streams(Bandwidth(served.max_bytes_per_s))
+        self._is_empty = asyncio.Event()
+        """Set when the last session has ended."""
         self._outlets = Outlets(dial, served.send_timeout_s, self._streams, self._is_open)
-        self._draining = False
+
+    @property
+    def span(self) -> Span:
+        """The blocks that are served."""
+        return self._served.span
+
+    @property
+    def slots(self) -> Slots:
+        """Where the caches of sessions stand."""
+        return self._admission.slots
 
     @property
     def num_sessions(self) -> int:
@@ -149,9 +133,39 @@ class Handler:
         """Bytes read from and written to all session streams so far."""
         return self._streams.bytes_moved
 
-    def drain(self) -> None:
-        """Refuse new sessions from now on."""
-        self._draining = True
+    def close_doors(self, reason: Refused) -> None:
+        """Refuse new sessions with ``reason`` from now on."""
+        self._admission.closed = reason
+
+    def open_doors(self) -> None:
+        """Take new sessions again."""
+        self._admission.closed = None
+
+    async def hand_over(self, within_s: float) -> bool:
+        """Ask the clients of all sessions to go elsewhere, and wait until they have; return whether all did.
+
+        Args:
+            within_s: how long they are waited for; what is said to them is this, too.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self.ask_to_leave(within_s)
+                self._is_empty.clear()
+                if self._sessions:
+                    await self._is_empty.wait()
+        return not self._sessions
+
+    async def ask_to_leave(self, within_s: float) -> None:
+        """Ask the clients of all sessions to go elsewhere; they are served for ``within_s`` more."""
+        await asyncio.gather(*(self._tell_leaving(live, within_s) for live in self._sessions.values()))
+
+    async def _tell_leaving(self, live: Live, within_s: float) -> None:
+        with contextlib.suppress(UnavailableError):
+            await self._outlets.tell_client(live, Drain(live.state.opened.session, int(within_s)))
+
+    async def end_all(self, reason: Refused) -> None:
+        """End every session, with ``reason``."""
+        await asyncio.gather(*(self._end(live, reason) for live in list(self._sessions.values())))
 
     async def handle(self, stream: ByteStream) -> None:
         """Serve one stream to its end; never raises for what a peer did."""
@@ -274,22 +288,24 @@ class Handler:
 
     def _open(self, frames: FrameStream, opened: Open) -> Live:
         """Take a session in; whoever calls this sees to its end."""
-        served = self._served
-        self._check_open(opened)
+        served, admission, client = self._served, self._admission, frames.peer_id
+        if opened.session in self._sessions:
+            raise Refused("duplicate", "A session with this id is open already; choose a random id.")
+        admission.check(opened)
         try:
             state = StageSession(opened, served.hidden_size, served.ends.vocab_size if served.ends else 0)
         except SessionError as error:
             raise Refused("bad_open", str(error)) from error
-        self._check_room(frames.peer_id)
-        slot = self._lease(frames.peer_id, opened.batch, opened.max_length)
+        admission.check_room(client)
+        slot = admission.lease(client, opened.batch, opened.max_length)
         span = served.span.view(opened.start, opened.end)
         buffers = self._buffers(slot, opened, opened.batch)
         cache = span.new_cache(opened.max_length, opened.batch, buffers)
         work = EndWork(served.ends, opened) if served.ends and _wants_ends(opened) else None
-        computation = Computation(span, cache, self._chain(opened, frames.peer_id), work)
+        computation = Computation(span, cache, self._chain(opened, client), work)
         live = Live(state, computation, frames, time.monotonic(), [slot], opened.batch, handed_on=opened.steps)
         try:
-            self._lease_log(live, opened.batch)
+            live.log_bytes = admission.lease_log(opened, opened.batch, 0)
         except Refused:
             self.slots.release(slot)
             raise
@@ -297,6 +313,7 @@ class Handler:
             width = served.hidden_size
             live.log = StepLog(opened.session, opened.codec, width, opened.batch, opened.max_length, opened.steps)
         self._sessions[opened.session] = live
+        admission.enter(client)
         self.counters.sessions += 1
         return live
 
@@ -325,58 +342,8 @@ class Handler:
             message = f"The next stage {opened.next} cannot be reached from here."
             raise Refused("next_unreachable", message, retryable=True) from error
 
-    def _check_open(self, opened: Open) -> None:
-        served = self._served
-        if self._draining:
-            raise Refused("draining", "This server is leaving; choose another.", retryable=True)
-        if opened.session in self._sessions:
-            raise Refused("duplicate", "A session with this id is open already; choose a random id.")
-        if opened.manifest != served.manifest:
-            raise Refused("wrong_model", "This server holds another model; look the directory up again.")
-        if not served.span.start <= opened.start < opened.end <= served.span.end:
-            held = f"{served.span.start}:{served.span.end}"
-            raise Refused("wrong_blocks", f"This server holds the blocks {held}; look the directory up again.")
-        if served.max_positions is not None and opened.max_length > served.max_positions:
-            message = f"Sessions of this model have at most {served.max_positions} positions here: ask for less."
-            raise Refused("too_long", message)
-        if opened.adapter:
-            raise Refused("unsupported", "This version serves no adapters yet; open the session without one.")
-        self._check_ends(opened)
-
-    def _check_ends(self, opened: Open) -> None:
-        served, ends = self._served, self._served.ends
-        if opened.embed and not (ends and ends.embeds and opened.start == 0):
-            raise Refused("no_ends", "This server embeds no token ids; look the directory up again.", retryable=True)
-        scores = opened.top or opened.sampling
-        if scores and not (ends and ends.heads and opened.end == served.num_blocks):
-            raise Refused("no_ends", "This server computes no logits; look the directory up again.", retryable=True)
-
-    def _check_room(self, client: str) -> None:
-        """Refuse a client's next session where all are taken that it may have."""
-        total = self._served.max_sessions
-        reserved = -(-total // _RESERVED_SHARE) if total > 1 and self._has_session(client) else 0
-        if len(self._sessions) >= self._served.max_sessions - reserved:
-            raise _full(f"{len(self._sessions)} of this server's {self._served.max_sessions} sessions are taken")
-
-    def _has_session(self, client: str) -> bool:
-        return any(live.client.peer_id == client for live in self._sessions.values())
-
-    def _lease(self, client: str, rows: int, max_length: int) -> Slot:
-        """Lease a slot for ``rows`` rows of ``max_length`` positions, or refuse."""
-        span = self._served.span
-        wanted, per_position = rows * (max_length + span.state_positions), span.cache_bytes_per_position
-        if wanted > self.slots.total:
-            message = (
-                f"{rows} rows of {max_length} positions need {wanted * per_position >> 20} MiB of cache here; "
-                f"this server has {self.slots.total * per_position >> 20} MiB: ask for less."
-            )
-            raise Refused("too_long", message)
-        reserved = self.slots.total // _RESERVED_SHARE if self._has_session(client) else 0
-        if not self.slots.can_lease(wanted) or wanted > self.slots.free - reserved:
-            raise _full(f"The cache of this server is taken: {self.slots.free * per_position >> 20} MiB are free")
-        return self.slots.lease(wanted)
-
     async def _run(self, live: Live, step: Step) -> None:
+        await self._streams.pay(len(step.payload))
         async with live.running:
             if not self._is_open(live):
                 raise UnavailableError("The session has ended.")
@@ -393,29 +360,12 @@ class Handler:
                 output = live.output
             await self._outlets.hand_on(live, order, output)
 
-    def _lease_log(self, live: Live, rows: int) -> None:
-        """Promise memory to the log of a session of ``rows`` rows instead of what was promised before, or refuse."""
-        opened = live.state.opened
-        if not opened.next:
-            return
-        wanted = rows * opened.max_length * sum(payload_parts(opened.codec, self._served.hidden_size))
-        if wanted > self._log_bytes:
-            message = (
-                f"{rows} rows of {opened.max_length} positions need {wanted >> 20} MiB to be handed to another stage; "
-                f"this server has {self._log_bytes >> 20} MiB: ask for less."
-            )
-            raise Refused("too_long", message)
-        if wanted - live.log_bytes > self._log_bytes_free:
-            raise _full("The memory of this server for what sessions hand on is taken")
-        self._log_bytes_free -= wanted - live.log_bytes
-        live.log_bytes = wanted
-
     async def _compute(self, live: Live, order: Compute) -> Output:
         opened, client = live.state.opened, live.client.peer_id
         into = None
         if order.rows is not None and len(order.rows) != live.rows:
-            self._lease_log(live, len(order.rows))
-            live.slots.append(self._lease(client, len(order.rows), opened.max_length))
+            live.log_bytes = self._admission.lease_log(opened, len(order.rows), live.log_bytes)
+            live.slots.append(self._admission.lease(client, len(order.rows), opened.max_length))
             into = self._buffers(live.slots[-1], opened, len(order.rows))
         group = self._groups.setdefault((opened.start, opened.end), SpanSteps(live.computation.span))
         live.is_computing = True
@@ -461,7 +411,10 @@ class Handler:
         if not live.is_computing:
             self._free_slots(live)
         live.output = live.log = None
-        self._log_bytes_free += live.log_bytes
+        self._admission.release_log(live.log_bytes)
+        self._admission.leave(live.client.peer_id)
+        if not self._sessions:
+            self._is_empty.set()
         if live.relinking is not None:
             live.relinking.cancel()
         if error is not None:
@@ -484,11 +437,6 @@ class Handler:
 
 def _wants_ends(opened: Open) -> bool:
     return bool(opened.embed or opened.top or opened.sampling)
-
-
-def _full(reason: str) -> Refused:
-    message = f"{reason}; try again later, or elsewhere."
-    return Refused("full", message, retryable=True, retry_after_s=_RETRY_AFTER_FULL_S)
 
 
 def _refusal(session: bytes, error: NodeError) -> Refuse:

@@ -8,18 +8,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from dht.errors import DhtError
 from node.errors import SessionError, UnavailableError
+from node.serve.bandwidth import Bandwidth
 from node.serve.computation import Computation, Output
 from node.serve.session import Compute, Order, StageSession
 from node.serve.slots import Slot
 from node.step_log import StepLog
 from node.transport import ByteStream, FrameStream
-from node.wire import PROTOCOL, Alive, Replay, Result, Sendable, StageLost
+from node.wire import PROTOCOL, Alive, Replay, Result, Sendable, StageLost, Step
 
 
 class Dialer(Protocol):
@@ -69,9 +71,10 @@ class Live:
 
 
 class Streams:
-    """The streams of a server, and the bytes of those that have ended."""
+    """The streams of a server, the bytes of those that have ended, and how many may be moved in a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, bandwidth: Bandwidth | None = None) -> None:
+        self._bandwidth = bandwidth or Bandwidth()
         self._open: set[FrameStream] = set()
         self._bytes_in = self._bytes_out = 0
 
@@ -80,6 +83,12 @@ class Streams:
         """Bytes read from and written to all streams so far."""
         num_in = self._bytes_in + sum(stream.bytes_in for stream in self._open)
         return num_in, self._bytes_out + sum(stream.bytes_out for stream in self._open)
+
+    async def pay(self, num_bytes: int) -> None:
+        """Wait until the donor's bound lets ``num_bytes`` more be moved."""
+        delay_s = self._bandwidth.delay_s(num_bytes, time.monotonic())
+        if delay_s:
+            await asyncio.sleep(delay_s)
 
     def enter(self, stream: FrameStream) -> None:
         """Count a stream from now on."""
@@ -119,6 +128,7 @@ class Outlets:
         is_new = isinstance(order, Compute) and not step.replay
         if log is None:
             if not step.replay:
+                await self._streams.pay(len(payload))
                 await self.tell_client(live, Result(step.session, step.position, shape, codec, payload))
             live.handed_on += is_new
             return
@@ -133,9 +143,17 @@ class Outlets:
             if not is_wanted or live.next is None:  # Without a next stage the client knows: it will name another.
                 return
             try:
-                await live.next.send(pushed, self._send_timeout_s)
+                await self._push(live, pushed)
             except UnavailableError:
                 await self._lose(live)
+
+    async def _push(self, live: Live, step: Step) -> None:
+        """Send a step to the next stage; raises UnavailableError where there is none that takes it."""
+        await self._streams.pay(len(step.payload))
+        stream = live.next  # It may have been dropped meanwhile.
+        if stream is None:
+            raise UnavailableError("The next stage was dropped.")
+        await stream.send(step, self._send_timeout_s)
 
     async def tell_client(self, live: Live, frame: Sendable) -> None:
         """Send a frame to a session's client.
@@ -179,9 +197,8 @@ class Outlets:
             live.next_peer = order.next
             try:
                 await self.connect(live, order.next, order.next_addresses)
-                assert live.next is not None
                 for step in log.replay(order.answered, order.stages):
-                    await live.next.send(step, self._send_timeout_s)
+                    await self._push(live, step)
                 await self.tell_alive(live, order.tag)
             except (DhtError, UnavailableError):
                 await self._lose(live)

@@ -1,10 +1,9 @@
-"""Which blocks a server takes: how many fit, and where the swarm needs them. Pure."""
+"""How many blocks a server can hold, and which its owner chose. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dht.records import Announcement, ServerState
 from node.errors import BadBlocks, DoesNotFit
 
 MIB = 2**20
@@ -65,27 +64,6 @@ def plan_memory(free_bytes: int, block_bytes: list[int], num_wanted: int | None,
             "smaller --dtype, or raise --max-memory."
         )
     return MemoryPlan(num_blocks, largest, for_blocks - weights, usable, end_bytes)
-
-
-def choose_span(servers: tuple[Announcement, ...], num_blocks: int, count: int) -> tuple[int, int]:
-    """Return the window of ``count`` blocks that the fewest servers hold; the first among equals.
-
-    Args:
-        servers: who serves the model now; draining ones do not count.
-        num_blocks: blocks of the model.
-        count: blocks to take, at most ``num_blocks``.
-    """
-    held = [0] * num_blocks
-    for server in servers:
-        if server.state in (ServerState.ONLINE, ServerState.JOINING):
-            for block in range(server.start, min(server.end, num_blocks)):
-                held[block] += 1
-
-    def need(start: int) -> tuple[list[int], int]:
-        return sorted(held[start : start + count]), start
-
-    start = min(range(num_blocks - count + 1), key=need)
-    return start, start + count
 
 
 def parse_blocks(text: str, num_blocks: int) -> tuple[int, int]:

@@ -73,6 +73,7 @@ LIGHT = [
     Case("more threads than a machine has", "serve {model} --num-threads {huge}", 2, "a whole number from 1 to 1024"),
     Case("a memory bound without end", "serve {model} --max-memory {endless}", 2, "is not a size"),
     Case("greedy at a temperature", "generate {model} --prompt a --greedy --temperature .5", 23, "leave out --temp"),
+    Case("standard input twice", "generate {model} --prompt - --exit-with-stdin", 23, "leave out --exit-with-stdin"),
     Case("greedy with a share", "generate {model} --prompt a --greedy --top-p .5", 23, "--greedy samples nothing"),
     Case("a prompt of no tokens to be", "generate {model} --prompt a --max-new-tokens 0", 2, "'0' is not a whole"),
     Case("no swarm named", "serve {model} --blocks 0:1", 23, "pass --join CODE"),

@@ -2,8 +2,10 @@
 
 import json
 import random
+import signal
 import statistics
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from node import AutoDistributedModelForCausalLM
 from node.errors import MissingBlocks
 from tests.churn_kit import AtTokens, Fleet
+from tests.processes import run_command
 from tests.swarm.models import LLAMA, SPANS, noisy_copy, save
 
 HISTORY = 256
@@ -270,3 +273,85 @@ def test_clients_without_weights_survive_too(swarm: Swarm, join: str, tmp_path: 
             assert torch.equal(tokens, expected)
             swarm.bring_back()
             remote._connector.forget()
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_server_that_drains_hands_its_sessions_over_between_two_tokens(swarm: Swarm, stage: int):
+    left = []
+
+    def drain() -> None:
+        left.append(swarm.fleet.servers[swarm.stages()[stage]])
+        said = run_command(["drain", "--no-wait"], left[0].home)
+        assert (said.returncode, said.stdout) == (0, "draining (it leaves); sessions: 1\n")
+
+    tokens, streamer = swarm.generate({9: drain})
+    assert torch.equal(tokens, swarm.expected())
+    (repaired,) = swarm.repairs
+    assert repaired.were_leaving
+    assert repaired.seconds < 1.0
+    assert left[0].wait() == 0
+    assert max(streamer.pauses_s()[9:]) < 1.0, "it served until somebody had taken its place"
+
+
+def test_a_server_that_is_told_to_end_and_has_no_spare_ends_when_the_answer_does(swarm: Swarm):
+    ended = []
+
+    def leave_one_in_the_middle_and_end_it() -> None:
+        ended.append(swarm.stages()[1])
+        for peer_id, server in swarm.fleet.servers.items():
+            if swarm.fleet._spans[peer_id] == SPANS[1] and peer_id != ended[0] and server.returncode is None:
+                swarm.fleet.kill(peer_id)
+        swarm.fleet.servers[ended[0]].signal(signal.SIGTERM)
+
+    tokens, _ = swarm.generate({5: leave_one_in_the_middle_and_end_it})
+    assert torch.equal(tokens, swarm.expected())
+    assert swarm.repairs == []
+    assert swarm.fleet.servers[ended[0]].wait() == 0
+
+
+def test_a_second_signal_ends_a_draining_server_at_once(swarm: Swarm):
+    with swarm.remote.inference_session(max_length=HISTORY + NEW_TOKENS + 1):
+        swarm.generate({})
+        last = swarm.fleet.servers[swarm.stages()[1]]
+        for peer_id, server in swarm.fleet.servers.items():
+            if swarm.fleet._spans[peer_id] == SPANS[1] and server is not last and server.returncode is None:
+                swarm.fleet.kill(peer_id)
+        last.signal(signal.SIGTERM)
+        time.sleep(1.0)
+        assert last.returncode is None, "it waits for the session that nobody else can take"
+        last.signal(signal.SIGTERM)
+        assert last.wait() == 0
+
+
+def test_an_idle_session_is_handed_over_and_goes_on(swarm: Swarm):
+    expected = swarm.expected(max_new_tokens=12, min_new_tokens=12)
+    with swarm.remote.inference_session(max_length=HISTORY + NEW_TOKENS + 1):
+        first = swarm.remote.generate(**swarm.prompt(), max_new_tokens=4, min_new_tokens=4, do_sample=False)
+        server = swarm.fleet.servers[swarm.stages()[0]]
+        assert run_command(["drain"], server.home).stdout.endswith("The server has left.\n")
+        assert server.wait() == 0
+        assert len(swarm.repairs) == 1
+        mask = torch.ones_like(first)
+        tokens = swarm.remote.generate(
+            input_ids=first, attention_mask=mask, max_new_tokens=8, min_new_tokens=8, do_sample=False
+        )
+    assert torch.equal(tokens, expected)
+    assert len(swarm.repairs) == 1
+
+
+def test_a_paused_server_gives_its_sessions_away_and_takes_them_again_when_it_is_resumed(swarm: Swarm):
+    paused = []
+
+    def pause() -> None:
+        paused.append(swarm.stages()[1])
+        assert "paused" in run_command(["pause"], swarm.fleet.servers[paused[0]].home).stdout
+
+    tokens, _ = swarm.generate({9: pause})
+    assert torch.equal(tokens, swarm.expected())
+    assert len(swarm.repairs) == 1
+    home = swarm.fleet.servers[paused[0]].home
+    states = {server.owner: server.state.name for server in swarm.remote._connector.directory().servers}
+    assert states[paused[0]] == "PAUSED"
+    assert run_command(["resume"], home).stdout == "online; sessions: 0\n"
+    states = {server.owner: server.state.name for server in swarm.remote._connector.directory().servers}
+    assert states[paused[0]] == "ONLINE"

@@ -127,9 +127,10 @@ async def test_a_ping_that_fails_is_a_dial_that_fails(ghosts):
 
 
 async def test_a_dead_peer_is_taken_all_the_same_where_there_is_no_other(ghosts):
-    view, _, _ = ghosts
+    view, _, clock = ghosts
     for peer in ("dead", "alive"):
         view.failed(peer, PeerUnreachable("no answer"))
+        clock.now_s += 1.0
     assert await route_of(view) == ["dead"]
     with pytest.raises(MissingBlocks):
         await route_of(view, without=frozenset({"dead", "alive"}))
@@ -160,3 +161,33 @@ def test_the_last_session_s_route_is_explained(client):
     assert (good.peer_id, good.taken, good.reason) == ("good", (0, NUM_BLOCKS), "")
     assert evil.peer_id == "evil"
     assert evil.reason.startswith("it failed in this session")
+
+
+def test_of_servers_that_have_all_failed_each_is_tried_in_turn(client):
+    made, _, _ = client
+
+    def planned():
+        (stage,) = made._loop.run(made.plan(0, NUM_BLOCKS, set(), needs_ends=False))
+        return stage.peer_id
+
+    tried = []
+    for _ in range(5):
+        tried.append(planned())
+        made.failed(tried[-1], PeerUnreachable("no one listens there"))
+    assert tried == ["evil", "good", "evil", "good", "evil"]
+
+
+def test_a_server_that_failed_a_while_ago_opens_a_session_where_there_is_no_other(client):
+    made, asked, _ = client
+    for peer_id in ("good", "evil"):
+        made.failed(peer_id, PeerUnreachable("no one listens there"))
+    made.open(1, (), 64, "float32")
+    assert asked == ["good"]
+
+
+def test_a_server_left_out_before_opens_a_session_when_the_other_one_refuses_now(client):
+    made, asked, refusals = client
+    refusals.append(Refused("full", "No room.", retryable=True, retry_after_s=5.0))
+    made.failed("good", PeerUnreachable("no one listens there"))
+    made.open(1, (), 64, "float32")
+    assert asked == ["evil", "good"]

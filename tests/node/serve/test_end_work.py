@@ -18,7 +18,8 @@ from node.model.ends import build_ends
 from node.model.sampling import Sampling, choose
 from node.model.span import build_span
 from node.model.tokens import ids_from_payload, logits_from_payload
-from node.serve.handler import Handler, Served
+from node.serve.admission import Served
+from node.serve.handler import Handler
 from node.transport import FrameStream
 from node.wire import IDS, LOGITS, MAX_TOP, Accept, Open, Refuse, Result, Step
 from tests.families import FAMILIES, NUM_BLOCKS, VOCABULARY, build

@@ -14,13 +14,15 @@ from dht.errors import PeerUnreachable
 from dht.identity import Identity
 from dht.membership.members import Stream
 from node.engine import Engine
+from node.errors import Refused
 from node.model.checkpoint import Checkpoint
 from node.model.span import build_span
 from node.model.tensors import from_payload, to_payload
-from node.serve.handler import Handler, Served
+from node.serve.admission import Served
+from node.serve.handler import Handler
 from node.serve.prefixes import PrefixStore
 from node.transport import FrameStream
-from node.wire import Accept, Adopt, Alive, Open, Probe, Refuse, Replay, Result, StageLost, Step, encode
+from node.wire import Accept, Adopt, Alive, Drain, Open, Probe, Refuse, Replay, Result, StageLost, Step, encode
 from tests.families import FAMILIES, NUM_BLOCKS, build
 
 HIDDEN = 32
@@ -673,3 +675,40 @@ async def test_the_memory_of_what_is_handed_on_is_bounded(watched):
                 while server.handler.num_sessions > 1:
                     await asyncio.sleep(0.01)
             await server.open(STAGE, next=STAGE, next_addresses=(address,))
+
+
+LEAVING = Refused("draining", "This server is leaving; choose another.", retryable=True)
+
+
+async def test_behind_closed_doors_sessions_go_on_and_new_ones_are_refused(server):
+    session, frames, _ = await server.open()
+    server.handler.close_doors(LEAVING)
+    refusal = await server.refused()
+    assert (refusal.code, refusal.retryable) == ("draining", True)
+    await frames.send(step(session))
+    assert isinstance(await frames.receive(), Result)
+    server.handler.open_doors()
+    await server.open()
+
+
+async def test_clients_are_asked_to_go_elsewhere_and_waited_for(server):
+    session, frames, stream = await server.open()
+    handing_over = asyncio.create_task(server.handler.hand_over(SOON_S))
+    assert await frames.receive() == Drain(session, int(SOON_S))
+    await asyncio.sleep(0.05)
+    assert not handing_over.done()
+    await stream.close()
+    assert await handing_over
+
+
+async def test_who_does_not_go_elsewhere_is_waited_for_only_so_long_and_then_told_why(server):
+    session, frames, _ = await server.open()
+    assert not await server.handler.hand_over(0.2)
+    await server.handler.end_all(LEAVING)
+    assert isinstance(await frames.receive(), Drain)
+    refusal = await frames.receive()
+    assert (refusal.session, refusal.code) == (session, "draining")
+
+
+async def test_an_empty_server_has_handed_over_at_once(server):
+    assert await server.handler.hand_over(SOON_S)

@@ -13,7 +13,8 @@ from node.engine import Engine
 from node.model.checkpoint import Checkpoint
 from node.model.span import build_span
 from node.model.tensors import from_payload, to_payload
-from node.serve.handler import Handler, Served
+from node.serve.admission import Served
+from node.serve.handler import Handler
 from node.serve.prefixes import CHUNK, PrefixStore
 from node.serve.slots import PAGE
 from node.transport import FrameStream

@@ -1,0 +1,106 @@
+"""What a server says about itself on the DHT, kept true while it serves. Runs in the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from dht.announce import Announcer
+from dht.errors import DhtError
+from dht.identity import Identity
+from dht.records import MAX_ROUND_TRIP_US, Announcement, ManifestRecord, ServerState
+from dht.swarm import Swarm
+from node import __version__
+from node.model.checkpoint import Checkpoint
+from node.run.server_plan import Plan
+from node.serve.handler import Handler
+from node.serve.measure import SpanCost
+from node.serve.statistics import Statistics
+
+logger = logging.getLogger(__name__)
+
+_SAY_S = 5.0
+"""How long an announcement may take that somebody waits for, s."""
+REFRESH_S = 20
+"""How often a server renews its announcement, s; the announcement lives three times as long."""
+
+
+class Announcing:
+    """Keeps the server's announcement true: its blocks, whether sessions are taken, and what is free.
+
+    Args:
+        identity: signs.
+        swarm: where.
+        checkpoint: the model.
+        plan: how its weights are held.
+        statistics: how long steps wait.
+    """
+
+    def __init__(
+        self, identity: Identity, swarm: Swarm, checkpoint: Checkpoint, plan: Plan, statistics: Statistics
+    ) -> None:
+        self._identity = identity
+        self._swarm = swarm
+        self._checkpoint = checkpoint
+        self._plan = plan
+        self._statistics = statistics
+        self._span = (0, 1)
+        self._state = ServerState.JOINING
+        self._handler: Handler | None = None
+        self._cost: SpanCost | None = None
+        self._ends = 0
+        self.announcer = Announcer(swarm, identity, self._records, refresh_s=REFRESH_S)
+
+    def joining(self, span: tuple[int, int]) -> None:
+        """From the next announcement on: the server loads the blocks ``span``."""
+        self._span, self._state = span, ServerState.JOINING
+        self._handler, self._cost, self._ends = None, None, 0
+
+    def loaded(self, handler: Handler, cost: SpanCost, ends: int) -> None:
+        """From the next announcement on: the blocks are there; ``ends`` as the announcement has it."""
+        self._handler, self._cost, self._ends = handler, cost, ends
+
+    async def state(self, state: ServerState) -> None:
+        """Announce at once whether sessions are taken; what cannot be said now is said with the next refresh."""
+        self._state = state
+        try:
+            async with asyncio.timeout(_SAY_S):
+                await self.announcer.update()
+        except (DhtError, TimeoutError) as error:
+            logger.warning("not announced now: %s", error)
+
+    def _records(self, t: int, life_s: int) -> list[Announcement | ManifestRecord]:
+        config, manifest = self._checkpoint.config, self._checkpoint.manifest32
+        slots, load = self._handler.slots if self._handler else None, self._statistics.load(time.monotonic())
+        announcement = Announcement(
+            manifest=manifest,
+            shard=0,
+            owner=self._identity.peer_id,
+            t=t,
+            life_s=life_s,
+            state=self._state,
+            start=self._span[0],
+            end=self._span[1],
+            dtype=self._plan.weight_dtype,
+            throughput_milli=int(self._cost.blocks_per_s * 1000) if self._cost else 0,
+            max_length=slots.total if slots else 0,
+            cache_free_tokens=slots.free if slots else 0,
+            addresses=tuple(self._swarm.addresses[:8]),
+            version=__version__,
+            ends=self._ends,
+            prefill_milli=int(self._cost.prefill_blocks_per_s * 1000) if self._cost else 0,
+            queue_us=min(MAX_ROUND_TRIP_US, int(load.wait_p50_ms * 1000)),
+        )
+        model = ManifestRecord(
+            manifest=manifest,
+            owner=self._identity.peer_id,
+            t=t,
+            life_s=life_s,
+            name=self._checkpoint.name,
+            model_type=config.model_type,
+            num_blocks=self._checkpoint.num_blocks,
+            hidden_size=config.hidden_size,
+            vocab_size=config.vocab_size,
+        )
+        return [announcement, model]

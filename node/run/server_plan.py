@@ -1,0 +1,199 @@
+"""What ``efedllm serve`` decides and loads: memory, blocks, weights, the handler for them.
+
+Cheap checks come first, so that whatever is wrong is said before anything is hashed or downloaded. Runs in threads of
+the event loop's executor; it knows no socket.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dht.parameters import JoinCode
+from node.engine import Engine
+from node.errors import BadBlocks, DoesNotFit, UnsupportedFamily
+from node.model.checkpoint import Checkpoint
+from node.model.devices import free_bytes, pick_device, pick_dtype
+from node.model.ends import Ends
+from node.model.families import check_family, max_positions
+from node.model.quantise import Scheme, check_stored, find_scheme
+from node.model.span import Span, build_quantised_span, build_span
+from node.model.static_decode import MAX_GATHERED_BYTES
+from node.run.events import Reporter
+from node.run.server_ends import EndPlan
+from node.serve.admission import Served
+from node.serve.handler import Handler
+from node.serve.hours import Hours
+from node.serve.outlets import Dialer
+from node.serve.placement import MemoryPlan, parse_blocks, plan_memory
+from node.serve.prefixes import PrefixStore
+from node.serve.slots import PAGE
+
+_PREFIX_SHARE = 8
+"""One part in so many of the cache's memory remembers common beginnings of sessions."""
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What ``efedllm serve`` was asked for."""
+
+    model: str
+    revision: str | None
+    home: Path
+    join: JoinCode
+    blocks: str | None
+    num_blocks: int | None
+    device: str
+    dtype: str
+    quantize: str | None
+    max_memory_bytes: int | None
+    max_sessions: int
+    max_bytes_per_s: int | None
+    """Bound for steps and outputs; None: as fast as the network is."""
+    hours: Hours | None
+    """When sessions are taken; None: always."""
+    drain_timeout_s: float
+    """How long sessions have to go elsewhere before the server leaves them."""
+    balance_every_s: float
+    """How often the server looks whether other blocks need it more; 0: it stays where it is."""
+    share_prefixes: bool
+    offer_ends: bool
+    num_threads: int | None
+    listen: tuple[str, ...]
+    announce: tuple[str, ...]
+    exit_with_stdin: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is decided before the swarm is asked."""
+
+    checkpoint: Checkpoint
+    device: torch.device
+    dtype: torch.dtype
+    """What the span computes in."""
+    scheme: Scheme | None
+    """How its weights are held in fewer bits; None: as ``dtype`` has them."""
+    memory: MemoryPlan
+    span: tuple[int, int] | None
+    """The blocks asked for; None: the swarm decides where the need is."""
+    ends: EndPlan | None
+    """Embedding and head, for clients without weights; None: not offered."""
+
+    @property
+    def weight_dtype(self) -> str:
+        """What the weights are held in, as the announcement says it."""
+        return self.scheme.name if self.scheme else name_of(self.dtype)
+
+
+def open_checkpoint(options: ServeOptions, progress: Any) -> Checkpoint:
+    """Open the model; raises a UserError for one that cannot be served."""
+    checkpoint = Checkpoint.open(options.model, revision=options.revision, home=options.home, progress=progress)
+    check_family(checkpoint.config)
+    return checkpoint
+
+
+def make_plan(options: ServeOptions, checkpoint: Checkpoint, reporter: Reporter) -> Plan:
+    """Decide what is held, where, in what; raises a UserError for what cannot be."""
+    num_blocks = checkpoint.num_blocks
+    span = parse_blocks(options.blocks, num_blocks) if options.blocks is not None else None
+    wanted = span[1] - span[0] if span else options.num_blocks
+    if wanted is not None and not 1 <= wanted <= num_blocks:
+        raise BadBlocks(f"--num-blocks {wanted} is not possible; the model has {num_blocks} blocks.")
+    device = pick_device(options.device)
+    dtype = pick_dtype(options.dtype, getattr(checkpoint.config, "dtype", None), device)
+    free = free_bytes(device)
+    if device.type == "cuda":
+        free -= MAX_GATHERED_BYTES  # Decoding in static shapes copies histories while it attends.
+    if options.max_memory_bytes is not None:
+        free = min(free, options.max_memory_bytes)
+    check_stored(checkpoint.config, device)
+    if options.quantize is None:
+        scheme = None
+        sizes = [checkpoint.span_bytes(block, block + 1, dtype) for block in range(num_blocks)]
+    else:
+        scheme = find_scheme(options.quantize, checkpoint.config)
+        scheme.check_machine(device)
+        dtype = scheme.compute_dtype(options.dtype, dtype)
+        sizes = scheme.block_bytes(checkpoint.config, dtype)
+    ends = None
+    if options.offer_ends and getattr(checkpoint.config, "quantization_config", None) is None:
+        ends = EndPlan.of(checkpoint, dtype, device)
+    try:
+        memory = plan_memory(free, sizes, wanted, ends.num_bytes(span) if ends else 0)
+    except DoesNotFit:
+        memory = plan_memory(free, sizes, wanted)  # Blocks come first; it raises where they are what does not fit.
+        ends = None
+        reporter.say("Embeddings and head do not fit beside the blocks: clients without weights are not served here.")
+    return Plan(checkpoint, device, dtype, scheme, memory, span, ends)
+
+
+def load_span(plan: Plan, start: int, end: int) -> Span:
+    """Load the blocks ``[start, end)``."""
+    config, dtype, device = plan.checkpoint.config, plan.dtype, plan.device
+
+    def tensors(first: int, last: int) -> dict[str, torch.Tensor]:
+        return plan.checkpoint.load_span(first, last, dtype=dtype, device=device)
+
+    if plan.scheme is None:
+        return build_span(config, tensors(start, end), start, end, dtype=dtype, device=device)
+    return build_quantised_span(
+        config,
+        lambda block: tensors(block, block + 1),
+        start,
+        end,
+        scheme=plan.scheme,
+        dtype=dtype,
+        device=device,
+    )
+
+
+def load_ends(plan: Plan, span: tuple[int, int], reporter: Reporter) -> Ends | None:
+    """Load embeddings and head as far as ``span`` touches them; None: not offered."""
+    if plan.ends is None:
+        return None
+    try:
+        return plan.ends.load(span)
+    except UnsupportedFamily as error:
+        reporter.say(f"Clients without weights are not served here: {error}")
+        return None
+
+
+def make_handler(
+    plan: Plan,
+    span: Span,
+    ends: Ends | None,
+    manifest: bytes,
+    dial: Dialer,
+    engine: Engine,
+    options: ServeOptions,
+) -> Handler:
+    """Return the handler of a loaded span, with what memory is left divided among cache, log and prefixes."""
+    spared = plan.memory.end_bytes - (ends.weight_bytes if ends else 0)
+    cache_bytes = plan.memory.cache_bytes + max(0, spared)
+    prefix_bytes = cache_bytes // _PREFIX_SHARE
+    log_bytes = plan.checkpoint.config.hidden_size * span.dtype.itemsize  # what is handed on of a position, and kept
+    num_positions = (cache_bytes - prefix_bytes) // (span.cache_bytes_per_position + log_bytes)
+    if num_positions < PAGE:
+        raise DoesNotFit("The weights fit but leave no memory for a session; take fewer blocks, or pass --no-ends.")
+    served = Served(
+        span=span,
+        manifest=manifest,
+        hidden_size=plan.checkpoint.config.hidden_size,
+        num_blocks=plan.checkpoint.num_blocks,
+        ends=ends,
+        max_sessions=options.max_sessions,
+        max_bytes_per_s=options.max_bytes_per_s,
+        max_positions=max_positions(plan.checkpoint.config),
+        shares_prefixes=options.share_prefixes,
+    )
+    arena = span.new_arena(num_positions)
+    return Handler(served, engine, dial, arena, PrefixStore(prefix_bytes), num_positions * log_bytes)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """Return torch's name of ``dtype`` without the library's."""
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,1 @@
+"""What the simulation of placement is made of."""
