@@ -358,6 +358,14 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
         "--codec", default="auto", choices=["auto", "float32", "float16", "bfloat16", "int8"],
         help="how hidden states travel: int8 takes a byte per element, and changes results a little (default: --dtype)",
     )  # fmt: skip
+    parser.add_argument(
+        "--policy", default="fastest", choices=["fastest", "widest"],
+        help="route with the shortest time for one token, or the one that lets the most tokens per second pass, for "
+        "many sessions at once (default: fastest)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--only", metavar="PEER_ID", action="append", help="use this server and no others; may be repeated"
+    )
     thin = parser.add_argument_group(
         "without weights",
         "The first server then reads the token ids of your prompt, and the last one every token that is generated.",
@@ -401,6 +409,9 @@ def _generation_options(arguments: Arguments, prompt: str) -> GenerateOptions:
         dtype=pick_dtype(arguments.dtype, None, torch.device("cpu")),
         codec=arguments.codec,
         thin=_thin_options(arguments),
+        policy=arguments.policy,
+        only_peers=tuple(arguments.only) if arguments.only else None,
+        explain=getattr(arguments, "explain", False),
     )
 
 
@@ -418,6 +429,7 @@ def _add_generate(commands: Commands) -> None:
     parser = _command(commands, "generate", _generate, "continue a prompt through a swarm; the text goes to stdout")
     _add_generation(parser)
     parser.add_argument("--prompt", type=_text, required=True, help="text to continue; - reads it from standard input")
+    parser.add_argument("--explain", action="store_true", help="say of every server why the route takes it or not")
     parser.add_argument("--exit-with-stdin", action="store_true", help="end when standard input ends")
 
 

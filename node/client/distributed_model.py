@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from node.client.model_sessions import DistributedMixin
 from node.client.network import Network
+from node.client.offers import Objective, Policy
 from node.client.remote_blocks import Echo, RemoteBlocks
 from node.client.remote_session import AUTO_CODEC
 from node.client.thin_model import DEFAULT_TOP, THIN_NOTICE, ThinModel
@@ -95,6 +97,8 @@ class AutoDistributedModelForCausalLM:
         num_logits: int = DEFAULT_TOP,
         server_sampling: bool = False,
         manifest: str | None = None,
+        policy: str = Objective.FASTEST,
+        only_peers: Iterable[str] | None = None,
     ) -> Any:
         """Load embeddings, norm and head of a model; its blocks run on the swarm's servers.
 
@@ -118,6 +122,9 @@ class AutoDistributedModelForCausalLM:
             server_sampling: with ``thin``, whether the last server chooses the tokens: one id per row and step travels.
             manifest: with ``thin``, the model's identity in hex as ``efedllm status --json`` says it, for a directory
                 that has config and tokenizer and no weights to tell it from.
+            policy: which route to take: ``fastest``, the shortest time for one token, or ``widest``, the one whose
+                slowest stage lets the most tokens per second pass, for many sessions at once.
+            only_peers: peer ids of the servers that may be used; None: all.
 
         Returns:
             An object of the family's own class, for example ``LlamaForCausalLM``, with ``generate``,
@@ -130,6 +137,7 @@ class AutoDistributedModelForCausalLM:
         if codec not in (AUTO_CODEC, *CODECS):
             raise UserError(f"There is no codec {codec}; use one of {', '.join((AUTO_CODEC, *CODECS))}.")
         _check_thin(thin, num_logits, server_sampling, manifest)
+        routes = Policy.of(policy, only_peers)
         checkpoint = Checkpoint.open(path_or_hub_id, revision=revision, home=default_home())
         check_family(checkpoint.config)
         where = torch.device(device)
@@ -145,6 +153,7 @@ class AutoDistributedModelForCausalLM:
             join=join,
             initial_peers=initial_peers or [],
             step_timeout_s=step_timeout_s,
+            policy=routes,
         )
         if thin:
             _tell(model, server_sampling)

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 
 from node.client.call_checks import check_call
+from node.client.explain import Explanation
 from node.client.remote_session import AUTO_CODEC, Connector, RemoteCache
 from node.client.repair import Repaired
 from node.errors import UserError
@@ -158,6 +159,14 @@ class DistributedMixin:
     def on_repaired(self, tell: Callable[[Repaired], None]) -> None:
         """Call ``tell`` from now on, in another thread, when other servers have taken the place of lost ones."""
         self._connector.on_repaired = tell
+
+    def explain_route(self) -> Explanation | None:
+        """Say of every server why the route of the session opened last takes it, or does not.
+
+        Returns:
+            None before the first session. Where a session found no route, why each server was of no use for it.
+        """
+        return self._connector.explain()
 
     def close(self) -> None:
         """Leave the swarm; the model is of no use afterwards."""

@@ -16,6 +16,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from node.client.chain import Chain
+from node.client.explain import Explanation
 from node.client.history import History, PlannedStep
 from node.client.repair import Repaired
 from node.client.route import Route
@@ -47,6 +48,9 @@ class Connector(Protocol):
         thin: ThinTerms | None = None,
     ) -> Chain:
         """Plan a route and open a session along it."""
+
+    def explain(self) -> Explanation | None:
+        """Say why the last route runs where it runs; None: there was none."""
 
     def run(self, chain: Chain, steps: list[Step]) -> list[Result]:
         """Send steps and wait for their results."""

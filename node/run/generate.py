@@ -12,12 +12,14 @@ from transformers.generation.streamers import TextStreamer
 
 from node.client.distributed_model import AutoDistributedModelForCausalLM
 from node.client.model_sessions import InferenceSession
+from node.client.offers import Objective
 from node.client.repair import Repaired
 from node.client.thin_model import DEFAULT_TOP
-from node.errors import ModelNotFound, PromptTooLong
+from node.errors import ModelNotFound, PromptTooLong, UnavailableError
 from node.model.checkpoint import Checkpoint
 from node.model.families import check_family
 from node.run.events import Reporter
+from node.run.explanation import tell_explanation
 from node.run.libraries import silence_libraries
 from node.run.lifetime import end_on_terminate_as_on_interrupt, end_with_stdin
 
@@ -53,6 +55,12 @@ class GenerateOptions:
     """How hidden states travel; auto: in ``dtype``."""
     thin: ThinOptions | None = None
     """None: embeddings and head are loaded."""
+    policy: str = Objective.FASTEST
+    """What the route shall be best at."""
+    only_peers: tuple[str, ...] | None = None
+    """Servers that may be used; None: all."""
+    explain: bool = False
+    """Whether to say why the route runs where it runs."""
     exit_with_stdin: bool = False
 
 
@@ -80,23 +88,28 @@ def run_generate(options: GenerateOptions, reporter: Reporter) -> None:
     with connect(options) as model:
         model.on_repaired(RepairTeller(reporter))
         with model.inference_session(inputs["input_ids"].shape[1] + options.max_new_tokens + 1) as session:
-            told = _RouteTeller(session, reporter)
+            told = _RouteTeller(session, reporter, model if options.explain else None)
 
             def write(text: str) -> None:
                 told.tell()
                 reporter.result(text)
 
-            stream_answer(model, inputs, options, Printer(tokenizer, write))
+            try:
+                stream_answer(model, inputs, options, Printer(tokenizer, write))
+            except UnavailableError:
+                told.give_up()
+                raise
         if not reporter.events_json:
             reporter.result("\n")
 
 
 class _RouteTeller:
-    """Says once who serves which blocks, when the session knows."""
+    """Says once who serves which blocks, when the session knows, and why, where ``explained`` is the model."""
 
-    def __init__(self, session: InferenceSession, reporter: Reporter) -> None:
+    def __init__(self, session: InferenceSession, reporter: Reporter, explained: Any) -> None:
         self._session = session
         self._reporter = reporter
+        self._explained = explained
         self._told = False
 
     def tell(self) -> None:
@@ -104,9 +117,20 @@ class _RouteTeller:
         if self._told or route is None:
             return
         self._told = True
+        self._tell_why()
         stages = [{"peer_id": stage.peer_id, "blocks": f"{stage.start}:{stage.end}"} for stage in route.stages]
         self._reporter.event("route", {"stages": stages})
         self._reporter.say(f"Route: {route}")
+
+    def give_up(self) -> None:
+        """Say why there is no route."""
+        if not self._told:
+            self._tell_why()
+
+    def _tell_why(self) -> None:
+        explanation = self._explained.explain_route() if self._explained is not None else None
+        if explanation is not None:
+            tell_explanation(self._reporter, explanation)
 
 
 class RepairTeller:
@@ -159,6 +183,8 @@ def connect(options: GenerateOptions) -> Any:
         num_logits=(thin.num_logits if thin else None) or DEFAULT_TOP,
         server_sampling=thin is not None and thin.server_sampling,
         manifest=thin.manifest if thin else None,
+        policy=options.policy,
+        only_peers=options.only_peers,
     )
 
 

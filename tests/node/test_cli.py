@@ -28,3 +28,12 @@ def test_a_codec_that_does_not_exist_is_a_wrong_command_line(capsys):
         options_of("chat", "--codec", "int3")
     assert caught.value.code == 2
     assert "int8" in capsys.readouterr().err
+
+
+def test_which_route_and_which_servers_can_be_asked_for():
+    peers = [Identity.ephemeral().peer_id for _ in range(2)]
+    asked = options_of("chat", "--policy", "widest", "--only", peers[0], "--only", peers[1])
+    assert (asked.policy, asked.only_peers) == ("widest", tuple(peers))
+    told_nothing = options_of("generate", "--prompt", "x")
+    assert (told_nothing.policy, told_nothing.only_peers, told_nothing.explain) == ("fastest", None, False)
+    assert options_of("generate", "--prompt", "x", "--explain").explain

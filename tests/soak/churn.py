@@ -18,6 +18,8 @@ from dht.identity import Identity
 from dht.parameters import parse_join
 from dht.swarm import Swarm
 from node.client.chain import Chain, SessionShape, StageFailed, open_chain
+from node.client.latencies import Latencies
+from node.client.offers import FASTEST
 from node.client.route import Route, plan_route
 from node.errors import Refused
 from node.wire import Step
@@ -76,7 +78,8 @@ class Served:
 
 async def read_route(member: Member, manifest: bytes, num_blocks: int) -> Route:
     """Plan the route that all sessions take."""
-    return plan_route(await read_directory(member.swarm, manifest, time.time()), num_blocks)
+    directory = await read_directory(member.swarm, manifest, time.time())
+    return plan_route(directory, Latencies.of(directory.servers, {}), {}, FASTEST, num_blocks=num_blocks)
 
 
 class Client:

@@ -92,7 +92,7 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
 def healed(swarm: Swarm) -> Iterator[None]:
     """Let every test begin with good links, and a client that knows nothing of the past."""
     swarm.repairs.clear()
-    swarm.remote._connector._avoid.clear()
+    swarm.remote._connector.forget()
     yield
     swarm.fleet.heal(*swarm.fleet.servers)
 
@@ -166,7 +166,7 @@ def test_nodes_of_another_version_are_refused_by_name(swarm: Swarm, tmp_path: Pa
 
 def test_a_server_of_another_session_protocol_is_passed_over(swarm: Swarm):
     (foreign,) = swarm.fleet.start((0, 4), program=other_version(session=PROTOCOL[:-1] + "9"))
-    swarm.remote._connector._known_s = 0.0
+    swarm.remote._connector.forget()
     directory = swarm.remote._connector.directory()
     assert foreign in {server.owner for server in directory.servers}  # A route through it alone would be the shortest.
     swarm.answer_when_it_can()

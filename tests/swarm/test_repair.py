@@ -51,8 +51,7 @@ class Swarm:
         """Start again whoever was killed, with the same identity, and let the client know nothing of the past."""
         dead = [peer_id for peer_id, server in self.fleet.servers.items() if server.returncode is not None]
         self.fleet.restart(*dead)
-        self.remote._connector._avoid.clear()
-        self.remote._connector._known_s = 0.0
+        self.remote._connector.forget()
         self.repairs.clear()
 
     def generate(self, acts: dict[int, Any], **settings: Any) -> tuple[torch.Tensor, AtTokens]:
@@ -162,7 +161,7 @@ def test_several_stages_vanish_at_once(swarm: Swarm, stages: tuple[int, ...]):
 
 def test_the_same_stage_vanishes_twice_in_a_row(swarm: Swarm):
     (third,) = swarm.fleet.start(SPANS[1])
-    swarm.remote._connector._known_s = 0.0
+    swarm.remote._connector.forget()
     tokens, _ = swarm.generate({5: lambda: swarm.kill(1), 12: lambda: swarm.kill(1)})
     assert torch.equal(tokens, swarm.expected())
     assert len(swarm.repairs) == 2
@@ -273,7 +272,7 @@ def test_clients_without_weights_survive_too(swarm: Swarm, join: str, tmp_path: 
             )
             assert torch.equal(tokens, expected)
             swarm.bring_back()
-            remote._connector._avoid.clear()
+            remote._connector.forget()
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])

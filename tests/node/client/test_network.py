@@ -1,17 +1,27 @@
-"""Opening a session: servers that refuse are planned around, whatever they say of themselves."""
+"""Opening a session: servers that refuse or are gone are planned around, whatever they say of themselves."""
 
 import contextlib
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from dht.directory import Directory
 from dht.errors import PeerUnreachable
-from node.client import network
+from dht.records import ServerState
+from node.client import network, outlook
 from node.client.chain import StageFailed
 from node.client.loop_thread import LoopThread
 from node.client.network import Network
-from node.errors import Refused
-from tests.node.client.test_route import MANIFEST, NUM_BLOCKS, server
+from node.client.offers import Policy
+from node.client.outlook import Outlook, Wanted
+from node.errors import MissingBlocks, Refused
+from tests.node.client.announcements import MANIFEST, NUM_BLOCKS, server
+
+
+class PingableSwarm:
+    async def ping(self, peer_id):
+        return 0.001
 
 
 class OpenedChain:
@@ -28,7 +38,7 @@ def client(monkeypatch):
     asked, refusals = [], []
 
     async def read_directory(*_):
-        return Directory(MANIFEST, (server("evil", 0, NUM_BLOCKS, throughput=9000), server("good", 0, NUM_BLOCKS)))
+        return Directory(MANIFEST, (server("evil", 0, NUM_BLOCKS, throughput=9_000_000), server("good", 0, NUM_BLOCKS)))
 
     async def open_chain(_, route, *__, **___):
         (stage,) = route.stages
@@ -37,11 +47,11 @@ def client(monkeypatch):
             raise StageFailed(stage, refusals[0])
         return OpenedChain(route)
 
-    monkeypatch.setattr(network, "read_directory", read_directory)
+    monkeypatch.setattr(outlook, "read_directory", read_directory)
     monkeypatch.setattr(network, "open_chain", open_chain)
     loop = LoopThread()
     made = Network(
-        loop, None, contextlib.AsyncExitStack(), manifest=MANIFEST, num_blocks=NUM_BLOCKS, step_timeout_s=1.0
+        loop, PingableSwarm(), contextlib.AsyncExitStack(), manifest=MANIFEST, num_blocks=NUM_BLOCKS, step_timeout_s=1.0
     )
     yield made, asked, refusals
     made.close()
@@ -61,6 +71,96 @@ def test_a_server_that_refused_is_left_out_of_the_next_session_too(client):
     for _ in range(2):
         made.open(1, (), 64, "float32")
     assert asked == ["evil", "good", "good"]
+
+
+class Ghosts:
+    """A swarm whose directory the test writes; peers of ``dead`` answer nobody."""
+
+    def __init__(self, *servers):
+        self.servers, self.dead, self.pinged = list(servers), set(), []
+
+    async def ping(self, peer_id):
+        self.pinged.append(peer_id)
+        if peer_id in self.dead:
+            raise PeerUnreachable(f"peer {peer_id} does not answer")
+        return 0.001
+
+
+@pytest.fixture
+def ghosts(monkeypatch):
+    """A client's outlook on servers ``dead``, which promises the most, and ``alive``; the clock is the test's."""
+    swarm = Ghosts(server("dead", 0, NUM_BLOCKS, throughput=9_000_000, t=5), server("alive", 0, NUM_BLOCKS, t=5))
+
+    async def read_directory(*_):
+        return Directory(MANIFEST, tuple(swarm.servers))
+
+    monkeypatch.setattr(outlook, "read_directory", read_directory)
+    clock = SimpleNamespace(now_s=1000.0, time=lambda: 0.0)
+    clock.monotonic = lambda: clock.now_s
+    monkeypatch.setattr(outlook, "time", clock)
+    return Outlook(swarm, MANIFEST, NUM_BLOCKS), swarm, clock
+
+
+async def route_of(view, **wanted):
+    """Return the peers of the route that a new session would take."""
+    route = await view.plan(Wanted(0, NUM_BLOCKS, needs_ends=False, is_new=True, **wanted))
+    return [stage.peer_id for stage in route.stages]
+
+
+async def test_a_dead_peer_is_in_no_route_after_its_first_failed_dial_and_back_when_it_announces_itself(ghosts):
+    view, swarm, clock = ghosts
+    assert await route_of(view) == ["dead"]
+    view.failed("dead", PeerUnreachable("no answer"))
+    for _ in range(20):
+        assert await route_of(view) == ["alive"]
+        clock.now_s += 20.0
+    swarm.servers[0] = replace(swarm.servers[0], t=6)
+    await view.look()
+    assert await route_of(view) == ["dead"]
+
+
+async def test_a_ping_that_fails_is_a_dial_that_fails(ghosts):
+    view, swarm, _ = ghosts
+    swarm.dead.add("dead")
+    assert await route_of(view) == ["alive"]
+    assert "failed 0 s ago: peer dead does not answer" in view.last_question.left_out.values()
+
+
+async def test_a_dead_peer_is_taken_all_the_same_where_there_is_no_other(ghosts):
+    view, _, clock = ghosts
+    for peer in ("dead", "alive"):
+        view.failed(peer, PeerUnreachable("no answer"))
+        clock.now_s += 1.0
+    assert await route_of(view) == ["dead"]
+    with pytest.raises(MissingBlocks):
+        await route_of(view, without=frozenset({"dead", "alive"}))
+
+
+async def test_what_failed_is_forgotten_on_request(ghosts):
+    view, _, _ = ghosts
+    view.failed("dead", PeerUnreachable("no answer"))
+    assert await route_of(view) == ["alive"]
+    view.forget()
+    assert await route_of(view) == ["dead"]
+
+
+async def test_only_peers_that_may_be_used_are_asked_for_their_round_trips(ghosts):
+    _, swarm, _ = ghosts
+    swarm.servers.append(server("drains", 0, NUM_BLOCKS, state=ServerState.DRAINING))
+    view = Outlook(swarm, MANIFEST, NUM_BLOCKS, Policy(only=frozenset({"alive", "drains"})))
+    assert await route_of(view) == ["alive"]
+    assert set(swarm.pinged) == {"alive"}
+
+
+def test_the_last_session_s_route_is_explained(client):
+    made, _, refusals = client
+    assert made.explain() is None
+    refusals.append(Refused("full", "No room.", retryable=True, retry_after_s=5.0))
+    made.open(1, (), 64, "float32")
+    good, evil = sorted(made.explain().candidates, key=lambda entry: entry.taken is None)
+    assert (good.peer_id, good.taken, good.reason) == ("good", (0, NUM_BLOCKS), "")
+    assert evil.peer_id == "evil"
+    assert evil.reason.startswith("it failed in this session")
 
 
 def test_of_servers_that_have_all_failed_each_is_tried_in_turn(client):
