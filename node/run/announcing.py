@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import random
 import time
 
 from dht.announce import Announcer
+from dht.directory import read_directory
 from dht.errors import DhtError
 from dht.identity import Identity
 from dht.records import MAX_ROUND_TRIP_US, Announcement, ManifestRecord, ServerState
 from dht.swarm import Swarm
 from node import __version__
 from node.model.checkpoint import Checkpoint
+from node.run.neighbours import Neighbours
 from node.run.server_plan import Plan
 from node.serve.handler import Handler
 from node.serve.measure import SpanCost
@@ -50,12 +54,27 @@ class Announcing:
         self._handler: Handler | None = None
         self._cost: SpanCost | None = None
         self._ends = 0
+        self._neighbours = self._of(self._span)
         self.announcer = Announcer(swarm, identity, self._records, refresh_s=REFRESH_S)
 
     def joining(self, span: tuple[int, int]) -> None:
         """From the next announcement on: the server loads the blocks ``span``."""
         self._span, self._state = span, ServerState.JOINING
+        self._neighbours = self._of(span)
         self._handler, self._cost, self._ends = None, None, 0
+
+    def _of(self, span: tuple[int, int]) -> Neighbours:
+        return Neighbours(self._identity.peer_id, span, self._swarm.ping, self._read_servers, random.Random())  # noqa: S311 - chooses whom to ping
+
+    async def _read_servers(self) -> tuple[Announcement, ...]:
+        return (await read_directory(self._swarm, self._checkpoint.manifest32, time.time())).servers
+
+    async def watch_neighbours(self) -> None:
+        """Keep the round trips to servers of the blocks that follow, until cancelled."""
+        while True:
+            with contextlib.suppress(DhtError):
+                await self._neighbours.refresh()
+            await asyncio.sleep(REFRESH_S)
 
     def loaded(self, handler: Handler, cost: SpanCost, ends: int) -> None:
         """From the next announcement on: the blocks are there; ``ends`` as the announcement has it."""
@@ -91,6 +110,7 @@ class Announcing:
             ends=self._ends,
             prefill_milli=int(self._cost.prefill_blocks_per_s * 1000) if self._cost else 0,
             queue_us=min(MAX_ROUND_TRIP_US, int(load.wait_p50_ms * 1000)),
+            neighbours=self._neighbours.announced,
         )
         model = ManifestRecord(
             manifest=manifest,

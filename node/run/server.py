@@ -164,6 +164,7 @@ class _Server:
         loop = asyncio.get_running_loop()
         stdin = self._options.exit_with_stdin
         watching = [self._sweep(), self._tell_load(), self._swarm.wait_closed(), self._doors.watch()]
+        watching.append(self._announcing.watch_neighbours())
         if self._plan.span is None and self._options.balance_every_s:
             watching.append(self._balance(self._options.balance_every_s))
         tasks = [asyncio.create_task(work) for work in watching]
