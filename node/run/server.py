@@ -328,6 +328,8 @@ def _announce_start(
         reporter.say(f"  {address}")
     if all("/ip4/127." in address for address in swarm.addresses):
         reporter.say("Only this machine can reach it; open it to others with --listen /ip4/0.0.0.0/tcp/31338")
+    elif swarm.num_relays:
+        reporter.say("Machines that cannot dial it directly reach it through the relay of the swarm's bootstrap.")
     reporter.event("ready", {"role": "server", "peer_id": swarm.peer_id, "model": model, "blocks": blocks})
 
 
