@@ -31,7 +31,7 @@ from dht.hardening.daemon import Daemon, DaemonOptions
 from dht.hardening.overlay import Overlay
 from dht.hardening.protocol import AdmittedProtocol
 from dht.identity import Identity
-from dht.membership.circuits import Circuits
+from dht.membership.circuits import Circuits, Verdict
 from dht.membership.handshake import MAX_ADDRESSES, membership_key
 from dht.membership.members import (
     LAST_WORD_S,
@@ -67,7 +67,7 @@ MAX_RELAYS = 3
 """Bootstraps that carry to one node."""
 
 RESERVE_S = 5.0
-"""Seconds that a relay may take to answer; a start waits for no longer."""
+"""Seconds that a relay may take to answer, and until one that did not is asked again."""
 
 _EMPTY_QUESTION = b"\x90"
 
@@ -113,7 +113,7 @@ class Swarm:
         self._client_mode = client_mode
         self._carry = carry
         self._found_addresses: list[str] = []
-        self._relays_asked: dict[str, float] = {}
+        self._relays_due: dict[str, float] = {}  # monotonic seconds: when a bootstrap may be asked again
         self._leaving = False
         self._entered: contextlib.AsyncExitStack | None = None
         self.peer_id = identity.peer_id
@@ -220,16 +220,22 @@ class Swarm:
         return next(iter([*filter(_is_loopback, self._found_addresses), *self._found_addresses, ""]))
 
     async def _reserve_relays(self) -> None:
-        """Ask the bootstraps to carry to us, each once a minute until it does."""
+        """Ask the bootstraps that do not carry to us, as soon as that is so; less often what has been asked in vain."""
         if not self._wants_relays:
             return
         for peer, transport in list(self._bootstraps().items())[:MAX_RELAYS]:
-            due = time.monotonic() - self._relays_asked.get(peer, -REFRESH_S) >= REFRESH_S
+            due = time.monotonic() >= self._relays_due.get(peer, 0.0)
             if due and not self._circuits.has_reserved(peer) and self._membership.is_admitted(peer):
-                self._relays_asked[peer] = time.monotonic()
-                with contextlib.suppress(DhtError, TimeoutError, OSError, EOFError):
-                    async with asyncio.timeout(RESERVE_S):
-                        await self._circuits.reserve(transport, peer, self._own_addresses())
+                await self._reserve_relay(peer, transport)
+
+    async def _reserve_relay(self, peer: str, transport: str) -> None:
+        verdict, again_s = None, RESERVE_S
+        with contextlib.suppress(DhtError, TimeoutError, OSError, EOFError):
+            async with asyncio.timeout(RESERVE_S):
+                verdict = await self._circuits.reserve(transport, peer, self._own_addresses())
+        if verdict is not None:
+            again_s = 0.0 if verdict == Verdict.DONE else REFRESH_S
+        self._relays_due[peer] = time.monotonic() + again_s
 
     # -- joining -----------------------------------------------------------------------------------------------------
 
@@ -271,7 +277,6 @@ class Swarm:
                 for peer, transport in bootstraps.items():
                     if peer not in connected or not self._overlay.knows(peer):
                         await self._meet_again(peer, transport)
-                        self._relays_asked.pop(peer, None)
                 await self._reserve_relays()
                 if time.monotonic() - refreshed > REFRESH_S:
                     refreshed = time.monotonic()

@@ -51,9 +51,13 @@ class Machine:
             os.close(there)
             os.close(here)
 
+    def ip(self, *arguments: str) -> str:
+        """Run ``ip`` on this machine and return what it prints."""
+        return _ip("-n", self.name, *arguments)
+
     def bytes_carried(self, device: str) -> int:
         """Return the bytes that have gone through one of its devices, both ways."""
-        (link,) = json.loads(_ip("-n", self.name, "-s", "-j", "link", "show", "dev", device))
+        (link,) = json.loads(self.ip("-s", "-j", "link", "show", "dev", device))
         return int(link["stats64"]["rx"]["bytes"]) + int(link["stats64"]["tx"]["bytes"])
 
 
@@ -88,9 +92,9 @@ def two_machines() -> Iterator[tuple[Machine, Machine]]:
             exits.callback(_ip, "netns", "del", machine.name)
         _ip("link", "add", "cable", "netns", left.name, "type", "veth", "peer", "name", "cable", "netns", right.name)
         for machine in machines:
-            _ip("-n", machine.name, "addr", "add", f"{machine.address}/24", "dev", "cable")
+            machine.ip("addr", "add", f"{machine.address}/24", "dev", "cable")
             for device in ("lo", "cable"):
-                _ip("-n", machine.name, "link", "set", device, "up")
+                machine.ip("link", "set", device, "up")
         yield left, right
 
 
@@ -122,14 +126,14 @@ def homes(*num_machines: int) -> Iterator[Homes]:
     # libp2p knows the ranges kept for tests, and treats them as private: the internet needs addresses that are public.
     with contextlib.ExitStack() as exits:
         internet = _machine(exits, "net", "44.0.0.1")
-        _ip("-n", internet.name, "link", "add", SWITCH, "type", "bridge")
+        internet.ip("link", "add", SWITCH, "type", "bridge")
         _address(internet, SWITCH, f"{internet.address}/24")
         routers, inhabitants = [], []
         for home, count in enumerate(num_machines):
             router = _machine(exits, f"r{home}", f"44.0.0.{10 + home}")
             _plug(internet, SWITCH, f"home{home}", router, "outside")
             _address(router, "outside", f"{router.address}/24")
-            _ip("-n", router.name, "link", "add", SWITCH, "type", "bridge")
+            router.ip("link", "add", SWITCH, "type", "bridge")
             _address(router, SWITCH, "192.168.1.1/24")
             with router.inside():
                 Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
@@ -138,7 +142,7 @@ def homes(*num_machines: int) -> Iterator[Homes]:
             for n, machine in enumerate(machines):
                 _plug(router, SWITCH, f"m{n}", machine, "cable")
                 _address(machine, "cable", f"{machine.address}/24")
-                _ip("-n", machine.name, "route", "add", "default", "via", "192.168.1.1")
+                machine.ip("route", "add", "default", "via", "192.168.1.1")
             routers.append(router)
             inhabitants.append(machines)
         yield Homes(internet, tuple(routers), tuple(inhabitants))
@@ -148,19 +152,19 @@ def _machine(exits: contextlib.ExitStack, name: str, address: str) -> Machine:
     machine = Machine(f"efed{os.getpid()}{name}", address)
     _ip("netns", "add", machine.name)
     exits.callback(_ip, "netns", "del", machine.name)
-    _ip("-n", machine.name, "link", "set", "lo", "up")
+    machine.ip("link", "set", "lo", "up")
     return machine
 
 
 def _plug(near: Machine, switch: str, port: str, far: Machine, device: str) -> None:
     """Join a device of ``far`` to the switch of ``near`` by a cable."""
     _ip("link", "add", port, "netns", near.name, "type", "veth", "peer", "name", device, "netns", far.name)
-    _ip("-n", near.name, "link", "set", port, "master", switch, "up")
+    near.ip("link", "set", port, "master", switch, "up")
 
 
 def _address(machine: Machine, device: str, address: str) -> None:
-    _ip("-n", machine.name, "addr", "add", address, "dev", device)
-    _ip("-n", machine.name, "link", "set", device, "up")
+    machine.ip("addr", "add", address, "dev", device)
+    machine.ip("link", "set", device, "up")
 
 
 def _ip(*arguments: str) -> str:

@@ -104,7 +104,7 @@ async def test_p2pd_connects_says_from_where_and_offers_no_relay():
         controls = []
         for identity in (first, second):
             with identity.key_file() as key_file:
-                daemon = await Daemon.launch(DaemonOptions(listen, [], True), key_file)
+                daemon = await Daemon.launch(DaemonOptions(listen, [], False), key_file)
             stack.push_async_callback(daemon.stop)
             control = Control(daemon.socket, daemon.own_socket)
             stack.push_async_callback(control.close)
