@@ -3,6 +3,7 @@
     Swarm
      ├── Identity.lock, Daemon (p2pd), Control      a process and its socket
      ├── Membership                                 who belongs; streams among members
+     ├── Circuits, and in a bootstrap Relay         connections to members that no one can dial
      └── Overlay over AdmittedProtocol              records among members
 
 This file does not know models, sessions or what travels in streams. It runs on the caller's event loop.
@@ -10,6 +11,7 @@ This file does not know models, sessions or what travels in streams. It runs on 
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -29,8 +31,18 @@ from dht.hardening.daemon import Daemon, DaemonOptions
 from dht.hardening.overlay import Overlay
 from dht.hardening.protocol import AdmittedProtocol
 from dht.identity import Identity
-from dht.membership.handshake import membership_key
-from dht.membership.members import LAST_WORD_S, PEERS_PROTOCOL, Membership, Stream, read_message, write_message
+from dht.membership.circuits import Circuits, Verdict
+from dht.membership.handshake import MAX_ADDRESSES, membership_key
+from dht.membership.members import (
+    LAST_WORD_S,
+    PEERS_PROTOCOL,
+    Membership,
+    Stream,
+    read_message,
+    tcp_endpoint,
+    write_message,
+)
+from dht.membership.relay import Relay
 from dht.parameters import PUBLIC_NAME, JoinCode, split_address
 from dht.records import Announcement, KeyPart, Record, SignedRecord, key_bytes
 from dht.validation import RecordValidator, parse_envelope
@@ -51,6 +63,12 @@ WATCH_S = 1.0
 REFRESH_S = 60.0
 """Seconds between two looks at our own neighbourhood in the DHT."""
 
+MAX_RELAYS = 3
+"""Bootstraps that carry to one node."""
+
+RESERVE_S = 5.0
+"""Seconds that a relay may take to answer, and until one that did not is asked again."""
+
 _EMPTY_QUESTION = b"\x90"
 
 
@@ -67,6 +85,7 @@ class Swarm:
         listen: Sequence[str] = LOOPBACK_LISTEN,
         announce: Sequence[str] = (),
         client_mode: bool = False,
+        carry: bool = False,
     ) -> None:
         """Describe the place; entering the context takes it.
 
@@ -77,7 +96,8 @@ class Swarm:
             secret: Of a private swarm, 32 bytes; None: public.
             listen: Multiaddrs to listen on.
             announce: Multiaddrs to give to others instead of those.
-            client_mode: True: store nothing for others.
+            client_mode: True: store nothing for others, and be reached by none that we do not call.
+            carry: True: carry connections to members that no one can dial, as bootstraps do.
 
         Raises:
             BadAddress: One of the addresses is malformed.
@@ -91,7 +111,9 @@ class Swarm:
             address_bytes(address)
         self._listen, self._announce = tuple(listen), tuple(announce)
         self._client_mode = client_mode
-        self._own_addresses: list[str] = []
+        self._carry = carry
+        self._found_addresses: list[str] = []
+        self._relays_due: dict[str, float] = {}  # monotonic seconds: when a bootstrap may be asked again
         self._leaving = False
         self._entered: contextlib.AsyncExitStack | None = None
         self.peer_id = identity.peer_id
@@ -105,7 +127,12 @@ class Swarm:
     @property
     def addresses(self) -> list[str]:
         """Multiaddrs of this node, each with /p2p/ and its id: what others join through."""
-        return [f"{address}/p2p/{self.peer_id}" for address in self._own_addresses]
+        return [f"{address}/p2p/{self.peer_id}" for address in self._own_addresses()]
+
+    @property
+    def num_relays(self) -> int:
+        """Count the relays over which members that cannot dial us reach us."""
+        return len(self._circuits.addresses)
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
@@ -128,14 +155,18 @@ class Swarm:
         stack.push_async_callback(self._control.close)
         await self._control.open()
         await self._refresh_addresses()
+        # What stands at a node that only relays reach costs every reader a circuit.
+        client_mode = self._client_mode or (self._wants_relays and self._is_on_loopback)
         self._membership = Membership(
             self._control,
             membership_key(self.name, self._secret),
             self.peer_id,
-            answers_dht=not self._client_mode,
-            addresses=lambda: self._own_addresses,
+            answers_dht=not client_mode,
+            addresses=self._own_addresses,
         )
         stack.push_async_callback(self._membership.stop)
+        self._circuits = Circuits(self._membership, self._control, self.peer_id, self._door)
+        stack.push_async_callback(self._circuits.stop)
         protocol = await AdmittedProtocol.launch(
             self._control,
             validator=self.validator,
@@ -143,12 +174,16 @@ class Swarm:
             ensure=self._membership.ensure,
             forget=self._membership.forget,
             named=self._membership.book.named,
-            client_mode=self._client_mode,
+            client_mode=client_mode,
         )
         stack.push_async_callback(protocol.shutdown)
         self._overlay = Overlay(protocol)
         await self._membership.start()
+        await self._circuits.start()
+        if self._carry:
+            await Relay(self._membership, self._control.seen_at).start()
         await self._join_through()
+        await self._reserve_relays()
         watch = asyncio.get_running_loop().create_task(self._watch())
         stack.push_async_callback(_cancelled, watch)
 
@@ -156,20 +191,51 @@ class Swarm:
         self._leaving = True
 
     def _daemon_options(self) -> DaemonOptions:
-        loopback_only = all(_is_loopback(address) for address in self._listen)
-        relays = [f"{transport}/p2p/{peer}" for transport, peer in self._join if peer != self.peer_id]
-        return DaemonOptions(
-            listen=self._listen,
-            announce=self._announce,
-            reach_out=not loopback_only,
-            relay=not self.is_private and not loopback_only,
-            relays=relays if not self.is_private and not loopback_only else (),
-        )
+        return DaemonOptions(listen=self._listen, announce=self._announce, reach_out=not self._is_on_loopback)
+
+    @property
+    def _is_on_loopback(self) -> bool:
+        return all(_is_loopback(address) for address in self._listen)
+
+    @property
+    def _wants_relays(self) -> bool:
+        """Say whether others may need one: not where all is one machine, nor where the user said how we are reached."""
+        return bool(self._bootstraps()) and not (self._client_mode or self._carry or self._announce)
+
+    def _bootstraps(self) -> dict[str, str]:
+        """Give the transport of each peer through which we join and that other machines reach, the most public one."""
+        ways = [way for way in self._join if way[1] != self.peer_id and not _is_loopback(way[0])]
+        return {peer: transport for transport, peer in sorted(ways, key=lambda way: _is_public(way[0]))}
 
     async def _refresh_addresses(self) -> None:
-        _, found = await self._control.identify()
-        own = [address for address in found if "/p2p-circuit" not in address or not self.is_private]
-        self._own_addresses = [address for address in own if not _is_loopback(address)] or own
+        _, self._found_addresses = await self._control.identify()
+
+    def _own_addresses(self) -> list[str]:
+        found, circuits = self._found_addresses, self._circuits.addresses
+        direct = [address for address in found if not _is_loopback(address)] or found
+        return [*direct[: MAX_ADDRESSES - len(circuits)], *circuits]
+
+    def _door(self) -> str:
+        """Give an address at which this machine reaches our p2pd."""
+        return next(iter([*filter(_is_loopback, self._found_addresses), *self._found_addresses, ""]))
+
+    async def _reserve_relays(self) -> None:
+        """Ask the bootstraps that do not carry to us, as soon as that is so; less often what has been asked in vain."""
+        if not self._wants_relays:
+            return
+        for peer, transport in list(self._bootstraps().items())[:MAX_RELAYS]:
+            due = time.monotonic() >= self._relays_due.get(peer, 0.0)
+            if due and not self._circuits.has_reserved(peer) and self._membership.is_admitted(peer):
+                await self._reserve_relay(peer, transport)
+
+    async def _reserve_relay(self, peer: str, transport: str) -> None:
+        verdict, again_s = None, RESERVE_S
+        with contextlib.suppress(DhtError, TimeoutError, OSError, EOFError):
+            async with asyncio.timeout(RESERVE_S):
+                verdict = await self._circuits.reserve(transport, peer, self._own_addresses())
+        if verdict is not None:
+            again_s = 0.0 if verdict == Verdict.DONE else REFRESH_S
+        self._relays_due[peer] = time.monotonic() + again_s
 
     # -- joining -----------------------------------------------------------------------------------------------------
 
@@ -211,9 +277,11 @@ class Swarm:
                 for peer, transport in bootstraps.items():
                     if peer not in connected or not self._overlay.knows(peer):
                         await self._meet_again(peer, transport)
+                await self._reserve_relays()
                 if time.monotonic() - refreshed > REFRESH_S:
                     refreshed = time.monotonic()
                     await self._refresh_addresses()
+                    await self._circuits.prefer_direct()
                     await self._overlay.join(self._membership.members()[-3:])
             except DaemonDied:
                 return
@@ -335,6 +403,14 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 
 def _is_loopback(address: str) -> bool:
     return address.startswith(("/ip4/127.", "/ip6/::1/", "/unix/"))
+
+
+def _is_public(address: str) -> bool:
+    endpoint = tcp_endpoint(address)
+    try:
+        return endpoint is None or ipaddress.ip_address(endpoint[0]).is_global
+    except ValueError:
+        return True  # a name
 
 
 def _why_not_joined(errors: Sequence[BaseException | None]) -> DhtError:

@@ -180,6 +180,17 @@ class Control:
         response = await self._ask(p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS))
         return {PeerID(peer.id).to_base58() for peer in response.peers}
 
+    async def seen_at(self, peer_id: str) -> list[str]:
+        """Give the addresses at the far ends of our connections to a peer; a translated one is its router's."""
+        response = await self._ask(p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS))
+        own = PeerID.from_base58(peer_id).to_bytes()
+        addresses = [address for peer in response.peers if peer.id == own for address in peer.addrs]
+        seen = []
+        for address in addresses:
+            with contextlib.suppress(ValueError, LookupError, OSError):  # what hivemind's codec cannot read
+                seen.append(str(Multiaddr(address)))
+        return seen
+
     # -- streams -----------------------------------------------------------------------------------------------------
 
     async def open_stream(self, peer_id: str, protocol: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -53,16 +53,14 @@ class DaemonOptions:
 
     listen: Sequence[str]  # multiaddrs to listen on
     announce: Sequence[str]  # multiaddrs to tell peers instead of those; empty: what p2pd finds
-    reach_out: bool  # ask the router for a port, ask peers whether we are reachable: False on loopback
-    relay: bool  # carry the connections of others, and be carried by them; only public swarms
-    relays: Sequence[str]  # peers (with /p2p/) whose relay makes us reachable behind NAT; none without ``relay``
+    reach_out: bool  # ask the router for a port that leads to ours: False on loopback
 
 
 def daemon_arguments(options: DaemonOptions, key_file: Path, control: Path, config: Path) -> list[str]:
     """Write p2pd's command line, without the program.
 
-    p2pd's own DHT stays off, for it would be a second, unguarded one; but p2pd takes relays only together with it, so
-    a node that looks for relays runs it as a client, which answers no one.
+    p2pd's own DHT stays off, for it would be a second, unguarded one. So do its relay, which would carry for strangers,
+    and its AutoNAT, which would dial for them; ``membership`` does both for members.
     """
     arguments = {
         "f": str(config),
@@ -74,13 +72,9 @@ def daemon_arguments(options: DaemonOptions, key_file: Path, control: Path, conf
         "connManager": 1,
         "idleTimeout": f"{START_S:g}s",
         "natPortMap": int(options.reach_out),
-        "autonat": int(options.reach_out),
-        "relay": int(options.relay),
-        "relayService": int(options.relay),
-        "autoRelay": int(bool(options.relays)),
-        "relayDiscovery": 0,
-        "trustedRelays": ",".join(options.relays),
-        "dhtClient": int(bool(options.relays)),
+        "autonat": 0,
+        "relay": 0,
+        "relayService": 0,
     }
     return [f"-{name}={value}" for name, value in arguments.items() if value != ""]
 

@@ -2,6 +2,7 @@
 
 p2pd's own DHT is off, so a peer id that stands in a DHT answer has no address: this is where addresses come from.
 A peer's own word (its hello, or an announcement that it signed) replaces hearsay, and hearsay never replaces it.
+An address is direct, or a circuit: a way over a relay, taken where no direct one leads.
 This file does no I/O. It runs on the event loop.
 """
 
@@ -17,12 +18,21 @@ MAX_ADDRESSES = 8
 MAX_NAMERS = 4
 """Peers that are remembered as having named one peer."""
 
+CIRCUIT = "/p2p-circuit"
+"""How the multiaddr of a way over a relay ends."""
+
+
+def is_circuit(address: str) -> bool:
+    """Say whether an address leads over a relay."""
+    return address.endswith(CIRCUIT)
+
 
 @dataclass(slots=True)
 class _Entry:
     addresses: tuple[str, ...] = ()  # multiaddrs without /p2p/
     own_word: bool = False  # True: the peer itself said so
     namers: tuple[str, ...] = ()  # peers that named it, newest first
+    others: tuple[str, ...] = ()  # those of its addresses at which someone else was found
 
 
 class AddressBook:
@@ -42,6 +52,8 @@ class AddressBook:
         """Remember where a peer is."""
         entry = self._entry(peer_id)
         if addresses and (own_word or not entry.own_word):
+            if set(addresses) != set(entry.addresses):
+                entry.others = ()
             entry.addresses, entry.own_word = addresses[:MAX_ADDRESSES], own_word
 
     def named(self, peer_id: str, by: str) -> None:
@@ -55,6 +67,21 @@ class AddressBook:
         """Give what is remembered; empty when nothing is."""
         entry = self._entries.get(peer_id)
         return entry.addresses if entry is not None else ()
+
+    def direct(self, peer_id: str) -> tuple[str, ...]:
+        """Give the addresses that lead to it without a relay, as far as we know."""
+        entry = self._entries.get(peer_id, _Entry())
+        return tuple(each for each in entry.addresses if not is_circuit(each) and each not in entry.others)
+
+    def circuits(self, peer_id: str) -> tuple[str, ...]:
+        """Give the ways to it over relays."""
+        return tuple(filter(is_circuit, self.addresses(peer_id)))
+
+    def mistook(self, peer_id: str, address: str) -> None:
+        """Note that someone else is at an address: one in a private network, which here is another network."""
+        entry = self._entries.get(peer_id)
+        if entry is not None and address in entry.addresses:
+            entry.others = (*entry.others, address)
 
     def namers(self, peer_id: str) -> tuple[str, ...]:
         """Give the peers that can be asked."""

@@ -3,6 +3,7 @@
 One exchange of hellos per pair of peers and process (see ``handshake``). A stream to a member starts with one byte from
 the side that was called: 1, go on; 0, you are not admitted, whereupon the caller, whom a restarted peer has forgotten,
 says hello once more. What outsiders can open is bounded in time, size and number.
+A peer is dialled at its own addresses first; where no one listens there, over a relay that it names (``circuits``).
 This file does not know the DHT's calls nor what runs over the streams. It runs on the event loop.
 """
 
@@ -12,6 +13,7 @@ import logging
 import re
 import secrets
 import time
+import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -31,7 +33,7 @@ from dht.errors import (
     UnavailableError,
 )
 from dht.identity import PEER_ID_BYTES, peer_id_to_bytes, peer_id_to_str
-from dht.membership.book import AddressBook
+from dht.membership.book import AddressBook, is_circuit
 from dht.membership.handshake import (
     HELLO_VERSION,
     MAX_ADDRESS_BYTES,
@@ -72,6 +74,12 @@ MAX_PEERS_BYTES = 64 * 1024
 
 PROBE_S = 2.0
 """Seconds after which an address counts as dead."""
+
+DIRECT_S = 0.8
+"""Seconds that a peer's own addresses have, to be heard from and then to connect, before a relay is tried."""
+
+MAX_DETOURS = 2
+"""Relays that are tried for one peer."""
 
 PEERS_IDLE_S = 30.0
 """Seconds after which a silent stream of the peers protocol is closed."""
@@ -182,6 +190,9 @@ class Membership:
         self._greeting: dict[str, asyncio.Task[None]] = {}
         self._answering: Counter[str] = Counter()
         self._num_last_words = 0
+        self._num_served: Counter[str] = Counter()
+        self._dialled: weakref.WeakKeyDictionary[asyncio.StreamWriter, str] = weakref.WeakKeyDictionary()
+        self.detour: Callable[[str, str], Awaitable[None]] | None = None  # (peer, circuit): connects over a relay
         self.refused: Counter[str] = Counter()  # exchanges that we refused, by reason
 
     async def start(self) -> None:
@@ -370,11 +381,40 @@ class Membership:
         p2pd shuns an address that failed for longer and longer, and so would miss a peer that comes back; and it
         takes its time over a dead one.
         """
+        if self.detour is not None and any(map(is_circuit, addresses)):
+            if peer_id not in await self._transport.connected_peers():
+                await self._connect_round_about(peer_id, self.detour)
+            return
         if addresses and all(_TCP.match(address) for address in addresses):
             listening = await asyncio.gather(*(is_listening(address) for address in addresses))
             if not any(listening) and peer_id not in await self._transport.connected_peers():
                 raise PeerUnreachable("no one listens there")
         await self._transport.connect(peer_id, addresses, HELLO_S)
+
+    async def _connect_round_about(self, peer_id: str, detour: Callable[[str, str], Awaitable[None]]) -> None:
+        """Connect to a peer that names relays: directly where that works at once, else over one of them."""
+        if await self._connect_directly(peer_id):
+            return
+        failure = PeerUnreachable("no one listens there")
+        for circuit in self.book.circuits(peer_id)[:MAX_DETOURS]:
+            try:
+                await detour(peer_id, circuit)
+            except (PeerUnreachable, NotAdmitted) as error:
+                failure = PeerUnreachable(str(error))
+            else:
+                return
+        raise failure
+
+    async def _connect_directly(self, peer_id: str) -> bool:
+        address = await first_listening(self.book.direct(peer_id), DIRECT_S)
+        if address is None:
+            return False
+        try:
+            await self._transport.connect(peer_id, [address], DIRECT_S)
+        except PeerUnreachable:
+            self.book.mistook(peer_id, address)
+            return False
+        return True
 
     async def ask_where(self, namer: str, peers: Sequence[str]) -> None:
         """Ask a member where other peers are, and remember what it says."""
@@ -392,7 +432,7 @@ class Membership:
             if not answer.more():
                 break
             entry = Fields(answer.items("entry", 2))
-            peer = _take_peer_id(entry)
+            peer = take_peer_id(entry)
             addresses = entry.texts("addresses", MAX_ADDRESSES, MAX_ADDRESS_BYTES)
             if peer in asked:
                 self.learn(peer, addresses)
@@ -405,7 +445,7 @@ class Membership:
                     request = Fields(decode(await read_message(stream.reader, MAX_PEERS_BYTES), MAX_PEERS_BYTES))
                 answer: list[Value] = []
                 while request.more() and len(answer) < MAX_ASKED:
-                    peer = _take_peer_id(request)
+                    peer = take_peer_id(request)
                     answer.append([peer_id_to_bytes(peer), list(self.book.addresses(peer))])
                 await write_message(stream.writer, encode(answer))
 
@@ -431,12 +471,20 @@ class Membership:
                 writer.close()
                 raise
             if status == _ADMITTED:
+                self._dialled[writer] = peer_id
                 return stream
             await stream.close()
             self.forget(peer_id)
         raise NotAdmitted(f"peer {peer_id} does not keep us as a member")
 
+    def num_streams(self, peer_id: str) -> int:
+        """Count the streams that are open to and from a member."""
+        dialled = sum(peer == peer_id and not writer.is_closing() for writer, peer in self._dialled.items())
+        return dialled + self._num_served[peer_id]
+
     async def _open(self, peer_id: str, protocol: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self.book.circuits(peer_id) and peer_id not in await self._transport.connected_peers():
+            await self._reach(peer_id)  # p2pd would try the near end of a circuit that has ended
         try:
             return await self._transport.open_stream(peer_id, protocol)
         except PeerUnreachable as error:
@@ -456,7 +504,13 @@ class Membership:
                 return
             stream = Stream(peer_id, reader, writer)
             writer.write(_ADMITTED)
-            await handler(stream)
+            self._num_served[peer_id] += 1
+            try:
+                await handler(stream)
+            finally:
+                self._num_served[peer_id] -= 1
+                if not self._num_served[peer_id]:
+                    del self._num_served[peer_id]
             await stream.finish()
 
         await self._transport.handle_stream(protocol, guarded)
@@ -490,14 +544,20 @@ def is_multiaddr(address: str) -> bool:
     return bool(address)
 
 
+def tcp_endpoint(address: str) -> tuple[str, int] | None:
+    """Give host and port of a TCP multiaddr; None for other transports."""
+    match = _TCP.match(address)
+    return (match.group(1), int(match.group(2))) if match is not None else None
+
+
 async def is_listening(address: str) -> bool:
     """Say whether something listens at a TCP multiaddr; False for other transports."""
-    match = _TCP.match(address)
-    if match is None:
+    endpoint = tcp_endpoint(address)
+    if endpoint is None:
         return False
     try:
         async with asyncio.timeout(PROBE_S):
-            _, writer = await asyncio.open_connection(match.group(1), int(match.group(2)))
+            _, writer = await asyncio.open_connection(*endpoint)
     except (OSError, TimeoutError, ValueError, OverflowError):
         return False
     writer.close()
@@ -506,7 +566,33 @@ async def is_listening(address: str) -> bool:
     return True
 
 
-def _take_peer_id(fields: Fields) -> str:
+async def first_listening(addresses: Sequence[str], timeout_s: float = PROBE_S) -> str | None:
+    """Give the address at which something is heard first; None when nothing is in time."""
+
+    async def heard(address: str) -> str | None:
+        return address if await is_listening(address) else None
+
+    probes = [asyncio.get_running_loop().create_task(heard(address)) for address in addresses]
+    try:
+        async with asyncio.timeout(timeout_s):
+            for probe in asyncio.as_completed(probes):
+                if (address := await probe) is not None:
+                    return address
+    except TimeoutError:
+        pass
+    finally:
+        for task in probes:
+            task.cancel()
+        await asyncio.gather(*probes, return_exceptions=True)
+    return None
+
+
+def take_peer_id(fields: Fields) -> str:
+    """Take a peer id from a message.
+
+    Raises:
+        BadRecord: It is none.
+    """
     try:
         return peer_id_to_str(fields.blob("peer id", PEER_ID_BYTES))
     except ValueError:

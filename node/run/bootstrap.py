@@ -87,7 +87,7 @@ async def run_bootstrap(options: BootstrapOptions, reporter: Reporter) -> None:
     listen = options.listen or founding.listen or ("/ip4/127.0.0.1/tcp/0",)
     others = options.join.addresses if options.join else ()
     peers = JoinCode(others, founding.name, founding.parameters_hash, founding.secret)
-    async with Swarm(identity, join=peers, listen=listen, announce=options.announce) as swarm:
+    async with Swarm(identity, join=peers, listen=listen, announce=options.announce, carry=True) as swarm:
         founding = replace(founding, listen=_with_ports(listen, swarm.addresses))
         _save(state_path, founding)
         addresses = tuple(swarm.addresses)

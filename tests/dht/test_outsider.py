@@ -20,6 +20,7 @@ from hivemind.utils.multiaddr import Multiaddr
 from dht.codec import decode, encode
 from dht.errors import NotAdmitted, PeerUnreachable
 from dht.identity import Identity
+from dht.membership.circuits import ARRIVE_PROTOCOL, CARRY_PROTOCOL, RESERVE_PROTOCOL
 from dht.membership.handshake import Card, Initiator, Responder, membership_key
 from dht.membership.members import HELLO_PROTOCOL, MAX_HELLOS, PEERS_PROTOCOL, read_message, write_message
 from dht.parameters import JoinCode
@@ -32,7 +33,7 @@ KEY = membership_key("lab", SECRET)
 
 @contextlib.asynccontextmanager
 async def private_node() -> AsyncIterator[Swarm]:
-    async with Swarm(Identity.ephemeral(), name="lab", secret=SECRET) as node:
+    async with Swarm(Identity.ephemeral(), name="lab", secret=SECRET, carry=True) as node:
         served: list[str] = []
 
         async def application(stream: Stream) -> None:
@@ -74,7 +75,8 @@ async def close(writer: asyncio.StreamWriter) -> None:
 async def test_every_stream_handler_but_hello_is_closed_to_a_stranger_with_one_byte_at_most():
     async with private_node() as node, raw_client(node) as p2p:
         names = set(node._control._stream_handlers)
-        assert names == {HELLO_PROTOCOL, PEERS_PROTOCOL, "/test/application/1"}
+        relay = {ARRIVE_PROTOCOL, CARRY_PROTOCOL, RESERVE_PROTOCOL}
+        assert names == {HELLO_PROTOCOL, PEERS_PROTOCOL, *relay, "/test/application/1"}
         for name in names - {HELLO_PROTOCOL}:
             reader, writer = await open_stream(p2p, node, name)
             writer.write(encode([]))

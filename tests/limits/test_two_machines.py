@@ -16,7 +16,7 @@ PORT = 31338
 pytestmark = pytest.mark.skipif(not can_make_namespaces(), reason="network namespaces cannot be made here")
 
 
-def _expected(directory: Path, local: object) -> str:
+def expected_text(directory: Path, local: object) -> str:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -52,7 +52,7 @@ def test_a_client_generates_through_servers_of_both_machines(tmp_path: Path):
                 with machine.inside():
                     answer = run_command([*ask, "--max-new-tokens", "8"], tmp_path / "client")
                 assert answer.returncode == 0, answer.stderr
-                assert answer.stdout.rstrip("\n") == _expected(model, local).rstrip("\n")
+                assert answer.stdout.rstrip("\n") == expected_text(model, local).rstrip("\n")
         finally:
             for process in reversed(started):
                 process.stop()

@@ -6,33 +6,36 @@ from pathlib import Path
 
 import pytest
 
-from dht.errors import AddressInUse, BadAddress, DaemonDied
-from dht.hardening.control import Control, address_bytes, close_writer
+from dht.errors import AddressInUse, BadAddress, DaemonDied, PeerUnreachable
+from dht.hardening.control import Control, address_bytes
 from dht.hardening.daemon import Daemon, DaemonOptions, _why_not_started, daemon_arguments, refuse_taken
 from dht.identity import Identity
 
 
 def arguments(**changes: object) -> dict[str, str]:
-    options = {"listen": ["/ip4/127.0.0.1/tcp/0"], "announce": [], "reach_out": False, "relay": False, "relays": []}
+    options = {"listen": ["/ip4/127.0.0.1/tcp/0"], "announce": [], "reach_out": False}
     paths = (Path("/key"), Path("/control"), Path("/config"))
     listed = daemon_arguments(DaemonOptions(**(options | changes)), *paths)
     return dict(argument.removeprefix("-").split("=", 1) for argument in listed)
 
 
-def test_on_loopback_nothing_reaches_out_and_nothing_is_relayed():
+SECOND_NETWORK = {"dht", "dhtClient", "dhtServer", "b", "bootstrapPeers", "autoRelay", "trustedRelays"}
+
+
+def test_on_loopback_nothing_reaches_out():
     given = arguments()
-    for name in ("natPortMap", "autonat", "relay", "relayService", "autoRelay", "dhtClient"):
-        assert given[name] == "0"
+    assert given["natPortMap"] == "0"
     assert given["f"] == "/config"
-    assert not {"dht", "dhtServer", "b", "bootstrapPeers", "announceAddrs", "trustedRelays"} & set(given)
+    assert "announceAddrs" not in given
 
 
-def test_a_public_node_relays_and_takes_its_bootstraps_as_relays():
-    relay = f"/ip4/1.2.3.4/tcp/5/p2p/{Identity.ephemeral().peer_id}"
-    given = arguments(reach_out=True, relay=True, relays=[relay], announce=["/ip4/5.6.7.8/tcp/9"])
-    assert given["relay"] == given["relayService"] == given["autoRelay"] == given["dhtClient"] == "1"
-    assert given["trustedRelays"] == relay
+@pytest.mark.parametrize("reach_out", [False, True])
+def test_p2pd_neither_relays_nor_dials_for_strangers_nor_runs_a_dht(reach_out):
+    given = arguments(reach_out=reach_out, announce=["/ip4/5.6.7.8/tcp/9"])
+    assert given["autonat"] == given["relay"] == given["relayService"] == "0"
+    assert given["natPortMap"] == str(int(reach_out))
     assert given["announceAddrs"] == "/ip4/5.6.7.8/tcp/9"
+    assert not SECOND_NETWORK & set(given)
 
 
 def test_a_port_on_which_someone_listens_is_refused_and_a_free_one_is_not():
@@ -90,28 +93,29 @@ async def test_a_program_that_cannot_be_started_leaves_nothing(tmp_path, monkeyp
     monkeypatch.setattr("dht.hardening.daemon._socket_root", lambda: tmp_path)
     monkeypatch.setattr(asyncio, "create_subprocess_exec", fail)
     with pytest.raises(DaemonDied, match="install hivemind again"):
-        await Daemon.launch(DaemonOptions(["/ip4/127.0.0.1/tcp/0"], [], False, False, []), tmp_path / "key")
+        await Daemon.launch(DaemonOptions(["/ip4/127.0.0.1/tcp/0"], [], False), tmp_path / "key")
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_p2pd_starts_with_relays_on_and_offers_its_own():
+async def test_p2pd_connects_says_from_where_and_offers_no_relay():
     first, second = Identity.ephemeral(), Identity.ephemeral()
     listen = ["/ip4/127.0.0.1/tcp/0"]
     async with contextlib.AsyncExitStack() as stack:
         controls = []
-        relays: list[str] = []
         for identity in (first, second):
             with identity.key_file() as key_file:
-                daemon = await Daemon.launch(DaemonOptions(listen, [], False, True, relays), key_file)
+                daemon = await Daemon.launch(DaemonOptions(listen, [], False), key_file)
             stack.push_async_callback(daemon.stop)
             control = Control(daemon.socket, daemon.own_socket)
             stack.push_async_callback(control.close)
             await control.open()
             controls.append(control)
-            relays = [f"{address}/p2p/{first.peer_id}" for address in (await control.identify())[1]]
         await controls[1].connect(first.peer_id, (await controls[0].identify())[1], 5.0)
         assert await controls[0].connected_peers() == {second.peer_id}
-        _, writer = await controls[1].open_stream(first.peer_id, "/libp2p/circuit/relay/0.2.0/hop")
-        await close_writer(writer)
+        (seen,) = await controls[0].seen_at(second.peer_id)
+        assert seen.startswith("/ip4/127.0.0.1/tcp/")
+        assert await controls[1].seen_at(first.peer_id) == (await controls[0].identify())[1]
+        with pytest.raises(PeerUnreachable, match="protocols not supported"):
+            await controls[1].open_stream(first.peer_id, "/libp2p/circuit/relay/0.2.0/hop")
         await controls[1].disconnect(first.peer_id)
         assert await controls[1].connected_peers() == set()

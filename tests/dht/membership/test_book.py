@@ -50,3 +50,26 @@ def test_the_book_is_bounded_and_forgets_who_was_not_heard_of_for_longest(monkey
     assert len(book) == 3
     assert book.addresses("b") == ()
     assert len(book.addresses("a")) == MAX_ADDRESSES
+
+
+def test_circuits_are_told_from_direct_addresses():
+    book = AddressBook()
+    circuit = "/ip4/3.3.3.3/tcp/3/p2p/relay/p2p-circuit"
+    book.learn("peer", (circuit, *HERE), own_word=True)
+    assert book.direct("peer") == HERE
+    assert book.circuits("peer") == (circuit,)
+    assert book.direct("unknown") == book.circuits("unknown") == ()
+
+
+def test_where_someone_else_was_found_a_peer_is_not_looked_for_until_it_moves():
+    book = AddressBook()
+    book.mistook("peer", HERE[0])
+    book.learn("peer", HERE, own_word=True)
+    book.mistook("peer", THERE[0])
+    assert book.direct("peer") == HERE
+    book.mistook("peer", HERE[0])
+    book.learn("peer", HERE, own_word=True)
+    assert book.direct("peer") == ()
+    book.learn("peer", THERE, own_word=True)
+    book.learn("peer", HERE, own_word=True)
+    assert book.direct("peer") == HERE
