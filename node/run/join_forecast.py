@@ -130,7 +130,7 @@ async def forecast_join(checkpoint: Checkpoint, plan: ServePlan, join: JoinCode,
     """
     manifest = await asyncio.to_thread(lambda: checkpoint.manifest32)
     look = await _look(join, manifest, checkpoint.num_blocks, plan)
-    work = await asyncio.to_thread(block_work, checkpoint, plan)
+    work = await asyncio.to_thread(block_work, checkpoint, plan.weights.block_bytes)
     machine, client_bytes_per_s, head_bytes = await asyncio.to_thread(_measure, checkpoint, plan, work)
     asks_s = client_s(head_bytes, client_bytes_per_s)
     return _judge(checkpoint, look, machine, work, asks_s, loopback_s)
@@ -171,8 +171,8 @@ async def _ping(swarm: Swarm, peers: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def block_work(checkpoint: Checkpoint, plan: ServePlan) -> list[BlockWork]:
-    """Return what one token asks of every block of the model; reads headers only."""
+def block_work(checkpoint: Checkpoint, block_bytes: Sequence[int]) -> list[BlockWork]:
+    """Return what one token asks of every block, whose weights take ``block_bytes``; reads headers only."""
     share = active_share(checkpoint.config.get_text_config())
     whole, active = [0] * checkpoint.num_blocks, [0.0] * checkpoint.num_blocks
     for name, num_bytes in checkpoint.tensor_bytes(torch.float32).items():
@@ -182,7 +182,7 @@ def block_work(checkpoint: Checkpoint, plan: ServePlan) -> list[BlockWork]:
             active[block] += num_bytes * (share if ".experts." in name else 1)
     return [
         BlockWork(int(held * used / total), 2 * used / torch.float32.itemsize)
-        for held, used, total in zip(plan.weights.block_bytes, active, whole, strict=True)
+        for held, used, total in zip(block_bytes, active, whole, strict=True)
     ]
 
 

@@ -7,9 +7,8 @@ while no engine runs. Takes about two seconds. Does not know what the figures ar
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +28,7 @@ _ROUNDS_S = 0.4
 _MAX_SET_BYTES = {"cpu": 256 * MIB, "cuda": 2048 * MIB}
 """Weights that are read in turn: more than caches hold, and few enough to be made in a moment."""
 _MIN_SET_BYTES = 2 * MIB
-_MIN_INPUTS, _MAX_INPUTS = 1024, 8192
+_MIN_INPUTS, _MAX_INPUTS = 256, 8192
 """Narrower matrices would measure what a call costs; the tiny llama tells that."""
 _ROWS = 256
 """Rows of the multiplication that is bound by arithmetic."""
@@ -55,7 +54,7 @@ class Probe:
 
 
 def measure_machine(probe: Probe) -> Machine:
-    """Measure one machine; the figures are medians."""
+    """Measure one machine; of every figure a quarter of the rounds were better."""
     with torch.inference_mode():
         bytes_per_s = measure_reading(probe)
         flops_per_s = _measure_multiplying(probe)
@@ -75,7 +74,7 @@ def measure_reading(probe: Probe) -> float:
             product = layer(row)
         return product
 
-    return held / _median_s(read)
+    return held / _time_s(read)
 
 
 def _inputs(probe: Probe) -> int:
@@ -120,7 +119,7 @@ def _measure_multiplying(probe: Probe) -> float:
     size = 4096 if probe.device.type == "cuda" else 1024
     left = torch.full((_ROWS, size), 0.01, dtype=probe.dtype, device=probe.device)
     right = torch.full((size, size), 0.01, dtype=probe.dtype, device=probe.device)
-    return 2.0 * _ROWS * size * size / _median_s(lambda: left @ right)
+    return 2.0 * _ROWS * size * size / _time_s(lambda: left @ right)
 
 
 def _measure_overhead(probe: Probe) -> tuple[float, float]:
@@ -132,7 +131,7 @@ def _measure_overhead(probe: Probe) -> tuple[float, float]:
     while len(times[0]) < 3 or time.perf_counter() < until_s:
         for span, taken in zip(spans, times, strict=True):
             taken.append((span.end - span.start) / measure(span, _TINY.hidden_size).blocks_per_s)
-    one_s, all_s = map(statistics.median, times)
+    one_s, all_s = map(undisturbed, times)
     block_s = max(0.0, (all_s - one_s) / (counts[1] - counts[0]))
     return block_s, max(0.0, one_s - block_s)
 
@@ -165,12 +164,17 @@ def _tiny_block(probe: Probe, block: int) -> dict[str, torch.Tensor]:
     }
 
 
-def _median_s(work: Callable[[], Any]) -> float:
-    """Return how long ``work`` takes, s: the median of repetitions after a first one; waits for the device."""
+def _time_s(work: Callable[[], Any]) -> float:
+    """Return how long ``work`` takes, s, after a first one that is not counted; waits for the device."""
     times: list[float] = []
     until_s = time.perf_counter() + _ROUNDS_S
     while len(times) < 4 or (time.perf_counter() < until_s and len(times) < 200):
         started_s = time.perf_counter()
         float(work().sum())
         times.append(time.perf_counter() - started_s)
-    return statistics.median(times[1:])
+    return undisturbed(times[1:])
+
+
+def undisturbed(times_s: Sequence[float]) -> float:
+    """Return the time that a quarter of ``times_s`` stay below: what others on this machine add is no figure of it."""
+    return sorted(times_s)[len(times_s) // 4]

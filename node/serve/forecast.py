@@ -61,8 +61,8 @@ def judge_fit(free_bytes: int, block_bytes: list[int], num_wanted: int | None, e
 def _needed_bytes(block_bytes: list[int], num_wanted: int | None, end_bytes: int) -> int:
     """Return the least free memory that ``plan_memory`` is content with; None wanted: for one block and its caches."""
     largest = max(block_bytes)
-    for_blocks = math.ceil(largest / (1 - DEFAULT_CACHE_SHARE)) if num_wanted is None else num_wanted * largest + 1
-    return WORKING_BYTES + end_bytes + for_blocks
+    for_blocks = math.ceil(largest / (1 - DEFAULT_CACHE_SHARE)) if num_wanted is None else num_wanted * largest
+    return WORKING_BYTES + end_bytes + for_blocks + 1  # The last one is for rounding, and for some cache at all.
 
 
 # --------------------------------------------------------------------------------------------------------- this machine
