@@ -131,9 +131,8 @@ def fit_in_words(row: FitRow) -> str:
 
 def shortage(fit: Fit) -> str:
     """Return in words what is too little."""
-    blocks = "1 block" if fit.num_blocks == 1 else f"{fit.num_blocks} blocks"
     return (
-        f"{blocks} with working memory and room for sessions needs {fit.needed_bytes / MIB:.1f} MiB, "
+        f"{_blocks(fit.num_blocks)} with working memory and room for sessions take {fit.needed_bytes / MIB:.1f} MiB, "
         f"{fit.free_bytes / MIB:.1f} MiB are free, {fit.missing_bytes / MIB:.1f} MiB are missing"
     )
 
@@ -143,7 +142,7 @@ def does_not_fit(rows: Sequence[FitRow]) -> str:
     fit = next(row.fit for row in rows if row.chosen)
     assert fit is not None
     others = [
-        f"--quantize {row.quantize} would hold {row.fit.num_blocks} blocks"
+        f"--quantize {row.quantize} would hold {_blocks(row.fit.num_blocks)}"
         for row in rows
         if row.quantize and not row.chosen and row.fit is not None and row.fit.plan is not None
     ]
@@ -218,17 +217,20 @@ def _mend(forecast: JoinForecast) -> str:
 def blocks_still_missing(forecast: JoinForecast) -> str:
     """Return the sentence that refuses a swarm which this machine alone does not complete."""
     more = forecast.more_machines
-    size = forecast.span[1] - forecast.span[0]
     machines = "1 more machine" if more == 1 else f"{more} more machines"
     return (
         f"With this machine the blocks {ranges(forecast.still_missing)} would still have no server: {machines} of "
-        f"{size} blocks {'is' if more == 1 else 'are'} needed; until then nobody can generate."
+        f"{_blocks(forecast.span[1] - forecast.span[0])} would close the gap; until then nobody can generate."
     )
 
 
 def ranges(gaps: Sequence[tuple[int, int]]) -> str:
     """Return ranges of blocks as people write them."""
     return ", ".join(_range(gap) for gap in gaps)
+
+
+def _blocks(count: int) -> str:
+    return "1 block" if count == 1 else f"{count} blocks"
 
 
 def _range(blocks: tuple[int, int]) -> str:
