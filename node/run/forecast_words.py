@@ -196,15 +196,24 @@ def _swarm_in_words(forecast: JoinForecast) -> str:
 def _generation_in_words(forecast: JoinForecast) -> str:
     assert forecast.generation is not None
     rate, weak = forecast.generation, forecast.weakest_with
-    today = f" (without it about {_said(forecast.today.tokens_per_s)})" if forecast.today else ""
     terms = ", ".join(f"{_named(term)} {_said(1000 * term.seconds)} ms" for term in rate.terms)
     unmeasured = forecast.num_unmeasured
     guessed = f"; {unmeasured} round trips are guessed, because those servers gave none" if unmeasured else ""
     return (
-        f"about {_said(rate.tokens_per_s)} tokens/s for one session asked from here and led through it{today}; the "
-        f"limit is {_named(rate.limit)} ({terms}){guessed}; the weakest blocks, {_range((weak.start, weak.end))}, then "
-        f"take about {_said(weak.tokens_per_s)} tokens/s of all sessions"
+        f"about {_said(rate.tokens_per_s)} tokens/s for one session asked from here and led through it"
+        f"{_today_in_words(forecast)}; the limit is {_named(rate.limit)} ({terms}){guessed}; the weakest blocks, "
+        f"{_range((weak.start, weak.end))}, then take about {_said(weak.tokens_per_s)} tokens/s of all sessions"
     )
+
+
+def _today_in_words(forecast: JoinForecast) -> str:
+    assert forecast.generation is not None
+    if forecast.today is None:
+        return ""
+    today = f"without it about {_said(forecast.today.tokens_per_s)}"
+    if forecast.today.tokens_per_s <= forecast.generation.tokens_per_s:
+        return f" ({today})"
+    return f" ({today}: it would carry sessions that others cannot, and stand in for them, not make one faster)"
 
 
 def _mend(forecast: JoinForecast) -> str:

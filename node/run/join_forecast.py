@@ -141,15 +141,18 @@ async def _look(join: JoinCode, manifest: bytes, num_blocks: int, plan: ServePla
         directory = await read_directory(swarm, manifest, time.time())
         start, end = plan.span or choose_span(directory.servers, num_blocks, plan.memory.num_blocks)
         missing = directory.missing(num_blocks)
-        before: tuple[Stage, ...] = ()
-        after: tuple[Stage, ...] = ()
-        if not still_missing(missing, (start, end)):
-            before = plan_route(directory, num_blocks, start=0, end=start).stages
-            after = plan_route(directory, num_blocks, start=end, end=num_blocks).stages
-        today = () if missing else plan_route(directory, num_blocks).stages
+        left = still_missing(missing, (start, end))
+        before = () if left else _cover(directory, num_blocks, 0, start)
+        after = () if left else _cover(directory, num_blocks, end, num_blocks)
+        today = () if missing else _cover(directory, num_blocks, 0, num_blocks)
         peers = dict.fromkeys(stage.peer_id for stage in (*before, *after, *today))
         round_trips_s = await _ping(swarm, list(peers)[:MAX_PINGED])
     return _Look(directory, (start, end), before, after, today, round_trips_s)
+
+
+def _cover(directory: Directory, num_blocks: int, start: int, end: int) -> tuple[Stage, ...]:
+    """Return the stages that a client would take for the blocks ``[start, end)``; none where there are none."""
+    return plan_route(directory, num_blocks, start=start, end=end).stages
 
 
 async def _ping(swarm: Swarm, peers: Sequence[str]) -> dict[str, float]:
