@@ -79,14 +79,20 @@ def test_it_is_said_when_a_session_is_faster_without_this_machine():
 
 def test_a_gap_is_told_with_the_machines_that_it_takes():
     lacking = replace(FORECAST, still_missing=((0, 2), (5, 6)), more_machines=2, generation=None, stages=())
-    assert "the blocks 0:2, 5:6 would still have no server: 2 more machines of 2 blocks" in blocks_still_missing(lacking)
+    assert "the blocks 0:2, 5:6 would still have no server: 2 more machines of 2 blocks" in blocks_still_missing(
+        lacking
+    )
     assert "with this machine" not in told(lacking)
     assert forecast_as_json(lacking)["with_you"] is None
 
 
 def test_what_does_not_fit_is_told_with_what_would():
     free = WORKING_BYTES + 2 * MIB
-    rows = [row(None, free, chosen=True), row("int8", free, size=MIB // 4), FitRow("int4", False, None, None, "Why not.")]
+    rows = [
+        row(None, free, chosen=True),
+        row("int8", free, size=MIB // 4),
+        FitRow("int4", False, None, None, "Why not."),
+    ]
     sentence = does_not_fit(rows)
     assert "514.0 MiB are free, 2.0 MiB are missing" in sentence
     assert "--quantize int8 would hold 4 blocks" in sentence
