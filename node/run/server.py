@@ -28,22 +28,21 @@ from dht.swarm import Swarm
 from node import __version__
 from node.batching import Limits
 from node.engine import Engine
-from node.errors import BadBlocks, DoesNotFit, UnsupportedFamily
+from node.errors import DoesNotFit, UnsupportedFamily
 from node.model.checkpoint import Checkpoint
-from node.model.devices import free_bytes, pick_device, pick_dtype
 from node.model.ends import Ends
 from node.model.families import check_family, max_positions
-from node.model.quantise import Scheme, check_stored, find_scheme
+from node.model.quantise import Scheme
 from node.model.span import Span, build_quantised_span, build_span
-from node.model.static_decode import MAX_GATHERED_BYTES
 from node.run.events import Reporter
 from node.run.libraries import silence_libraries
 from node.run.lifetime import until_told_to_stop
 from node.run.load import tell_load
+from node.run.serve_plan import Wanted, plan_serving
 from node.run.server_ends import EndPlan, announced, in_words
 from node.serve.handler import Handler, Served
 from node.serve.measure import SpanCost, measure
-from node.serve.placement import MemoryPlan, choose_span, parse_blocks, plan_memory
+from node.serve.placement import MemoryPlan, choose_span
 from node.serve.prefixes import PrefixStore
 from node.serve.slots import PAGE
 from node.serve.statistics import Statistics
@@ -157,37 +156,18 @@ def _open_checkpoint(options: ServeOptions, progress: Any) -> Checkpoint:
 
 
 def _plan(options: ServeOptions, checkpoint: Checkpoint, reporter: Reporter) -> _Plan:
-    num_blocks = checkpoint.num_blocks
-    span = parse_blocks(options.blocks, num_blocks) if options.blocks is not None else None
-    wanted = span[1] - span[0] if span else options.num_blocks
-    if wanted is not None and not 1 <= wanted <= num_blocks:
-        raise BadBlocks(f"--num-blocks {wanted} is not possible; the model has {num_blocks} blocks.")
-    device = pick_device(options.device)
-    dtype = pick_dtype(options.dtype, getattr(checkpoint.config, "dtype", None), device)
-    free = free_bytes(device)
-    if device.type == "cuda":
-        free -= MAX_GATHERED_BYTES  # Decoding in static shapes copies histories while it attends.
-    if options.max_memory_bytes is not None:
-        free = min(free, options.max_memory_bytes)
-    check_stored(checkpoint.config, device)
-    if options.quantize is None:
-        scheme = None
-        sizes = [checkpoint.span_bytes(block, block + 1, dtype) for block in range(num_blocks)]
-    else:
-        scheme = find_scheme(options.quantize, checkpoint.config)
-        scheme.check_machine(device)
-        dtype = scheme.compute_dtype(options.dtype, dtype)
-        sizes = scheme.block_bytes(checkpoint.config, dtype)
-    ends = None
-    if options.offer_ends and getattr(checkpoint.config, "quantization_config", None) is None:
-        ends = EndPlan.of(checkpoint, dtype, device)
-    try:
-        memory = plan_memory(free, sizes, wanted, ends.num_bytes(span) if ends else 0)
-    except DoesNotFit:
-        memory = plan_memory(free, sizes, wanted)  # Blocks come first; it raises where they are what does not fit.
-        ends = None
-        reporter.say("Embeddings and head do not fit beside the blocks: clients without weights are not served here.")
-    return _Plan(checkpoint, device, dtype, scheme, memory, span, ends)
+    wanted = Wanted(
+        blocks=options.blocks,
+        num_blocks=options.num_blocks,
+        device=options.device,
+        dtype=options.dtype,
+        quantize=options.quantize,
+        max_memory_bytes=options.max_memory_bytes,
+        offer_ends=options.offer_ends,
+    )
+    plan = plan_serving(wanted, checkpoint, reporter.say)
+    weights = plan.weights
+    return _Plan(checkpoint, weights.device, weights.dtype, weights.scheme, plan.memory, plan.span, plan.ends)
 
 
 async def _needed_span(swarm: Swarm, manifest: bytes, plan: _Plan) -> tuple[int, int]:
