@@ -482,23 +482,61 @@ def _status(arguments: Arguments) -> int:
 
 
 def _add_doctor(commands: Commands) -> None:
-    parser = _command(commands, "doctor", _doctor, "what this machine can give, and whether its parts work")
+    summary = "what this machine can give, whether its parts work, and what joining a swarm would give"
+    parser = _command(commands, "doctor", _doctor, summary)
     parser.add_argument("model", metavar="MODEL", nargs="?", help="also say how many blocks of this model fit here")
-    parser.add_argument("--device", default="auto", help="cuda, mps or cpu (default: the best there is)")
-    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"])
+    parser.add_argument("--revision", help="revision on the hub")
+    _add_join(parser)
+    what = parser.add_argument_group("of MODEL", "As for `efedllm serve`: the forecast is of that very command.")
+    which = what.add_mutually_exclusive_group()
+    which.add_argument("--blocks", metavar="START:END", help="which blocks (default: as many as fit, where needed)")
+    which.add_argument("--num-blocks", type=_count, metavar="N", help="how many blocks, where the swarm needs them")
+    what.add_argument("--device", default="auto", help="cuda, mps or cpu (default: the best there is)")
+    what.add_argument("--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"])
+    what.add_argument("--quantize", choices=["int8", "int4"], help="hold weights in 8 or 4 bits")
+    what.add_argument("--max-memory", type=_size, metavar="SIZE", help="bound for weights and caches, such as 6GiB")
+    what.add_argument("--no-ends", action="store_true", help="hold neither embeddings nor head")
+    what.add_argument("--num-threads", type=_threads, metavar="N", help="threads to compute with (default: torch's)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _doctor(arguments: Arguments) -> int:
-    from node.run.doctor import run_doctor
+    join = _join(arguments) if arguments.model and arguments.join else None
+    _check_doctor(arguments)
+    from node.run.doctor import DoctorOptions, run_doctor
     from node.run.lifetime import run_loop
+    from node.run.serve_plan import Wanted
 
-    works = run_loop(
-        lambda: run_doctor(
-            arguments.model, default_home(), device=arguments.device, dtype=arguments.dtype, as_json=arguments.json
-        )
+    wanted = Wanted(
+        blocks=arguments.blocks,
+        num_blocks=arguments.num_blocks,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        quantize=arguments.quantize,
+        max_memory_bytes=arguments.max_memory,
+        offer_ends=not arguments.no_ends,
     )
-    return 0 if works else 1
+    options = DoctorOptions(
+        model=arguments.model,
+        revision=arguments.revision,
+        home=default_home(),
+        join=join,
+        wanted=wanted,
+        num_threads=arguments.num_threads,
+        as_json=arguments.json,
+    )
+    return 0 if run_loop(lambda: run_doctor(options)) else 1
+
+
+def _check_doctor(arguments: Arguments) -> None:
+    """Refuse options that say something of a model where none is named; a swarm may stand in the environment."""
+    if arguments.model:
+        return
+    named = ("revision", "blocks", "num_blocks", "quantize", "max_memory")
+    given = [f"--{name.replace('_', '-')}" for name in named if getattr(arguments, name) is not None]
+    given += ["--join"] if arguments.join != default_join() else []
+    if given:
+        raise UserError(f"{' and '.join(given)} need a MODEL; write `efedllm doctor MODEL {given[0]} ...`.")
 
 
 def _add_identity(commands: Commands) -> None:

@@ -128,6 +128,13 @@ def test_doctor_says_what_this_machine_can_give(llama, home):
     assert "llama" in found["families"]
     assert found["model"].startswith(f"{NUM_BLOCKS} blocks of ")
     assert "fits here" in found["model"]
+    assert [row["quantize"] for row in found["fit"]] == [None, "int8", "int4"]
+    assert [row["fits"] for row in found["fit"]] == [True, True, True]
+    assert [row["chosen"] for row in found["fit"]] == [True, False, False]
+    assert {row["num_blocks"] for row in found["fit"]} == {NUM_BLOCKS}
+    sizes = [row["block_mib"] for row in found["fit"]]
+    assert sizes == sorted(set(sizes), reverse=True)
+    assert "forecast" not in found, "no swarm is named"
 
 
 def test_identity_is_made_once_and_shown(tmp_path):
