@@ -280,8 +280,8 @@ def _add_serve(commands: Commands) -> None:
 def _serve(arguments: Arguments) -> int:
     join = _join(arguments)
     from node.run.lifetime import run_loop
+    from node.run.loading import ServeOptions
     from node.run.server import run_server
-    from node.run.server_plan import ServeOptions
     from node.serve.hours import Hours
 
     options = ServeOptions(

@@ -16,8 +16,8 @@ from dht.records import MAX_ROUND_TRIP_US, Announcement, ManifestRecord, ServerS
 from dht.swarm import Swarm
 from node import __version__
 from node.model.checkpoint import Checkpoint
+from node.run.loading import Plan
 from node.run.neighbours import Neighbours
-from node.run.server_plan import Plan
 from node.serve.handler import Handler
 from node.serve.measure import SpanCost
 from node.serve.statistics import Statistics
@@ -101,7 +101,7 @@ class Announcing:
             state=self._state,
             start=self._span[0],
             end=self._span[1],
-            dtype=self._plan.weight_dtype,
+            dtype=self._plan.weights.held_in,
             throughput_milli=int(self._cost.blocks_per_s * 1000) if self._cost else 0,
             max_length=slots.total if slots else 0,
             cache_free_tokens=slots.free if slots else 0,

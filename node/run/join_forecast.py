@@ -21,6 +21,8 @@ from dht.identity import Identity
 from dht.parameters import JoinCode
 from dht.records import Announcement, ServerState
 from dht.swarm import Swarm
+from node.client.latencies import Latencies
+from node.client.offers import FASTEST
 from node.client.route import Stage, plan_route
 from node.model.checkpoint import Checkpoint
 from node.model.end_parameters import find_end_parameters
@@ -152,7 +154,8 @@ async def _look(join: JoinCode, manifest: bytes, num_blocks: int, plan: ServePla
 
 def _cover(directory: Directory, num_blocks: int, start: int, end: int) -> tuple[Stage, ...]:
     """Return the stages that a client would take for the blocks ``[start, end)``; none where there are none."""
-    return plan_route(directory, num_blocks, start=start, end=end).stages
+    latencies = Latencies.of(directory.servers, {})
+    return plan_route(directory, latencies, {}, FASTEST, num_blocks=num_blocks, start=start, end=end).stages
 
 
 async def _ping(swarm: Swarm, peers: Sequence[str]) -> dict[str, float]:

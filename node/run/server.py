@@ -33,8 +33,7 @@ from node.run.events import Reporter
 from node.run.libraries import silence_libraries
 from node.run.lifetime import STDIN_ENDED, until_told_to_stop
 from node.run.load import tell_load
-from node.run.server_ends import announced, in_words
-from node.run.server_plan import (
+from node.run.loading import (
     Plan,
     ServeOptions,
     load_ends,
@@ -44,6 +43,7 @@ from node.run.server_plan import (
     name_of,
     open_checkpoint,
 )
+from node.run.server_ends import announced, in_words
 from node.serve.balance import choose_span
 from node.serve.handler import Handler
 from node.serve.measure import SpanCost, measure
@@ -86,7 +86,7 @@ async def run_server(options: ServeOptions, reporter: Reporter) -> None:
             await exits.enter_async_context(announcing.announcer)
             engine = await exits.enter_async_context(
                 Engine(
-                    limits=_GPU_LIMITS if plan.device.type == "cuda" else Limits(),
+                    limits=_GPU_LIMITS if plan.weights.device.type == "cuda" else Limits(),
                     observe=lambda report: statistics.observe(time.monotonic(), report),
                 )
             )
@@ -152,7 +152,7 @@ class _Server:
             self._reporter.say(in_words(ends))
 
     def _say_what_is_served(self, span: Span, cost: SpanCost) -> None:
-        held = f" with weights in {self._plan.scheme.name}" if self._plan.scheme else ""
+        held = f" with weights in {self._plan.weights.scheme.name}" if self._plan.weights.scheme else ""
         self._reporter.say(
             f"Serving blocks {span.start}:{span.end} of {self._plan.checkpoint.short_name} as {self._swarm.peer_id} on "
             f"{span.device} in {name_of(span.dtype)}{held}: {cost.blocks_per_s / (span.end - span.start):.1f} steps/s "

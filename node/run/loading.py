@@ -1,4 +1,4 @@
-"""What ``efedllm serve`` decides and loads: memory, blocks, weights, the handler for them.
+"""What ``efedllm serve`` was asked for, and what it loads: weights, ends, the handler for them.
 
 Cheap checks come first, so that whatever is wrong is said before anything is hashed or downloaded. Runs in threads of
 the event loop's executor; it knows no socket.
@@ -14,21 +14,19 @@ import torch
 
 from dht.parameters import JoinCode
 from node.engine import Engine
-from node.errors import BadBlocks, DoesNotFit, UnsupportedFamily
+from node.errors import DoesNotFit, UnsupportedFamily
 from node.model.checkpoint import Checkpoint
-from node.model.devices import free_bytes, pick_device, pick_dtype
 from node.model.ends import Ends
 from node.model.families import check_family, max_positions
-from node.model.quantise import Scheme, check_stored, find_scheme
 from node.model.span import Span, build_quantised_span, build_span
-from node.model.static_decode import MAX_GATHERED_BYTES
 from node.run.events import Reporter
+from node.run.serve_plan import Wanted, Weights, plan_serving
 from node.run.server_ends import EndPlan
 from node.serve.admission import Served
 from node.serve.handler import Handler
 from node.serve.hours import Hours
 from node.serve.outlets import Dialer
-from node.serve.placement import MemoryPlan, parse_blocks, plan_memory
+from node.serve.placement import MemoryPlan
 from node.serve.prefixes import PrefixStore
 from node.serve.slots import PAGE
 
@@ -72,21 +70,12 @@ class Plan:
     """Everything that is decided before the swarm is asked."""
 
     checkpoint: Checkpoint
-    device: torch.device
-    dtype: torch.dtype
-    """What the span computes in."""
-    scheme: Scheme | None
-    """How its weights are held in fewer bits; None: as ``dtype`` has them."""
+    weights: Weights
     memory: MemoryPlan
     span: tuple[int, int] | None
     """The blocks asked for; None: the swarm decides where the need is."""
     ends: EndPlan | None
     """Embedding and head, for clients without weights; None: not offered."""
-
-    @property
-    def weight_dtype(self) -> str:
-        """What the weights are held in, as the announcement says it."""
-        return self.scheme.name if self.scheme else name_of(self.dtype)
 
 
 def open_checkpoint(options: ServeOptions, progress: Any) -> Checkpoint:
@@ -98,54 +87,34 @@ def open_checkpoint(options: ServeOptions, progress: Any) -> Checkpoint:
 
 def make_plan(options: ServeOptions, checkpoint: Checkpoint, reporter: Reporter) -> Plan:
     """Decide what is held, where, in what; raises a UserError for what cannot be."""
-    num_blocks = checkpoint.num_blocks
-    span = parse_blocks(options.blocks, num_blocks) if options.blocks is not None else None
-    wanted = span[1] - span[0] if span else options.num_blocks
-    if wanted is not None and not 1 <= wanted <= num_blocks:
-        raise BadBlocks(f"--num-blocks {wanted} is not possible; the model has {num_blocks} blocks.")
-    device = pick_device(options.device)
-    dtype = pick_dtype(options.dtype, getattr(checkpoint.config, "dtype", None), device)
-    free = free_bytes(device)
-    if device.type == "cuda":
-        free -= MAX_GATHERED_BYTES  # Decoding in static shapes copies histories while it attends.
-    if options.max_memory_bytes is not None:
-        free = min(free, options.max_memory_bytes)
-    check_stored(checkpoint.config, device)
-    if options.quantize is None:
-        scheme = None
-        sizes = [checkpoint.span_bytes(block, block + 1, dtype) for block in range(num_blocks)]
-    else:
-        scheme = find_scheme(options.quantize, checkpoint.config)
-        scheme.check_machine(device)
-        dtype = scheme.compute_dtype(options.dtype, dtype)
-        sizes = scheme.block_bytes(checkpoint.config, dtype)
-    ends = None
-    if options.offer_ends and getattr(checkpoint.config, "quantization_config", None) is None:
-        ends = EndPlan.of(checkpoint, dtype, device)
-    try:
-        memory = plan_memory(free, sizes, wanted, ends.num_bytes(span) if ends else 0)
-    except DoesNotFit:
-        memory = plan_memory(free, sizes, wanted)  # Blocks come first; it raises where they are what does not fit.
-        ends = None
-        reporter.say("Embeddings and head do not fit beside the blocks: clients without weights are not served here.")
-    return Plan(checkpoint, device, dtype, scheme, memory, span, ends)
+    wanted = Wanted(
+        blocks=options.blocks,
+        num_blocks=options.num_blocks,
+        device=options.device,
+        dtype=options.dtype,
+        quantize=options.quantize,
+        max_memory_bytes=options.max_memory_bytes,
+        offer_ends=options.offer_ends,
+    )
+    plan = plan_serving(wanted, checkpoint, reporter.say)
+    return Plan(checkpoint, plan.weights, plan.memory, plan.span, plan.ends)
 
 
 def load_span(plan: Plan, start: int, end: int) -> Span:
     """Load the blocks ``[start, end)``."""
-    config, dtype, device = plan.checkpoint.config, plan.dtype, plan.device
+    config, dtype, device = plan.checkpoint.config, plan.weights.dtype, plan.weights.device
 
     def tensors(first: int, last: int) -> dict[str, torch.Tensor]:
         return plan.checkpoint.load_span(first, last, dtype=dtype, device=device)
 
-    if plan.scheme is None:
+    if plan.weights.scheme is None:
         return build_span(config, tensors(start, end), start, end, dtype=dtype, device=device)
     return build_quantised_span(
         config,
         lambda block: tensors(block, block + 1),
         start,
         end,
-        scheme=plan.scheme,
+        scheme=plan.weights.scheme,
         dtype=dtype,
         device=device,
     )
