@@ -28,6 +28,7 @@ from node.model.checkpoint import Checkpoint
 from node.model.end_parameters import find_end_parameters
 from node.run.machine import Probe, measure_machine, measure_reading
 from node.run.serve_plan import ServePlan
+from node.serve.balance import choose_span
 from node.serve.forecast import (
     BlockWork,
     Machine,
@@ -44,7 +45,6 @@ from node.serve.forecast import (
     still_missing,
     weakest,
 )
-from node.serve.placement import choose_span
 
 MAX_PINGED = 8
 """Servers whose round trip is measured; the others are taken to be as far as the farthest of them."""
