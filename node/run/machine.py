@@ -2,7 +2,8 @@
 
 Nothing of the model is needed but its config: the matrices are constants, and what a block costs besides its
 multiplications is found on a tiny llama that runs as any span does. Kernels run here: call it in ``asyncio.to_thread``
-while no engine runs. Takes about two seconds. Does not know what the figures are for (``node.serve.forecast`` does).
+while no engine runs. Takes about two seconds, with quantised weights up to five. Does not know what the figures are for
+(``node.serve.forecast`` does).
 """
 
 from __future__ import annotations
