@@ -234,14 +234,17 @@ class Membership:
             self._skews_s.pop(oldest, None)
 
     async def ensure(self, peer_id: str) -> None:
-        """Make a peer and us members of each other; at once when we are already.
+        """Make a peer and us members of each other; at once when we are already, and connected.
+
+        A member that we have lost is looked for before p2pd dials it: p2pd shuns whoever it could not reach for longer
+        and longer, also when the peer has long been back.
 
         Raises:
             PeerUnreachable: It does not answer.
             NotAdmitted: It is of another swarm, or speaks another version.
             IdentityInUse: It knows a live node with our identity.
         """
-        if peer_id in self._members:
+        if peer_id in self._members and peer_id in await self._transport.connected_peers():
             return
         task = self._greeting.get(peer_id)
         if task is None:
