@@ -58,10 +58,10 @@ class Announcing:
         self.announcer = Announcer(swarm, identity, self._records, refresh_s=REFRESH_S)
 
     def joining(self, span: tuple[int, int]) -> None:
-        """From the next announcement on: the server loads the blocks ``span``."""
+        """From the next announcement on: the server is to hold the blocks ``span``, at the rate that is known of it."""
         self._span, self._state = span, ServerState.JOINING
         self._neighbours = self._of(span)
-        self._handler, self._cost, self._ends = None, None, 0
+        self._handler, self._ends = None, 0
 
     def _of(self, span: tuple[int, int]) -> Neighbours:
         return Neighbours(self._identity.peer_id, span, self._swarm.ping, self._read_servers, random.Random())  # noqa: S311 - chooses whom to ping

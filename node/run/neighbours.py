@@ -57,21 +57,6 @@ class Neighbours:
         nearest = sorted(self._measured.items(), key=lambda entry: (entry[1], entry[0]))
         return tuple(nearest[:MAX_NEIGHBOURS])
 
-    async def keep(self, every_s: float) -> None:
-        """Refresh the round trips again and again until it is cancelled.
-
-        Args:
-            every_s: seconds from one refresh to the next.
-        """
-        while True:
-            try:
-                await self.refresh()
-            except DaemonDied:
-                return
-            except DhtError as error:
-                logger.debug("the round trips to neighbours are those of before: %s", error)
-            await asyncio.sleep(every_s)
-
     async def refresh(self) -> None:
         """Ask those that may come next; forget who has gone, or does not answer.
 

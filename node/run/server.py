@@ -100,7 +100,8 @@ async def run_server(options: ServeOptions, reporter: Reporter) -> None:
 
 async def _needed_span(swarm: Swarm, manifest: bytes, plan: Plan) -> tuple[int, int]:
     directory = await read_directory(swarm, manifest, time.time())
-    return choose_span(directory.servers, plan.checkpoint.num_blocks, plan.memory.num_blocks)
+    others = [server for server in directory.servers if server.owner != swarm.peer_id]  # Not what we were a moment ago.
+    return choose_span(others, plan.checkpoint.num_blocks, plan.memory.num_blocks)
 
 
 class _Server:
@@ -193,6 +194,8 @@ class _Server:
             self._reporter.say(f"  {address}")
         if all("/ip4/127." in address for address in self._swarm.addresses):
             self._reporter.say("Only this machine can reach it; open it to others with --listen /ip4/0.0.0.0/tcp/31338")
+        elif self._swarm.num_relays:
+            self._reporter.say("Machines that cannot dial it directly reach it through the relay of the bootstrap.")
         model, blocks = self._plan.checkpoint.short_name, f"{span.start}:{span.end}"
         fields = {"role": "server", "peer_id": self._swarm.peer_id, "model": model, "blocks": blocks}
         self._reporter.event("ready", fields)
@@ -290,7 +293,8 @@ class _Server:
         self._reporter.say(f"Moving from blocks {old[0]}:{old[1]} to {to[0]}:{to[1]}, which the swarm needs more.")
         self._doors.shut()
         handler.close_doors(_LEAVING)
-        await self._announcing.state(ServerState.DRAINING)
+        self._announcing.joining(to)  # Others count on it there at once; otherwise they would follow.
+        await self._announcing.state(ServerState.JOINING)
         await handler.hand_over(self._options.drain_timeout_s)
         await handler.end_all(_LEAVING)
         self._handler = handler = None
@@ -306,7 +310,6 @@ class _Server:
 
     async def _load_anew(self, span: tuple[int, int]) -> None:
         self._announcing.joining(span)
-        await self._announcing.state(ServerState.JOINING)
         await self.load(span)
         await self._doors.open()
 
