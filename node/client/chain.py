@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 from dht.errors import UnavailableError as PeerUnavailable
 from dht.swarm import Swarm
-from node.client.repair import Planner, Repaired, open_replacement
+from node.client.repair import Planner, Repaired, open_replacement, rehearse
 from node.client.route import Route, Stage
 from node.client.stage_link import (
     RETRYABLE_WORDS,
@@ -453,17 +453,19 @@ class Chain:
         while self._failure is None and (leaving := self._leaving & set(self._links)):
             for link in leaving:
                 planner.failed(link.stage.peer_id, _LEAVES)
-            async with self._handing:
-                began_s = time.monotonic()
-                if await self._is_quiet():
-                    try:
-                        repaired = await self._replace(planner, leaving)
-                    except UnavailableError as error:
-                        logger.debug("nobody takes the place of a leaving stage: %s", error)
-                    else:
-                        planner.tell(replace(repaired, were_leaving=True, seconds=time.monotonic() - began_s))
-                        continue
-            await asyncio.sleep(_PAUSE_BETWEEN_MOVES_S)
+            try:
+                await rehearse(self._swarm, planner, list(self._links), leaving)
+                async with self._handing:
+                    await self._move_now(planner)
+            except UnavailableError as error:
+                logger.debug("nobody takes the place of a leaving stage: %s", error)
+                await asyncio.sleep(_PAUSE_BETWEEN_MOVES_S)
+
+    async def _move_now(self, planner: Planner) -> None:
+        began_s = time.monotonic()
+        if await self._is_quiet() and (leaving := self._leaving & set(self._links)):
+            repaired = await self._replace(planner, leaving)
+            planner.tell(replace(repaired, were_leaving=True, seconds=time.monotonic() - began_s))
 
     async def _is_quiet(self) -> bool:
         """Wait until all that was sent is answered; return whether that is so and no stage is lost."""

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
@@ -32,6 +33,11 @@ from node.wire import Result, Step
 logger = logging.getLogger(__name__)
 
 _MAX_OPEN_ATTEMPTS = 8
+_OPEN_PATIENCE_S = 30.0
+"""How long servers that cannot be reached are waited for before a session is given up that has not begun, s."""
+_PAUSE_BETWEEN_TRIES_S = 0.5
+_PASSING_CODES = frozenset({"next_unreachable", "draining"})
+"""Refusals that say that some server has just gone."""
 _HOPELESS_CODES = frozenset({"too_long", "bad_open", "unsupported"})
 """Refusals that every other server would repeat."""
 
@@ -169,6 +175,27 @@ class Network:
         self.outlook.failed(peer_id, reason)
 
     async def _open(self, shape: SessionShape) -> Chain:
+        """Open a session; where servers that are announced cannot be reached, try again for a while: they may be back.
+
+        Raises:
+            MissingBlocks: some blocks have no server.
+            StageFailed: those that there are cannot be reached, or refuse.
+        """
+        until_s = time.monotonic() + min(_OPEN_PATIENCE_S, self._step_timeout_s)
+        failure: StageFailed | None = None
+        while True:
+            try:
+                return await self._try_to_open(shape)
+            except StageFailed as error:
+                failure = error
+            except MissingBlocks:
+                if failure is None:
+                    raise
+            if not _may_come_back(failure) or time.monotonic() >= until_s:
+                raise failure
+            await asyncio.sleep(_PAUSE_BETWEEN_TRIES_S)
+
+    async def _try_to_open(self, shape: SessionShape) -> Chain:
         last_failure: StageFailed | None = None
         wanted = Wanted(0, self._num_blocks, shape.thin is not None, is_new=True)
         planner = _SessionPlanner(self, needs_ends=wanted.needs_ends)
@@ -232,6 +259,10 @@ class _SessionPlanner:
     def tell(self, repaired: Repaired) -> None:
         """Tell whoever wants to know."""
         self._network.on_repaired(repaired)
+
+
+def _may_come_back(failure: StageFailed) -> bool:
+    return not isinstance(failure.reason, Refused) or failure.reason.code in _PASSING_CODES
 
 
 def _log_repaired(repaired: Repaired) -> None:

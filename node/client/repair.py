@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
+from dht.errors import DhtError
 from dht.swarm import Swarm
 from node.client.route import Stage
-from node.client.stage_link import SessionShape, StageFailed, StageLink, is_secondary, open_links
+from node.client.stage_link import RETRYABLE_WORDS, SessionShape, StageFailed, StageLink, is_secondary, open_links
 from node.errors import MissingBlocks, NodeError, StageLost
 
 _ADOPT_TIMEOUT_S = 2.0
@@ -98,6 +99,22 @@ async def open_replacement(
         await asyncio.gather(*(link.close() for link in new))
         raise
     return Replacement(first, last, new)
+
+
+async def rehearse(swarm: Swarm, planner: Planner, links: Sequence[StageLink], old: Set[StageLink]) -> None:
+    """Find out who would take the place of ``old`` and reach them, so that the change itself takes a moment only.
+
+    Raises:
+        MissingBlocks: nobody holds those blocks.
+        StageLost: who holds them does not answer.
+    """
+    _, _, stages = await _plan(planner, links, old)
+    for stage in stages:
+        try:
+            await swarm.ping(stage.peer_id)
+        except DhtError as error:
+            planner.failed(stage.peer_id, error)
+            raise StageLost(f"The stage {stage} does not answer; {RETRYABLE_WORDS}.") from error
 
 
 async def _plan(

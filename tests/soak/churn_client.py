@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from node import AutoDistributedModelForCausalLM
+from node.errors import MissingBlocks
 from node.run.libraries import silence_libraries
 
 MODES: dict[str, dict[str, Any]] = {
@@ -25,6 +26,8 @@ MODES: dict[str, dict[str, Any]] = {
     "beams": {"do_sample": False, "num_beams": 3},
     "prompt lookup": {"do_sample": False, "prompt_lookup_num_tokens": 4},
 }
+NO_ROUTE = "no route to begin with"
+"""All servers of some blocks had left the swarm when a session was to be opened; one that runs waits."""
 PROMPTS = (8, 60, 200)
 NEW_TOKENS = (8, 24, 48)
 
@@ -67,6 +70,9 @@ def main(directory: str, join: str, seed: int) -> None:
             asked, before, started_s = Asked(chance), len(repairs), time.monotonic()
             try:
                 outcome = "right" if torch.equal(asked.of(remote), asked.of(local)) else "wrong tokens"
+            except MissingBlocks as error:
+                outcome = NO_ROUTE if "No server holds" in str(error) else repr(error)
+                time.sleep(1.0)
             except Exception as error:  # noqa: BLE001 - whatever it is, the soak wants to tell it
                 outcome = repr(error)
             line = {"mode": asked.mode, "outcome": outcome, "s": round(time.monotonic() - started_s, 2)}
