@@ -9,6 +9,7 @@ import contextlib
 import math
 import os
 import struct
+import time
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ import msgpack
 import numpy
 import pytest
 
+from dht.directory import read_directory
 from dht.errors import PeerUnreachable
 from dht.hardening.control import MAX_STREAMS_PER_PEER
 from dht.identity import Identity
@@ -134,6 +136,7 @@ def members(small: SmallSwarm) -> Iterator[tuple[Member, Member]]:
         swarms = [Swarm(Identity.ephemeral(), join=parse_join(small.join), client_mode=True) for _ in range(2)]
         for swarm in swarms:
             runner.run(swarm.__aenter__())
+            runner.run(read_directory(swarm, manifest, time.time()))  # A client learns there where servers are.
         try:
             yield (Member(runner, swarms[0], small, manifest), Member(runner, swarms[1], small, manifest))
         finally:
