@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.soak.events import HARMS, plan_events
+from tests.soak.test_churn import SEED
 
 seeds = st.integers(0, 2**32)
 
@@ -37,3 +38,7 @@ def test_a_span_is_without_servers_for_one_beat_at_most(seed):
 def test_all_harms_come_in_twenty_minutes_and_a_whole_span_is_gone_now_and_then():
     acts = Counter(event.act for event in plan_events(1, 240, 3))
     assert set(acts) == {*HARMS, *HARMS.values()}
+
+
+def test_the_short_soak_shows_every_harm():
+    assert {event.act for event in plan_events(SEED, 24, 3)} == {*HARMS, *HARMS.values()}

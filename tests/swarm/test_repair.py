@@ -47,8 +47,14 @@ class Swarm:
         for peer_id in [self.stages()[stage] for stage in stages]:
             self.fleet.kill(peer_id)
 
+    def freeze(self, stage: int) -> None:
+        """Let a stage of the running session stop in its tracks until it is brought back: a start costs seconds."""
+        self.fleet.freeze(self.stages()[stage])
+
     def bring_back(self) -> None:
-        """Start again whoever was killed, with the same identity, and let the client know nothing of the past."""
+        """Thaw and start again whoever was harmed, with the same identity; let the client know nothing of the past."""
+        for peer_id in self.fleet.servers:
+            self.fleet.thaw(peer_id)
         dead = [peer_id for peer_id, server in self.fleet.servers.items() if server.returncode is not None]
         self.fleet.restart(*dead)
         self.remote._connector.forget()
@@ -119,14 +125,14 @@ def test_every_way_of_generating_survives(swarm: Swarm, mode: str, stage: int):
     settings = SETTINGS[mode]
     torch.manual_seed(3)
     expected = swarm.expected(**settings)
-    killer = threading.Timer(0.15, lambda: swarm.kill(stage))  # Beams take no streamer.
+    harm = threading.Timer(0.15, lambda: swarm.freeze(stage))  # Beams take no streamer.
     torch.manual_seed(3)
     more = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, **settings}
     swarm.remote.generate(**swarm.prompt(), **more)  # So that the timer falls into decoding.
     torch.manual_seed(3)
-    killer.start()
+    harm.start()
     tokens = swarm.remote.generate(**swarm.prompt(), **more)
-    killer.join()
+    harm.join()
     assert torch.equal(tokens, expected)
     assert len(swarm.repairs) == 1
 
@@ -134,11 +140,11 @@ def test_every_way_of_generating_survives(swarm: Swarm, mode: str, stage: int):
 def test_a_draft_models_candidates_survive(swarm: Swarm):
     assistant = noisy_copy(swarm.local)
     expected = swarm.expected(assistant_model=assistant)
-    killer = threading.Timer(0.1, lambda: swarm.kill(1))
-    killer.start()
+    harm = threading.Timer(0.1, lambda: swarm.freeze(1))
+    harm.start()
     more = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
     tokens = swarm.remote.generate(**swarm.prompt(), **more, assistant_model=assistant)
-    killer.join()
+    harm.join()
     assert torch.equal(tokens, expected)
 
 
