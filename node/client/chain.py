@@ -24,6 +24,7 @@ from dht.errors import UnavailableError as PeerUnavailable
 from dht.swarm import Swarm
 from node.client.repair import Planner, Repaired, open_replacement, rehearse
 from node.client.route import Route, Stage
+from node.client.silence import Silence
 from node.client.stage_link import (
     RETRYABLE_WORDS,
     SessionShape,
@@ -44,11 +45,6 @@ logger = logging.getLogger(__name__)
 
 Settle: TypeAlias = Callable[[Result | None, NodeError | None], None]
 
-_MIN_SILENCE_S = 0.75
-"""A silence this long, or of two steps if that is longer, is looked into."""
-_MIN_SIGN_S = 0.75
-"""A stage has so long, or three steps if that is longer, to give a sign of life."""
-_AVERAGE_WEIGHT = 0.2
 _PAUSE_BETWEEN_TRIES_S = 0.25
 _PAUSE_BETWEEN_MOVES_S = 1.0
 """A stage that leaves still serves: there is time."""
@@ -109,9 +105,7 @@ class Chain:
         """Set by every answer and every loss."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_repairing = False
-        self._progress_s = self._waiting_since_s = time.monotonic()
-        self._step_s = 0.0
-        """What one short step takes, averaged over the last few."""
+        self._silence = Silence(time.monotonic())
         self._timer: asyncio.TimerHandle | None = None
         self._sent_at_look = 0
         """Steps that had been sent when stages were last asked for signs of life."""
@@ -186,9 +180,9 @@ class Chain:
         return self._is_running or self._settle is not None
 
     def _begin_waiting(self) -> None:
-        self._progress_s = self._waiting_since_s = time.monotonic()
+        self._silence.begin(time.monotonic())
         if self._timer is None:
-            self._look_later(self._silence_s)
+            self._look_later(self._silence.bound_s)
         if self._lost:
             self._begin_repair()
 
@@ -245,10 +239,7 @@ class Chain:
         self._answered += 1
         self._num_refusals = 0
         self._shape = with_rows(self._shape, step.rows)
-        now_s = time.monotonic()
-        if self._settle is not None:
-            self._step_s += (now_s - self._progress_s - self._step_s) * (_AVERAGE_WEIGHT if self._step_s else 1)
-        self._progress_s = self._waiting_since_s = now_s
+        self._silence.answered(time.monotonic(), alone=self._settle is not None)
         self._has_news.set()
         self._deliver(result)
 
@@ -293,15 +284,7 @@ class Chain:
 
     @property
     def _waited_s(self) -> float:
-        return time.monotonic() - self._waiting_since_s
-
-    @property
-    def _silence_s(self) -> float:
-        return max(_MIN_SILENCE_S, 2 * self._step_s)
-
-    @property
-    def _sign_s(self) -> float:
-        return max(_MIN_SIGN_S, 3 * self._step_s)
+        return self._silence.waited_s(time.monotonic())
 
     def _look_later(self, delay_s: float) -> None:
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._look)
@@ -311,15 +294,15 @@ class Chain:
         self._timer = None
         if not self._waiting or self._failure is not None:
             return
-        silent_s = time.monotonic() - self._progress_s
-        if self._is_repairing or silent_s < self._silence_s:
-            self._look_later(max(0.05, self._silence_s - silent_s))
+        bound_s, silent_s = self._silence.bound_s, self._silence.lasts_s(time.monotonic())
+        if self._is_repairing or silent_s < bound_s:
+            self._look_later(max(0.05, bound_s - silent_s))
         elif self._waited_s >= self._step_timeout_s:
             self._fail(StageLost(f"No stage answered within {self._step_timeout_s:.0f} s; {RETRYABLE_WORDS}."))
         elif self._planner is not None:
             self._spawn(self._ask_for_signs())
         else:  # Nothing would take a silent stage's place.
-            self._look_later(min(self._silence_s, self._step_timeout_s - self._waited_s))
+            self._look_later(min(bound_s, self._step_timeout_s - self._waited_s))
 
     async def _ask_for_signs(self) -> None:
         links = list(self._links)
@@ -333,11 +316,11 @@ class Chain:
             if now is not None and last is not None and last.taken == now.taken == now.handed_on < expected:
                 self._lose(link, StageLost(f"The stage {link.stage} does not get what it is sent; {RETRYABLE_WORDS}."))
         if self._timer is None:
-            self._look_later(self._silence_s)
+            self._look_later(self._silence.bound_s)
 
     async def _probe(self, links: Sequence[StageLink]) -> None:
         """Ask stages for a sign of life; those that give none are lost."""
-        signs = await asyncio.gather(*(link.probe(self._sign_s) for link in links), return_exceptions=True)
+        signs = await asyncio.gather(*(link.probe(self._silence.sign_s) for link in links), return_exceptions=True)
         for link, sign in zip(links, signs, strict=True):
             if isinstance(sign, NodeError):
                 self._lose(link, sign)
@@ -367,7 +350,7 @@ class Chain:
                         planner.tell(replace(repaired, seconds=time.monotonic() - began_s))
         finally:
             self._is_repairing = False
-            self._progress_s = time.monotonic()
+            self._silence.repaired(time.monotonic())
 
     async def _replace_lost(self, planner: Planner) -> Repaired:
         """Put other stages in the place of the first ones that are lost, and let them catch up."""
@@ -407,7 +390,7 @@ class Chain:
 
     async def _catch_up(self, link: StageLink) -> None:
         """Wait until a stage that was new a moment ago has handed on all that was answered before it came."""
-        while (await link.probe(self._sign_s)).handed_on < self._answered:  # noqa: ASYNC110 - it is at another machine
+        while (await link.probe(self._silence.sign_s)).handed_on < self._answered:  # noqa: ASYNC110 - it is at another machine
             await asyncio.sleep(0.02)
 
     async def _hand_over(self, first: int, num_new: int, answered: int) -> None:

@@ -712,3 +712,13 @@ async def test_who_does_not_go_elsewhere_is_waited_for_only_so_long_and_then_tol
 
 async def test_an_empty_server_has_handed_over_at_once(server):
     assert await server.handler.hand_over(SOON_S)
+
+
+async def test_steps_and_outputs_are_moved_no_faster_than_the_donor_allows(watched):
+    async with serving(watched, max_bytes_per_s=4096.0) as server:
+        session, frames, _ = await server.open()
+        started_s = time.monotonic()
+        for position in range(0, 24, 4):  # Half a kilobyte in, as much out.
+            await frames.send(step(session, position))
+            assert isinstance(await frames.receive(), Result)
+        assert time.monotonic() - started_s > (6 * 1024 - 1024 - 512) / 4096
