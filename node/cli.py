@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Arguments: TypeAlias = argparse.Namespace
 DEFAULT_LISTEN = "/ip4/127.0.0.1/tcp/0"
+_LEAST_BANDWIDTH = 1000
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
@@ -246,7 +247,10 @@ def _add_serve(commands: Commands) -> None:
     parser.add_argument("--max-memory", type=_size, metavar="SIZE", help="bound for weights and caches, such as 6GiB")
     parser.add_argument("--max-sessions", type=_count, default=256, metavar="N", help="sessions at once (default: 256)")
     parser.add_argument(
-        "--max-bandwidth", type=_size, metavar="SIZE", help="bound for what is moved in a second, in and out together"
+        "--max-bandwidth",
+        type=_bandwidth,
+        metavar="SIZE",
+        help="bound for what is moved in a second, in and out together",
     )
     parser.add_argument(
         "--hours", metavar="HH:MM-HH:MM", help="take sessions at these hours only, for example 22:00-07:00,12:00-13:00"
@@ -614,6 +618,12 @@ def _share(text: str) -> float:
     if value == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
     return value
+
+
+def _bandwidth(text: str) -> int:
+    if (size := _size(text)) < _LEAST_BANDWIDTH:
+        raise argparse.ArgumentTypeError(f"{text!r} is less than 1kB; to give nothing for a while, `efedllm pause`")
+    return size
 
 
 def _size(text: str) -> int:

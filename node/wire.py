@@ -348,6 +348,10 @@ class Alive:
     """Steps of them whose outputs it has handed on."""
 
 
+MAX_DRAIN_S = 2**20
+"""Longest time that a leaving server can name, s."""
+
+
 @dataclass(frozen=True, slots=True)
 class Drain:
     """Stage to client: this server is leaving; no new sessions, finish or move this one."""
@@ -355,7 +359,7 @@ class Drain:
     KIND: ClassVar[str] = "drain"
     session: bytes = field(metadata={"check": _SESSION})
     """The id from ``open``."""
-    seconds: int = field(metadata={"check": _uint(2**20)})
+    seconds: int = field(metadata={"check": _uint(MAX_DRAIN_S)})
     """How long running sessions are still served, s."""
 
 

@@ -22,8 +22,8 @@ from typing import Any, TypeAlias
 
 from dht.errors import UnavailableError as PeerUnavailable
 from dht.swarm import Swarm
-from node.client.repair import Planner, Repaired, open_replacement, rehearse
-from node.client.route import Route, Stage
+from node.client.repair import Planner, Repaired, open_replacement, rehearse, unreachable
+from node.client.route import Route
 from node.client.silence import Silence
 from node.client.stage_link import (
     RETRYABLE_WORDS,
@@ -33,7 +33,7 @@ from node.client.stage_link import (
     open_links,
     with_rows,
 )
-from node.errors import LocalError, MissingBlocks, NodeError, Refused, SessionError, StageLost, UnavailableError
+from node.errors import LocalError, NodeError, Refused, SessionError, StageLost, UnavailableError
 from node.step_log import StepLog
 from node.transport import FrameStream
 from node.wire import PROTOCOL, Drain, Frame, Result, Step
@@ -47,7 +47,11 @@ Settle: TypeAlias = Callable[[Result | None, NodeError | None], None]
 
 _PAUSE_BETWEEN_TRIES_S = 0.25
 _PAUSE_BETWEEN_MOVES_S = 1.0
-"""A stage that leaves still serves: there is time."""
+"""A stage that leaves still serves: there is time. Twice as long with every try."""
+_MAX_PAUSE_BETWEEN_MOVES_S = 15.0
+_REPAIR_GRACE_S = 5.0
+"""So much longer than a step may take a repair may: it knows better what is missing."""
+_LOOK_S = 0.02
 _LEAVES = Refused("draining", "It leaves.", retryable=True, retry_after_s=30.0)
 _MAX_REFUSALS = 2
 """One stage that refuses a step may be wrong, or lie; when another does too, the step is."""
@@ -295,7 +299,9 @@ class Chain:
         if not self._waiting or self._failure is not None:
             return
         bound_s, silent_s = self._silence.bound_s, self._silence.lasts_s(time.monotonic())
-        if self._is_repairing or silent_s < bound_s:
+        if self._is_repairing and self._waited_s >= self._step_timeout_s + _REPAIR_GRACE_S:
+            self._fail(StageLost(f"Lost stages were not replaced within {self._waited_s:.0f} s; {RETRYABLE_WORDS}."))
+        elif self._is_repairing or silent_s < bound_s:
             self._look_later(max(0.05, bound_s - silent_s))
         elif self._waited_s >= self._step_timeout_s:
             self._fail(StageLost(f"No stage answered within {self._step_timeout_s:.0f} s; {RETRYABLE_WORDS}."))
@@ -339,7 +345,7 @@ class Chain:
             async with self._handing:
                 while self._lost and self._failure is None:
                     if self._waited_s > self._step_timeout_s:
-                        self._fail(_unreachable([link.stage for link in self._lost], reason))
+                        self._fail(unreachable([link.stage for link in self._lost], reason))
                         return
                     try:
                         repaired = await self._replace_lost(planner)
@@ -363,13 +369,15 @@ class Chain:
             await self._drop_push()
         return await self._replace(planner, set(self._lost))
 
-    async def _replace(self, planner: Planner, old: Set[StageLink]) -> Repaired:
+    async def _replace(self, planner: Planner, old: Set[StageLink], *, are_leaving: bool = False) -> Repaired:
         """Put other stages in the place of the first ones of ``old`` that stand together."""
         first = next(index for index, link in enumerate(self._links) if link in old)
         if first:
-            await self._catch_up(self._links[first - 1])
+            await self._catch_up(self._links[first - 1], old)
         answered, shape = self._answered, replace(self._shape, steps=self._answered)
-        found = await open_replacement(self._swarm, planner, self.session, shape, self._links, old)
+        found = await open_replacement(
+            self._swarm, planner, self.session, shape, self._links, old, are_leaving=are_leaving
+        )
         replaced = self._links[found.first : found.last + 1]
         for link in replaced:
             self._past_bytes = [self._past_bytes[0] + link.bytes_out, self._past_bytes[1] + link.bytes_in]
@@ -379,7 +387,7 @@ class Chain:
             link.watch(self._take, self._lose)
         if found.first == 0:
             await self._drop_push()
-        await asyncio.gather(*(link.close() for link in replaced))
+        await asyncio.shield(asyncio.gather(*(link.close() for link in replaced)))  # Nobody else would end them.
         await self._hand_over(found.first, len(found.links), answered)
         return Repaired(
             lost=tuple(str(link.stage) for link in replaced),
@@ -388,10 +396,19 @@ class Chain:
             same_drift_class={_drift_class(link) for link in replaced} == {_drift_class(link) for link in found.links},
         )
 
-    async def _catch_up(self, link: StageLink) -> None:
-        """Wait until a stage that was new a moment ago has handed on all that was answered before it came."""
-        while (await link.probe(self._silence.sign_s)).handed_on < self._answered:  # noqa: ASYNC110 - it is at another machine
-            await asyncio.sleep(0.02)
+    async def _catch_up(self, link: StageLink, old: Set[StageLink]) -> None:
+        """Wait until a stage that was new a moment ago has handed on all that was answered before it came.
+
+        Raises:
+            StageLost: it does not in time, or others are lost meanwhile.
+        """
+        while (await link.probe(self._silence.sign_s)).handed_on < self._answered:
+            if self._lost.keys() - old:
+                raise StageLost("Another stage was lost meanwhile.")
+            if self._waited_s > self._step_timeout_s:
+                self._lose(link, StageLost(f"The stage {link.stage} does not catch up; {RETRYABLE_WORDS}."))
+                raise StageLost(f"The stage {link.stage} does not catch up.")
+            await asyncio.sleep(_LOOK_S)
 
     async def _hand_over(self, first: int, num_new: int, answered: int) -> None:
         """Let the stages from ``first`` on have the history: from the stage before them, or from here."""
@@ -428,26 +445,28 @@ class Chain:
         if self._planner is None or link not in self._links:
             return
         self._leaving.add(link)
+        self._planner.failed(link.stage.peer_id, _LEAVES)
         if self._moving is None or self._moving.done():
             self._moving = self._spawn(self._move(self._planner))
 
     async def _move(self, planner: Planner) -> None:
         """Put other stages in the place of leaving ones between two steps; try again while there are none."""
-        while self._failure is None and (leaving := self._leaving & set(self._links)):
-            for link in leaving:
-                planner.failed(link.stage.peer_id, _LEAVES)
+        pause_s = _PAUSE_BETWEEN_MOVES_S
+        while self._failure is None and (leaving := self._leaving & set(self._links) - self._lost.keys()):
             try:
                 await rehearse(self._swarm, planner, list(self._links), leaving)
                 async with self._handing:
-                    await self._move_now(planner)
+                    await self._move_now(planner, leaving)
             except UnavailableError as error:
                 logger.debug("nobody takes the place of a leaving stage: %s", error)
-                await asyncio.sleep(_PAUSE_BETWEEN_MOVES_S)
+            if leaving & set(self._links):
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _MAX_PAUSE_BETWEEN_MOVES_S)
 
-    async def _move_now(self, planner: Planner) -> None:
+    async def _move_now(self, planner: Planner, leaving: Set[StageLink]) -> None:
         began_s = time.monotonic()
-        if await self._is_quiet() and (leaving := self._leaving & set(self._links)):
-            repaired = await self._replace(planner, leaving)
+        if await self._is_quiet() and leaving <= set(self._links):
+            repaired = await self._replace(planner, leaving, are_leaving=True)
             planner.tell(replace(repaired, were_leaving=True, seconds=time.monotonic() - began_s))
 
     async def _is_quiet(self) -> bool:
@@ -499,15 +518,6 @@ async def open_chain(
         await asyncio.gather(*(link.close() for link in links))
         raise StageFailed(first, error) from error
     return Chain(swarm, session, shape, links, push, step_timeout_s=step_timeout_s, planner=planner)
-
-
-def _unreachable(lost: Sequence[Stage], reason: NodeError | None) -> MissingBlocks:
-    blocks = ", ".join(f"{stage.start}:{stage.end}" for stage in lost)
-    last = f" (the last one tried: {reason})" if reason is not None else ""
-    return MissingBlocks(
-        f"No server that can be reached holds the blocks {blocks}{last}; start one with "
-        f"`efedllm serve MODEL --join CODE --blocks {blocks.split(', ')[0]}`, or try again when one is back."
-    )
 
 
 def _drift_class(link: StageLink) -> tuple[str, str]:

@@ -24,7 +24,7 @@ from node.client.explain import Explanation, explain
 from node.client.loop_thread import LoopThread
 from node.client.offers import FASTEST, Policy
 from node.client.outlook import Outlook, Wanted
-from node.client.repair import Repaired
+from node.client.repair import Repaired, unreachable
 from node.client.route import Route, Stage
 from node.client.thin_terms import ThinTerms
 from node.errors import MissingBlocks, Refused, UserError
@@ -178,11 +178,12 @@ class Network:
         """Open a session; where servers that are announced cannot be reached, try again for a while: they may be back.
 
         Raises:
-            MissingBlocks: some blocks have no server.
-            StageFailed: those that there are cannot be reached, or refuse.
+            MissingBlocks: some blocks have no server, or none that can be reached.
+            StageFailed: those that there are refuse.
         """
         until_s = time.monotonic() + min(_OPEN_PATIENCE_S, self._step_timeout_s)
         failure: StageFailed | None = None
+        is_told = False
         while True:
             try:
                 return await self._try_to_open(shape)
@@ -191,8 +192,13 @@ class Network:
             except MissingBlocks:
                 if failure is None:
                     raise
-            if not _may_come_back(failure) or time.monotonic() >= until_s:
+            if not _may_come_back(failure):
                 raise failure
+            if time.monotonic() >= until_s:
+                raise unreachable([failure.stage], failure.reason) from failure
+            if not is_told:
+                logger.warning("%s It is tried again for %.0f s.", failure, until_s - time.monotonic())
+                is_told = True
             await asyncio.sleep(_PAUSE_BETWEEN_TRIES_S)
 
     async def _try_to_open(self, shape: SessionShape) -> Chain:

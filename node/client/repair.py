@@ -71,17 +71,20 @@ async def open_replacement(
     shape: SessionShape,
     links: Sequence[StageLink],
     lost: Set[StageLink],
+    *,
+    are_leaving: bool = False,
 ) -> Replacement:
     """Open stages for the first lost links that stand together; the stage behind them takes steps from the new ones.
 
-    Where nobody holds just those blocks, neighbours that are not lost are replaced too.
+    Where nobody holds just those blocks, neighbours that are not lost are replaced too. With ``are_leaving`` the links
+    are not lost, and their own servers do not take over from themselves.
 
     Raises:
         MissingBlocks: nobody holds the lost blocks.
         StageFailed: a new stage is not reachable, or refuses.
         StageLost: the stage behind does not answer.
     """
-    first, last, stages = await _plan(planner, links, lost)
+    first, last, stages = await _plan(planner, links, lost, are_leaving=are_leaving)
     previous = links[first - 1].stage.peer_id if first else swarm.peer_id
     behind = links[last + 1] if last + 1 < len(links) else None
     try:
@@ -95,7 +98,7 @@ async def open_replacement(
     try:
         if behind is not None:
             await behind.adopt(new[-1].stage.peer_id, _ADOPT_TIMEOUT_S)
-    except StageLost:
+    except BaseException:  # Being cancelled included: nobody else knows these.
         await asyncio.gather(*(link.close() for link in new))
         raise
     return Replacement(first, last, new)
@@ -108,7 +111,7 @@ async def rehearse(swarm: Swarm, planner: Planner, links: Sequence[StageLink], o
         MissingBlocks: nobody holds those blocks.
         StageLost: who holds them does not answer.
     """
-    _, _, stages = await _plan(planner, links, old)
+    _, _, stages = await _plan(planner, links, old, are_leaving=True)
     for stage in stages:
         try:
             await swarm.ping(stage.peer_id)
@@ -118,7 +121,7 @@ async def rehearse(swarm: Swarm, planner: Planner, links: Sequence[StageLink], o
 
 
 async def _plan(
-    planner: Planner, links: Sequence[StageLink], lost: Set[StageLink]
+    planner: Planner, links: Sequence[StageLink], lost: Set[StageLink], *, are_leaving: bool
 ) -> tuple[int, int, tuple[Stage, ...]]:
     first = next(index for index, link in enumerate(links) if link in lost)
     last = first
@@ -127,12 +130,24 @@ async def _plan(
     missing: NodeError | None = None
     for low, high in _widened(first, last, len(links)):
         kept = {link.stage.peer_id for link in (*links[:low], *links[high + 1 :])}
+        if are_leaving:
+            kept |= {link.stage.peer_id for link in lost}
         try:
             return low, high, await planner.plan(links[low].stage.start, links[high].stage.end, kept)
         except MissingBlocks as error:
             missing = missing or error
     assert missing is not None
     raise missing
+
+
+def unreachable(lost: Sequence[Stage], reason: Exception | None) -> MissingBlocks:
+    """Return the error for stages whose place nobody has taken."""
+    blocks = ", ".join(f"{stage.start}:{stage.end}" for stage in lost)
+    last = f" (the last one tried: {reason})" if reason is not None else ""
+    return MissingBlocks(
+        f"No server that can be reached holds the blocks {blocks}{last}; start one with "
+        f"`efedllm serve MODEL --join CODE --blocks {blocks.split(', ')[0]}`, or try again when one is back."
+    )
 
 
 def _widened(first: int, last: int, count: int) -> Iterator[tuple[int, int]]:

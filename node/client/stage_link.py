@@ -244,13 +244,16 @@ async def open_links(
     """
     peers = [previous, *(stage.peer_id for stage in stages)]
     behind = [*stages[1:], after]
-    done = await asyncio.gather(
-        *(
-            open_link(swarm, stage, session, shape, previous=peer, next_stage=following)
-            for stage, peer, following in zip(stages, peers, behind, strict=False)
-        ),
-        return_exceptions=True,
-    )
+    opening = [
+        asyncio.create_task(open_link(swarm, stage, session, shape, previous=peer, next_stage=following))
+        for stage, peer, following in zip(stages, peers, behind, strict=False)
+    ]
+    try:
+        done = await asyncio.gather(*opening, return_exceptions=True)
+    except asyncio.CancelledError:
+        done = await asyncio.gather(*opening, return_exceptions=True)
+        await asyncio.gather(*(link.close() for link in done if isinstance(link, StageLink)))
+        raise
     failures = [outcome for outcome in done if isinstance(outcome, BaseException)]
     links = [outcome for outcome in done if isinstance(outcome, StageLink)]
     if failures:

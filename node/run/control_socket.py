@@ -84,7 +84,8 @@ async def ask(home: Path, word: str, *, until_gone: bool = False) -> dict[str, A
         reader, writer = await asyncio.open_unix_connection(socket_path(home), limit=_MAX_LINE_BYTES)
     except OSError:
         raise NotRunning(
-            f"No server runs with the state directory {home}; set EFEDLLM_HOME to that of the server you mean."
+            f"No server that is ready runs with the state directory {home}; set EFEDLLM_HOME to that of the server you "
+            "mean, or wait until it says that it serves."
         ) from None
     try:
         writer.write(word.encode() + b"\n")

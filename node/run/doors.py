@@ -68,7 +68,7 @@ class Doors:
 
     def shut(self) -> None:
         """Take no sessions until ``open``, whoever asks: there are no blocks."""
-        self._is_loading = True
+        self._is_loading, self.state = True, ServerState.JOINING
 
     async def pause(self) -> None:
         """Take no new sessions until ``resume``."""

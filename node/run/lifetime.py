@@ -64,6 +64,33 @@ def end_with_stdin() -> None:
     threading.Thread(target=watch, name="efedllm-stdin", daemon=True).start()
 
 
+def stop_words() -> asyncio.Queue[str]:
+    """Return a queue of the names of SIGINT and SIGTERM, as often as they come, until the loop is closed."""
+    words: asyncio.Queue[str] = asyncio.Queue()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, words.put_nowait, number.name)
+    return words
+
+
+async def until_stdin_ends() -> str:
+    """Wait for the end of standard input; return ``STDIN_ENDED``."""
+    loop, descriptor = asyncio.get_running_loop(), sys.stdin.fileno()
+    ended: asyncio.Future[str] = loop.create_future()
+    os.set_blocking(descriptor, False)
+
+    def read() -> None:
+        with contextlib.suppress(BlockingIOError):
+            if not os.read(descriptor, 4096) and not ended.done():
+                loop.remove_reader(descriptor)
+                ended.set_result(STDIN_ENDED)
+
+    loop.add_reader(descriptor, read)
+    try:
+        return await ended
+    finally:
+        loop.remove_reader(descriptor)
+
+
 async def until_told_to_stop(*, exit_with_stdin: bool) -> str:
     """Wait for SIGINT, SIGTERM or, if asked for, the end of standard input; return which it was.
 
@@ -79,24 +106,13 @@ async def until_told_to_stop(*, exit_with_stdin: bool) -> str:
     numbers = (signal.SIGINT, signal.SIGTERM)
     for number in numbers:
         loop.add_signal_handler(number, tell, number.name)
-    descriptor = sys.stdin.fileno() if exit_with_stdin else None
-    if descriptor is not None:
-        os.set_blocking(descriptor, False)
-
-        def read() -> None:
-            try:
-                ended = not os.read(descriptor, 4096)
-            except BlockingIOError:
-                return
-            if ended:
-                loop.remove_reader(descriptor)
-                tell(STDIN_ENDED)
-
-        loop.add_reader(descriptor, read)
+    ending = asyncio.create_task(until_stdin_ends()) if exit_with_stdin else None
     try:
-        return await told
+        await asyncio.wait({told, ending} if ending else {told}, return_when=asyncio.FIRST_COMPLETED)
+        return told.result() if told.done() else STDIN_ENDED
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
-        if descriptor is not None:
-            loop.remove_reader(descriptor)
+        if ending is not None:
+            ending.cancel()
+            await asyncio.gather(ending, return_exceptions=True)

@@ -31,7 +31,7 @@ from node.run.announcing import Announcing
 from node.run.doors import Doors
 from node.run.events import Reporter
 from node.run.libraries import silence_libraries
-from node.run.lifetime import STDIN_ENDED, until_told_to_stop
+from node.run.lifetime import STDIN_ENDED, stop_words, until_stdin_ends
 from node.run.load import tell_load
 from node.run.loading import (
     Plan,
@@ -163,30 +163,40 @@ class _Server:
     async def serve(self) -> str:
         """Serve until told to leave; return why. Raises if p2pd dies."""
         loop = asyncio.get_running_loop()
-        stdin = self._options.exit_with_stdin
+        words = stop_words()
+        loop.add_signal_handler(signal.SIGUSR1, self._say_load)
+        told = asyncio.create_task(words.get())
         watching = [self._sweep(), self._tell_load(), self._swarm.wait_closed(), self._doors.watch()]
         watching.append(self._announcing.watch_neighbours())
-        if self._plan.span is None and self._options.balance_every_s:
-            watching.append(self._balance(self._options.balance_every_s))
         tasks = [asyncio.create_task(work) for work in watching]
-        told = asyncio.create_task(until_told_to_stop(exit_with_stdin=stdin))
-        loop.add_signal_handler(signal.SIGUSR1, self._say_load)
+        balancing = asyncio.create_task(self._balance(self._options.balance_every_s))
+        ending = [asyncio.create_task(until_stdin_ends())] if self._options.exit_with_stdin else []
         try:
-            async with control_socket.listening(self._options.home, self._obey):
-                await asyncio.sleep(0)  # Signals are listened for before anyone hears that we are ready.
+            async with contextlib.AsyncExitStack() as exits:
+                await self._listen(exits)
                 await self._doors.open()
                 self._say_ready()
-                waiting: list[asyncio.Future[Any]] = [told, self._told, *tasks]
-                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
-                reason = next((str(task.result()) for task in (told, self._told) if task in done), "p2pd has ended")
-                if reason != STDIN_ENDED:
-                    await self._drain(reason)
-                return reason
+                stops: list[asyncio.Future[str]] = [*ending, told, self._told]
+                waiting: list[asyncio.Future[Any]] = [*stops, *tasks, balancing]
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in (*tasks, balancing):
+                    if task.done():
+                        task.result()
+                await _cancel(balancing)
+                reasons = [stop.result() for stop in stops if stop.done()] or ["p2pd has ended"]
+                if STDIN_ENDED not in reasons:
+                    await self._drain(reasons[0], words, ending)
+                return reasons[0]
         finally:
             loop.remove_signal_handler(signal.SIGUSR1)
-            await _cancel(told, *tasks)
+            await _cancel(told, *ending, *tasks, balancing)
+
+    async def _listen(self, exits: contextlib.AsyncExitStack) -> None:
+        """Let the donor's commands reach this server, where the system can do that."""
+        try:
+            await exits.enter_async_context(control_socket.listening(self._options.home, self._obey))
+        except OSError as error:
+            self._reporter.say(f"`efedllm drain`, `pause` and `resume` do not reach this server ({error}); signals do.")
 
     def _say_ready(self) -> None:
         span = self._span
@@ -234,29 +244,33 @@ class _Server:
             handler.close_doors(_LEAVING if state is ServerState.DRAINING else reason)
         await self._announcing.state(state)
         if state is ServerState.PAUSED:
-            await handler.ask_to_leave(_AS_LONG_AS_IT_TAKES_S)  # Who cannot go elsewhere is served to the end.
+            handler.ask_to_leave(_AS_LONG_AS_IT_TAKES_S)  # Who cannot go elsewhere is served to the end.
         fields = {"state": state.name.lower(), "sessions": handler.num_sessions, "why": self._doors.why}
         self._reporter.event("state", fields)
         if self._doors.why:
             self._reporter.say(f"No new sessions ({self._doors.why}); {handler.num_sessions} are running.")
 
-    async def _drain(self, reason: str) -> None:
-        """Let every session go elsewhere or end; a second signal cuts that short."""
-        handler, patience_s = self._handler, self._options.drain_timeout_s
+    async def _drain(self, reason: str, words: asyncio.Queue[str], ending: list[asyncio.Task[str]]) -> None:
+        """Let every session go elsewhere or end; a second signal, or the end of our parent, cuts that short."""
+        again = asyncio.create_task(words.get())
+        handing = asyncio.create_task(self._hand_all_over(reason))
+        try:
+            await asyncio.wait({again, handing, *ending}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await _cancel(again, handing)
+        if self._handler is not None:
+            await self._handler.end_all(_LEAVING)
+
+    async def _hand_all_over(self, reason: str) -> None:
         await self._doors.leave()
+        handler, patience_s = self._handler, self._options.drain_timeout_s
         if handler is None or not handler.num_sessions:
             return
         self._reporter.say(
             f"Leaving ({reason}): {handler.num_sessions} sessions have {patience_s:.0f} s to go elsewhere; once more "
             "ends it at once."
         )
-        again = asyncio.create_task(until_told_to_stop(exit_with_stdin=self._options.exit_with_stdin))
-        handing = asyncio.create_task(handler.hand_over(patience_s))
-        try:
-            await asyncio.wait({again, handing}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            await _cancel(again, handing)
-        await handler.end_all(_LEAVING)
+        await handler.hand_over(patience_s)
 
     # What is done again and again.
 
@@ -268,6 +282,8 @@ class _Server:
 
     async def _balance(self, every_s: float) -> None:
         """Look now and then whether the swarm needs this server at other blocks more, and move there."""
+        if self._plan.span is not None or not every_s:
+            await asyncio.get_running_loop().create_future()  # It stays where it is.
         patience = Patience()
         while True:
             await asyncio.sleep(every_s * random.uniform(0.8, 1.2))  # noqa: S311 - so that not all look at once
@@ -282,7 +298,7 @@ class _Server:
                     self._plan.checkpoint.num_blocks,
                     time.monotonic(),
                 )
-                if move is not None:
+                if move is not None and self._doors.state is ServerState.ONLINE:
                     await self._move((move.start, move.end))
 
     async def _move(self, to: tuple[int, int]) -> None:
@@ -296,17 +312,24 @@ class _Server:
         self._announcing.joining(to)  # Others count on it there at once; otherwise they would follow.
         await self._announcing.state(ServerState.JOINING)
         await handler.hand_over(self._options.drain_timeout_s)
-        await handler.end_all(_LEAVING)
+        await handler.close(_LEAVING)
         self._handler = handler = None
         gc.unfreeze()  # What is given up must not stay for being frozen.
         gc.collect()
-        try:
-            await self._load_anew(to)
-        except (NodeError, OSError) as error:
-            self._reporter.say(f"Blocks {to[0]}:{to[1]} cannot be loaded ({error}); going back to {old[0]}:{old[1]}.")
+        if (failure := await self._try_to_load(to)) is not None:
+            self._reporter.say(f"Blocks {to[0]}:{to[1]} cannot be loaded ({failure}); going back to {old[0]}:{old[1]}.")
+            gc.collect()
             await self._load_anew(old)
         span = self._span
         self._reporter.event("moved", {"from": f"{old[0]}:{old[1]}", "to": f"{span.start}:{span.end}"})
+
+    async def _try_to_load(self, span: tuple[int, int]) -> str | None:
+        """Load other blocks; return what went wrong, as words that hold nothing of what was loaded so far."""
+        try:
+            await self._load_anew(span)
+        except (NodeError, OSError, RuntimeError, MemoryError) as error:  # torch raises RuntimeError without memory.
+            return str(error)
+        return None
 
     async def _load_anew(self, span: tuple[int, int]) -> None:
         self._announcing.joining(span)

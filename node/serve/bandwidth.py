@@ -4,6 +4,7 @@ from __future__ import annotations
 
 _BURST_S = 0.25
 """What was not used may be used later, up to so much of it: single steps are not delayed by a bound that they keep."""
+_SHARE_S = 0.05
 
 
 class Bandwidth:
@@ -15,6 +16,8 @@ class Bandwidth:
 
     def __init__(self, bytes_per_s: float | None = None) -> None:
         self._bytes_per_s = bytes_per_s
+        self.share_bytes = max(1, int(bytes_per_s * _SHARE_S)) if bytes_per_s else 0
+        """What one session may take before it is another one's turn; 0: there is no bound."""
         self._free_bytes = bytes_per_s * _BURST_S if bytes_per_s else 0.0
         self._at_s: float | None = None
 

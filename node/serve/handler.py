@@ -34,6 +34,7 @@ from node.serve.slots import Slot, Slots
 from node.step_log import StepLog
 from node.transport import ByteStream, FrameStream
 from node.wire import (
+    MAX_DRAIN_S,
     MAX_HEADER_BYTES,
     NO_SESSION,
     Accept,
@@ -99,6 +100,8 @@ class Handler:
         self._groups: dict[tuple[int, int], SpanSteps] = {}
         self._sessions: dict[bytes, Live] = {}
         self._streams = Streams(Bandwidth(served.max_bytes_per_s))
+        self._leaves_within_s: float | None = None
+        """How long sessions are still served; None: as long as they like."""
         self._is_empty = asyncio.Event()
         """Set when the last session has ended."""
         self._outlets = Outlets(dial, served.send_timeout_s, self._streams, self._is_open)
@@ -144,7 +147,7 @@ class Handler:
 
     def open_doors(self) -> None:
         """Take new sessions again."""
-        self._admission.closed = None
+        self._admission.closed = self._leaves_within_s = None
 
     async def hand_over(self, within_s: float) -> bool:
         """Ask the clients of all sessions to go elsewhere, and wait until they have; return whether all did.
@@ -154,23 +157,34 @@ class Handler:
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
-                await self.ask_to_leave(within_s)
+                self.ask_to_leave(within_s)
                 self._is_empty.clear()
                 if self._sessions:
                     await self._is_empty.wait()
         return not self._sessions
 
-    async def ask_to_leave(self, within_s: float) -> None:
+    def ask_to_leave(self, within_s: float) -> None:
         """Ask the clients of all sessions to go elsewhere; they are served for ``within_s`` more."""
-        await asyncio.gather(*(self._tell_leaving(live, within_s) for live in self._sessions.values()))
+        self._leaves_within_s = within_s
+        for live in self._sessions.values():
+            self._tell_leaving(live)
 
-    async def _tell_leaving(self, live: Live, within_s: float) -> None:
-        with contextlib.suppress(UnavailableError):
-            await self._outlets.tell_client(live, Drain(live.state.opened.session, int(within_s)))
+    def _tell_leaving(self, live: Live) -> None:
+        """Tell a client that knows its session to be open; not waiting: it may not be reading."""
+        if live.is_accepted and self._leaves_within_s is not None:
+            seconds = min(int(self._leaves_within_s), MAX_DRAIN_S)
+            with contextlib.suppress(UnavailableError):
+                live.client.write(Drain(live.state.opened.session, seconds))
 
     async def end_all(self, reason: Refused) -> None:
         """End every session, with ``reason``."""
         await asyncio.gather(*(self._end(live, reason) for live in list(self._sessions.values())))
+
+    async def close(self, reason: Refused) -> None:
+        """End every session, with ``reason``, and every stream, so that nothing holds the blocks any more."""
+        self.close_doors(reason)
+        await self.end_all(reason)
+        await self._streams.close()
 
     async def handle(self, stream: ByteStream) -> None:
         """Serve one stream to its end; never raises for what a peer did."""
@@ -229,6 +243,8 @@ class Handler:
         try:
             await self._dial_next(live)
             await self._outlets.tell_client(live, Accept(opened.session, codec_of(self._served.span.dtype)))
+            live.is_accepted = True
+            self._tell_leaving(live)
             while (frame := await frames.receive(max_bytes)) is not None and not isinstance(frame, Close):
                 await self._obey_client(live, frame)
         except (RemoteError, Refused, ComputeFailed) as error:
@@ -348,7 +364,6 @@ class Handler:
             raise Refused("next_unreachable", message, retryable=True) from error
 
     async def _run(self, live: Live, step: Step) -> None:
-        await self._streams.pay(len(step.payload))
         async with live.running:
             if not self._is_open(live):
                 raise UnavailableError("The session has ended.")
@@ -356,6 +371,8 @@ class Handler:
             order = live.state.receive(step)
             if isinstance(order, Known):
                 return
+            # Only now, when the step is admitted: whoever asks sees that it is not lost, but slow.
+            await self._streams.pay(len(step.payload), lambda: self._is_open(live))
             if isinstance(order, Compute):
                 output = await self._compute(live, order)
                 live.output = output if len(output[0]) <= _MAX_KEPT_BYTES else None

@@ -46,6 +46,8 @@ class Live:
     """Where its cache stands; two while its number of rows changes."""
     rows: int = 1
     """Rows that its cache has."""
+    is_accepted: bool = False
+    """Whether the client has been told that the session is open."""
     is_computing: bool = False
     """Whether a step is in the engine, which writes into the slots until it returns."""
     previous: FrameStream | None = None
@@ -75,6 +77,8 @@ class Streams:
 
     def __init__(self, bandwidth: Bandwidth | None = None) -> None:
         self._bandwidth = bandwidth or Bandwidth()
+        self._turn = asyncio.Lock()
+        """Who pays waits for it share by share, so that sessions take turns."""
         self._open: set[FrameStream] = set()
         self._bytes_in = self._bytes_out = 0
 
@@ -89,11 +93,23 @@ class Streams:
         num_in = self._bytes_in + sum(stream.bytes_in for stream in self._open)
         return num_in, self._bytes_out + sum(stream.bytes_out for stream in self._open)
 
-    async def pay(self, num_bytes: int) -> None:
-        """Wait until the donor's bound lets ``num_bytes`` more be moved."""
-        delay_s = self._bandwidth.delay_s(num_bytes, time.monotonic())
-        if delay_s:
-            await asyncio.sleep(delay_s)
+    async def pay(self, num_bytes: int, is_wanted: Callable[[], bool]) -> None:
+        """Wait until the donor's bound lets ``num_bytes`` more be moved.
+
+        Raises:
+            UnavailableError: nobody wants them any more.
+        """
+        share = self._bandwidth.share_bytes
+        while share and num_bytes > 0:
+            if not is_wanted():
+                raise UnavailableError("The session has ended.")
+            async with self._turn:
+                await asyncio.sleep(self._bandwidth.delay_s(min(share, num_bytes), time.monotonic()))
+            num_bytes -= share
+
+    async def close(self) -> None:
+        """End all streams."""
+        await asyncio.gather(*(stream.close() for stream in list(self._open)))
 
     def enter(self, stream: FrameStream) -> None:
         """Count a stream from now on."""
@@ -131,9 +147,10 @@ class Outlets:
         """
         (payload, shape), step, codec, log = output, order.step, live.state.output_codec, live.log
         is_new = isinstance(order, Compute) and not step.replay
+        if step.replay != 1:  # Before it counts as handed on: the next stage is not late meanwhile.
+            await self._pay(live, len(payload))
         if log is None:
             if not step.replay:
-                await self._streams.pay(len(payload))
                 await self.tell_client(live, Result(step.session, step.position, shape, codec, payload))
             live.handed_on += is_new
             return
@@ -154,11 +171,13 @@ class Outlets:
 
     async def _push(self, live: Live, step: Step) -> None:
         """Send a step to the next stage; raises UnavailableError where there is none that takes it."""
-        await self._streams.pay(len(step.payload))
         stream = live.next  # It may have been dropped meanwhile.
         if stream is None:
             raise UnavailableError("The next stage was dropped.")
         await stream.send(step, self._send_timeout_s)
+
+    async def _pay(self, live: Live, num_bytes: int) -> None:
+        await self._streams.pay(num_bytes, lambda: self._is_open(live))
 
     async def tell_client(self, live: Live, frame: Sendable) -> None:
         """Send a frame to a session's client.
@@ -203,6 +222,7 @@ class Outlets:
             try:
                 await self.connect(live, order.next, order.next_addresses)
                 for step in log.replay(order.answered, order.stages):
+                    await self._pay(live, len(step.payload))
                     await self._push(live, step)
                 await self.tell_alive(live, order.tag)
             except (DhtError, UnavailableError):
