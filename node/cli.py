@@ -283,10 +283,12 @@ def _add_serve(commands: Commands) -> None:
 
 def _serve(arguments: Arguments) -> int:
     join = _join(arguments)
+    from node.serve.hours import Hours
+
+    hours = Hours.parse(arguments.hours) if arguments.hours is not None else None  # What is wrong is said at once.
     from node.run.lifetime import run_loop
     from node.run.loading import ServeOptions
     from node.run.server import run_server
-    from node.serve.hours import Hours
 
     options = ServeOptions(
         model=arguments.model,
@@ -301,7 +303,7 @@ def _serve(arguments: Arguments) -> int:
         max_memory_bytes=arguments.max_memory,
         max_sessions=arguments.max_sessions,
         max_bytes_per_s=arguments.max_bandwidth,
-        hours=Hours.parse(arguments.hours) if arguments.hours is not None else None,
+        hours=hours,
         balance_every_s=arguments.balance_every,
         drain_timeout_s=arguments.drain_timeout,
         share_prefixes=arguments.share_prefixes,

@@ -33,8 +33,9 @@ from node.wire import Result, Step
 logger = logging.getLogger(__name__)
 
 _MAX_OPEN_ATTEMPTS = 8
-_OPEN_PATIENCE_S = 30.0
-"""How long servers that cannot be reached are waited for before a session is given up that has not begun, s."""
+_OPEN_PATIENCE_S = 75.0
+"""How long servers that cannot be reached are waited for before a session is given up that has not begun, s: who is still
+announced then has said so after it was first tried; and p2pd shuns an address that failed for half a minute and more."""
 _PAUSE_BETWEEN_TRIES_S = 0.5
 _PASSING_CODES = frozenset({"next_unreachable", "draining"})
 """Refusals that say that some server has just gone."""

@@ -722,3 +722,38 @@ async def test_steps_and_outputs_are_moved_no_faster_than_the_donor_allows(watch
             await frames.send(step(session, position))
             assert isinstance(await frames.receive(), Result)
         assert time.monotonic() - started_s > (6 * 1024 - 1024 - 512) / 4096
+
+
+async def test_a_step_that_waits_for_its_bandwidth_counts_as_taken_and_not_as_lost(watched):
+    async with serving(watched, max_bytes_per_s=1000.0) as server:
+        session, frames, _ = await server.open()
+        await frames.send(step(session))
+        push, _ = await server.dial()
+        await push.send(step(session))  # Somebody else's: the session takes its steps from the client.
+        pushing, control, _ = await server.open(OTHER, previous=STAGE)
+        previous, _ = await server.dial(STAGE)
+        await previous.send(step(pushing, tokens=32))
+        while True:
+            await control.send(Probe(pushing, 1))
+            sign = await control.receive()
+            if sign.taken:
+                break
+        assert (sign.taken, sign.handed_on) == (1, 0)
+
+
+async def test_a_handler_that_is_closed_ends_streams_without_a_session_too(server):
+    silent, _ = await server.dial()
+    await asyncio.sleep(0.1)
+    _, frames, _ = await server.open()
+    await server.handler.close(LEAVING)
+    assert await ends(silent)
+    assert isinstance(await frames.receive(), Refuse)
+    assert server.handler.num_streams == 0
+    assert (await server.refused()).code == "draining"
+
+
+async def test_a_session_that_opens_while_others_are_asked_to_leave_is_asked_too(server):
+    server.handler.ask_to_leave(2.0**40)
+    session, frames, _ = await server.open()
+    asked = await frames.receive()
+    assert (asked.session, asked.seconds) == (session, 2**20)
