@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 
 _MAX_OPEN_ATTEMPTS = 8
 _OPEN_PATIENCE_S = 75.0
-"""How long servers that cannot be reached are waited for before a session is given up that has not begun, s: who is still
-announced then has said so after it was first tried; and p2pd shuns an address that failed for half a minute and more."""
+"""How long servers that cannot be reached are waited for before a session that has not begun is given up, s. Who is
+still announced then has said so since it was first tried; and p2pd shuns addresses that failed for some of it."""
 _PAUSE_BETWEEN_TRIES_S = 0.5
 _PASSING_CODES = frozenset({"next_unreachable", "draining"})
 """Refusals that say that some server has just gone."""
