@@ -9,9 +9,9 @@ import pytest
 from node.client.chain import Chain, SessionShape
 from node.client.route import Stage
 from node.client.stage_link import StageLink
-from node.errors import LocalError, SessionError, StageLost
+from node.errors import LocalError, MissingBlocks, SessionError, StageLost
 from node.transport import FrameStream
-from node.wire import Result, Step
+from node.wire import Alive, Drain, Probe, Result, Step
 
 SESSION = bytes(16)
 
@@ -124,3 +124,65 @@ async def test_a_stage_that_closes_its_stream_is_lost_and_later_steps_fail_too()
         await stage.close()
         assert isinstance((await asyncio.wait_for(first, 10))[1], StageLost)
         assert isinstance((await asyncio.wait_for(send_one(chain, 1), 10))[1], StageLost)
+
+
+class NobodyThere:
+    """A planner of a swarm in which nobody could take over."""
+
+    def __init__(self):
+        self.num_asked = 0
+
+    async def plan(self, _start, _end, _without):
+        self.num_asked += 1
+        raise MissingBlocks("Nobody.")
+
+    def failed(self, peer_id, reason):
+        """Forget it."""
+
+    def tell(self, repaired):
+        raise AssertionError(f"nothing was repaired: {repaired}")
+
+
+@contextlib.asynccontextmanager
+async def chain_of_two_stages(planner, step_timeout_s):
+    """Yield a chain and both stages' ends of their control streams."""
+    async with stream() as (first, first_stage), stream() as (last, last_stage), stream() as (push, _):
+        links = [
+            StageLink(Stage("first", 0, 2, ()), SESSION, first, "float32"),
+            StageLink(Stage("last", 2, 4, ()), SESSION, last, "float32"),
+        ]
+        shape = SessionShape(bytes(32), 1, (), 64, "float32")
+        chain = Chain(None, SESSION, shape, links, push, step_timeout_s=step_timeout_s, planner=planner)
+        try:
+            yield chain, first_stage, last_stage
+        finally:
+            await chain.close()
+
+
+async def test_a_stage_that_never_catches_up_is_waited_for_only_as_long_as_a_step_may_take():
+    async with chain_of_two_stages(NobodyThere(), 0.5) as (chain, first, last):
+
+        async def claim_to_have_done_nothing():
+            while (frame := await first.receive()) is not None:
+                if isinstance(frame, Probe):
+                    await first.send(Alive(SESSION, frame.tag, 0, 0))
+
+        claiming = asyncio.create_task(claim_to_have_done_nothing())
+        answered = send_one(chain, 0)
+        await last.send(answer(0))
+        await asyncio.wait_for(answered, 10)
+        lost = send_one(chain, 1)
+        await last.close()
+        _, error = await asyncio.wait_for(lost, 10)
+        assert isinstance(error, MissingBlocks)
+        claiming.cancel()
+
+
+async def test_nobody_is_asked_again_and_again_for_a_leaving_stage_that_is_gone():
+    planner = NobodyThere()
+    async with chain_of_two_stages(planner, 10) as (_, first, _):
+        await first.send(Drain(SESSION, 30))
+        await asyncio.sleep(0.1)
+        await first.close()
+        await asyncio.sleep(1.5)
+        assert planner.num_asked == 2, "once for its blocks, once for those of its neighbour too"
