@@ -72,7 +72,10 @@ def frozen_garbage():
 async def test_a_client_that_joins_fifty_nodes_has_a_route_within_a_second():
     began_s = time.perf_counter()
     async with testnet(NUM_NODES, name=PUBLIC_NAME) as nodes:
-        assert all(await asyncio.gather(*(node.store(announcement_of(node, at)) for at, node in enumerate(nodes))))
+        for _ in range(2):  # Once when they come, and once more as every server refreshes, when they know each other.
+            told = await asyncio.gather(*(node.store(announcement_of(node, at)) for at, node in enumerate(nodes)))
+            assert all(told)
+            await asyncio.sleep(1.1)  # A later announcement has a later second.
         print(f"{NUM_NODES} nodes stand and have announced themselves after {time.perf_counter() - began_s:.1f} s")
         tries = []
         while len(tries) < TRIES and (not tries or tries[-1] > 0):
