@@ -43,6 +43,7 @@ from dht.membership.members import (
     write_message,
 )
 from dht.membership.relay import Relay
+from dht.membership.speed import Speed
 from dht.parameters import PUBLIC_NAME, JoinCode, split_address
 from dht.records import Announcement, KeyPart, Record, SignedRecord, key_bytes
 from dht.validation import RecordValidator, parse_envelope
@@ -180,6 +181,8 @@ class Swarm:
         self._overlay = Overlay(protocol)
         await self._membership.start()
         await self._circuits.start()
+        self._speed = Speed(self._membership)
+        await self._speed.start()
         if self._carry:
             await Relay(self._membership, self._control.seen_at).start()
         await self._join_through()
@@ -380,6 +383,17 @@ class Swarm:
             raise PeerUnreachable(f"peer {peer_id} does not answer") from None
         finally:
             await stream.close()
+
+    async def measure_speed(self, peer_id: str) -> float:
+        """Measure how fast bytes travel to a member and back, the slower of both ways, in bytes per second.
+
+        Takes up to some seconds, and a mebibyte each way.
+
+        Raises:
+            PeerUnreachable: It does not answer in time, or measures with somebody else.
+            NotAdmitted: It is not of this swarm.
+        """
+        return await self._speed.measure(peer_id)
 
     def members(self) -> list[str]:
         """List the peers that are members with us, ourselves not among them."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dht.parameters import JoinCode
     from node.run.events import Reporter
     from node.run.generate import GenerateOptions, ThinOptions
+    from node.run.serve_plan import Wanted
 
 Arguments: TypeAlias = argparse.Namespace
 DEFAULT_LISTEN = "/ip4/127.0.0.1/tcp/0"
@@ -232,19 +233,7 @@ def _add_serve(commands: Commands) -> None:
     parser = _command(commands, "serve", _serve, "serve some blocks of a model to a swarm")
     _add_model(parser)
     _add_join(parser)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--blocks", metavar="START:END", help="which blocks (default: as many as fit, where needed)")
-    which.add_argument("--num-blocks", type=_count, metavar="N", help="how many blocks, where the swarm needs them")
-    parser.add_argument("--device", default="auto", help="cuda, mps or cpu (default: the best there is)")
-    parser.add_argument(
-        "--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"],
-        help="dtype to compute in (default: the model's own on a GPU, float32 on a CPU)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--quantize", choices=["int8", "int4"],
-        help="hold weights in 8 or 4 bits; int4 computes in bfloat16 (needs the extra `quantized`)",
-    )  # fmt: skip
-    parser.add_argument("--max-memory", type=_size, metavar="SIZE", help="bound for weights and caches, such as 6GiB")
+    _add_wanted(parser)
     parser.add_argument("--max-sessions", type=_count, default=256, metavar="N", help="sessions at once (default: 256)")
     parser.add_argument(
         "--max-bandwidth",
@@ -270,15 +259,46 @@ def _add_serve(commands: Commands) -> None:
         help="let sessions of different clients share what is computed of equal beginnings; the time an answer takes "
         "then tells one client what others have asked",
     )
+    _add_addresses(parser)
+    _add_events(parser)
+    parser.add_argument("--exit-with-stdin", action="store_true", help="end when standard input ends")
+
+
+def _add_wanted(parser: argparse._ActionsContainer) -> None:
+    """Add what decides which blocks fit and how they are held: asked of ``serve``, and of ``doctor`` about it."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--blocks", metavar="START:END", help="which blocks (default: as many as fit, where needed)")
+    which.add_argument("--num-blocks", type=_count, metavar="N", help="how many blocks, where the swarm needs them")
+    parser.add_argument("--device", default="auto", help="cuda, mps or cpu (default: the best there is)")
+    parser.add_argument(
+        "--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"],
+        help="dtype to compute in (default: the model's own on a GPU, float32 on a CPU)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--quantize", choices=["int8", "int4"],
+        help="hold weights in 8 or 4 bits; int4 computes in bfloat16 (needs the extra `quantized`)",
+    )  # fmt: skip
+    parser.add_argument("--max-memory", type=_size, metavar="SIZE", help="bound for weights and caches, such as 6GiB")
     parser.add_argument(
         "--no-ends",
         action="store_true",
         help="hold neither embeddings nor head: clients without weights (--thin) then need another server for them",
     )
     parser.add_argument("--num-threads", type=_threads, metavar="N", help="threads to compute with (default: torch's)")
-    _add_addresses(parser)
-    _add_events(parser)
-    parser.add_argument("--exit-with-stdin", action="store_true", help="end when standard input ends")
+
+
+def _wanted(arguments: Arguments) -> Wanted:
+    from node.run.serve_plan import Wanted
+
+    return Wanted(
+        blocks=arguments.blocks,
+        num_blocks=arguments.num_blocks,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        quantize=arguments.quantize,
+        max_memory_bytes=arguments.max_memory,
+        offer_ends=not arguments.no_ends,
+    )
 
 
 def _serve(arguments: Arguments) -> int:
@@ -295,19 +315,13 @@ def _serve(arguments: Arguments) -> int:
         revision=arguments.revision,
         home=default_home(),
         join=join,
-        blocks=arguments.blocks,
-        num_blocks=arguments.num_blocks,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        quantize=arguments.quantize,
-        max_memory_bytes=arguments.max_memory,
+        wanted=_wanted(arguments),
         max_sessions=arguments.max_sessions,
         max_bytes_per_s=arguments.max_bandwidth,
         hours=hours,
         balance_every_s=arguments.balance_every,
         drain_timeout_s=arguments.drain_timeout,
         share_prefixes=arguments.share_prefixes,
-        offer_ends=not arguments.no_ends,
         num_threads=arguments.num_threads,
         listen=tuple(arguments.listen or (DEFAULT_LISTEN,)),
         announce=tuple(arguments.announce),
@@ -494,15 +508,7 @@ def _add_doctor(commands: Commands) -> None:
     parser.add_argument("--revision", help="revision on the hub")
     _add_join(parser)
     what = parser.add_argument_group("of MODEL", "As for `efedllm serve`: the forecast is of that very command.")
-    which = what.add_mutually_exclusive_group()
-    which.add_argument("--blocks", metavar="START:END", help="which blocks (default: as many as fit, where needed)")
-    which.add_argument("--num-blocks", type=_count, metavar="N", help="how many blocks, where the swarm needs them")
-    what.add_argument("--device", default="auto", help="cuda, mps or cpu (default: the best there is)")
-    what.add_argument("--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"])
-    what.add_argument("--quantize", choices=["int8", "int4"], help="hold weights in 8 or 4 bits")
-    what.add_argument("--max-memory", type=_size, metavar="SIZE", help="bound for weights and caches, such as 6GiB")
-    what.add_argument("--no-ends", action="store_true", help="hold neither embeddings nor head")
-    what.add_argument("--num-threads", type=_threads, metavar="N", help="threads to compute with (default: torch's)")
+    _add_wanted(what)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -511,23 +517,13 @@ def _doctor(arguments: Arguments) -> int:
     _check_doctor(arguments)
     from node.run.doctor import DoctorOptions, run_doctor
     from node.run.lifetime import run_loop
-    from node.run.serve_plan import Wanted
 
-    wanted = Wanted(
-        blocks=arguments.blocks,
-        num_blocks=arguments.num_blocks,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        quantize=arguments.quantize,
-        max_memory_bytes=arguments.max_memory,
-        offer_ends=not arguments.no_ends,
-    )
     options = DoctorOptions(
         model=arguments.model,
         revision=arguments.revision,
         home=default_home(),
         join=join,
-        wanted=wanted,
+        wanted=_wanted(arguments),
         num_threads=arguments.num_threads,
         as_json=arguments.json,
     )

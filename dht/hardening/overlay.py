@@ -36,13 +36,8 @@ class Overlay:
         self.protocol = protocol
         self._shunned = Blacklist(SHUNNED_S, 1.0)
 
-    async def join(self, peers: Collection[str], *, explore: bool = True) -> None:
+    async def join(self, peers: Collection[str]) -> None:
         """Meet admitted peers and, through them, our own neighbourhood; those that do not answer are passed by.
-
-        Args:
-            peers: Whom to meet.
-            explore: False: meet only them. Who stores nothing for others finds whom it needs when it looks something
-                up, and joins in half the time.
 
         Raises:
             DaemonDied: Our own p2pd does not answer.
@@ -53,8 +48,7 @@ class Overlay:
         for peer in ids:
             self._shunned.register_success(peer)
         await asyncio.gather(*(self.protocol.call_ping(peer) for peer in ids))
-        if explore:
-            await self.search(self.protocol.node_id)
+        await self.search(self.protocol.node_id)
 
     def knows(self, peer: str) -> bool:
         """Say whether a peer stands in our routing table."""

@@ -361,15 +361,20 @@ class Membership:
         self.book.learn(peer_id, tuple(each for each in bare if is_multiaddr(each)), own_word=own_word)
 
     async def _reach(self, peer_id: str) -> None:
-        """Connect to a peer: where we believe it to be, or where those who named it say."""
+        """Connect to a peer: where we believe it to be, or where those who named it say.
+
+        Those are reached where we believe them to be, and not through others: peers that are lost together and have
+        named each other would wait for each other.
+        """
         tried = self.book.addresses(peer_id)
         try:
             await self._connect(peer_id, tried)
         except PeerUnreachable as error:
             self.book.doubt(peer_id)
             for namer in self.book.namers(peer_id):
-                if namer in self._members:
+                if namer in self._members and namer not in self._greeting:
                     with contextlib.suppress(UnavailableError, RemoteError):
+                        await self._connect(namer, self.book.addresses(namer))
                         await self.ask_where(namer, [peer_id])
                 found = self.book.addresses(peer_id)
                 if found and found != tried:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import time
 
@@ -15,9 +16,9 @@ from dht.identity import Identity
 from dht.records import MAX_ROUND_TRIP_US, Announcement, ManifestRecord, ServerState
 from dht.swarm import Swarm
 from node import __version__
-from node.model.checkpoint import Checkpoint
-from node.run.loading import Plan
 from node.run.neighbours import Neighbours
+from node.run.serve_plan import ServePlan
+from node.serve.balance import carried_rate
 from node.serve.handler import Handler
 from node.serve.measure import SpanCost
 from node.serve.statistics import Statistics
@@ -36,19 +37,25 @@ class Announcing:
     Args:
         identity: signs.
         swarm: where.
-        checkpoint: the model.
-        plan: how its weights are held.
+        plan: the model, and how its weights are held.
         statistics: how long steps wait.
+        network_tokens_per_s: hidden states that come in and go out again in a second; inf: not known.
     """
 
     def __init__(
-        self, identity: Identity, swarm: Swarm, checkpoint: Checkpoint, plan: Plan, statistics: Statistics
+        self,
+        identity: Identity,
+        swarm: Swarm,
+        plan: ServePlan,
+        statistics: Statistics,
+        network_tokens_per_s: float = math.inf,
     ) -> None:
         self._identity = identity
         self._swarm = swarm
-        self._checkpoint = checkpoint
+        self._checkpoint = plan.checkpoint
         self._plan = plan
         self._statistics = statistics
+        self._network_tokens_per_s = network_tokens_per_s
         self._span = (0, 1)
         self._state = ServerState.JOINING
         self._handler: Handler | None = None
@@ -89,6 +96,9 @@ class Announcing:
         except (DhtError, TimeoutError) as error:
             logger.warning("not announced now: %s", error)
 
+    def _rate(self, cost: SpanCost) -> float:
+        return carried_rate(cost.blocks_per_s, self._span[1] - self._span[0], self._network_tokens_per_s)
+
     def _records(self, t: int, life_s: int) -> list[Announcement | ManifestRecord]:
         config, manifest = self._checkpoint.config, self._checkpoint.manifest32
         slots, load = self._handler.slots if self._handler else None, self._statistics.load(time.monotonic())
@@ -102,7 +112,7 @@ class Announcing:
             start=self._span[0],
             end=self._span[1],
             dtype=self._plan.weights.held_in,
-            throughput_milli=int(self._cost.blocks_per_s * 1000) if self._cost else 0,
+            throughput_milli=int(1000 * self._rate(self._cost)) if self._cost else 0,
             max_length=slots.total if slots else 0,
             cache_free_tokens=slots.free if slots else 0,
             addresses=tuple(self._swarm.addresses[:8]),

@@ -141,15 +141,15 @@ async def _judge_model(
     if refusal is not None or options.join is None:
         return refusal
     plan = await asyncio.to_thread(plan_serving, options.wanted, checkpoint, lambda _: None)
-    return await _judge_joining(checkpoint, plan, options.join, loopback_s, found, lines)
+    return await _judge_joining(plan, options.join, loopback_s, found, lines)
 
 
 async def _judge_joining(
-    checkpoint: Checkpoint, plan: ServePlan, join: JoinCode, loopback_s: float, found: dict[str, Any], lines: Lines
+    plan: ServePlan, join: JoinCode, loopback_s: float, found: dict[str, Any], lines: Lines
 ) -> NodeError | None:
-    forecast = await forecast_join(checkpoint, plan, join, loopback_s)
+    forecast = await forecast_join(plan, join, loopback_s)
     found["forecast"] = forecast_words.forecast_as_json(forecast)
-    lines += forecast_words.forecast_in_words(forecast, checkpoint.num_blocks)
+    lines += forecast_words.forecast_in_words(forecast, plan.checkpoint.num_blocks)
     return MissingBlocks(forecast_words.blocks_still_missing(forecast)) if forecast.still_missing else None
 
 

@@ -117,12 +117,11 @@ class JoinForecast:
     """Other servers of the route whose round trip is not known."""
 
 
-async def forecast_join(checkpoint: Checkpoint, plan: ServePlan, join: JoinCode, loopback_s: float) -> JoinForecast:
+async def forecast_join(plan: ServePlan, join: JoinCode, loopback_s: float) -> JoinForecast:
     """Look at a swarm and say what it would be with this machine in it.
 
     Args:
-        checkpoint: the model.
-        plan: how this machine would serve it.
+        plan: the model, and how this machine would serve it.
         join: the swarm.
         loopback_s: round trip between two processes of this machine, s.
 
@@ -130,10 +129,11 @@ async def forecast_join(checkpoint: Checkpoint, plan: ServePlan, join: JoinCode,
         DhtError: the swarm cannot be reached, or does not admit us.
         UnavailableError: a hub does not answer.
     """
+    checkpoint = plan.checkpoint
     manifest = await asyncio.to_thread(lambda: checkpoint.manifest32)
     look = await _look(join, manifest, checkpoint.num_blocks, plan)
     work = await asyncio.to_thread(block_work, checkpoint, plan.weights.block_bytes)
-    machine, client_bytes_per_s, head_bytes = await asyncio.to_thread(_measure, checkpoint, plan, work)
+    machine, client_bytes_per_s, head_bytes = await asyncio.to_thread(_measure, plan, work)
     asks_s = client_s(head_bytes, client_bytes_per_s)
     return _judge(checkpoint, look, machine, work, asks_s, loopback_s)
 
@@ -201,8 +201,9 @@ def active_share(config: Any) -> float:
     return min(1.0, passed / experts)
 
 
-def _measure(checkpoint: Checkpoint, plan: ServePlan, work: Sequence[BlockWork]) -> tuple[Machine, float, int]:
+def _measure(plan: ServePlan, work: Sequence[BlockWork]) -> tuple[Machine, float, int]:
     """Return this machine's figures, those of a client's head on its CPU, and the bytes of that head."""
+    checkpoint = plan.checkpoint
     width = int(checkpoint.config.get_text_config().hidden_size)
     largest = max(block.read_bytes for block in work)
     weights, cpu = plan.weights, torch.device("cpu")

@@ -20,13 +20,11 @@ from node.model.ends import Ends
 from node.model.families import check_family, max_positions
 from node.model.span import Span, build_quantised_span, build_span
 from node.run.events import Reporter
-from node.run.serve_plan import Wanted, Weights, plan_serving
-from node.run.server_ends import EndPlan
+from node.run.serve_plan import ServePlan, Wanted
 from node.serve.admission import Served
 from node.serve.handler import Handler
 from node.serve.hours import Hours
 from node.serve.outlets import Dialer
-from node.serve.placement import MemoryPlan
 from node.serve.prefixes import PrefixStore
 from node.serve.slots import PAGE
 
@@ -42,12 +40,8 @@ class ServeOptions:
     revision: str | None
     home: Path
     join: JoinCode
-    blocks: str | None
-    num_blocks: int | None
-    device: str
-    dtype: str
-    quantize: str | None
-    max_memory_bytes: int | None
+    wanted: Wanted
+    """Which blocks, how they are held, and in how much memory."""
     max_sessions: int
     max_bytes_per_s: int | None
     """Bound for steps and outputs; None: as fast as the network is."""
@@ -58,24 +52,10 @@ class ServeOptions:
     balance_every_s: float
     """How often the server looks whether other blocks need it more; 0: it stays where it is."""
     share_prefixes: bool
-    offer_ends: bool
     num_threads: int | None
     listen: tuple[str, ...]
     announce: tuple[str, ...]
     exit_with_stdin: bool
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that is decided before the swarm is asked."""
-
-    checkpoint: Checkpoint
-    weights: Weights
-    memory: MemoryPlan
-    span: tuple[int, int] | None
-    """The blocks asked for; None: the swarm decides where the need is."""
-    ends: EndPlan | None
-    """Embedding and head, for clients without weights; None: not offered."""
 
 
 def open_checkpoint(options: ServeOptions, progress: Any) -> Checkpoint:
@@ -85,22 +65,7 @@ def open_checkpoint(options: ServeOptions, progress: Any) -> Checkpoint:
     return checkpoint
 
 
-def make_plan(options: ServeOptions, checkpoint: Checkpoint, reporter: Reporter) -> Plan:
-    """Decide what is held, where, in what; raises a UserError for what cannot be."""
-    wanted = Wanted(
-        blocks=options.blocks,
-        num_blocks=options.num_blocks,
-        device=options.device,
-        dtype=options.dtype,
-        quantize=options.quantize,
-        max_memory_bytes=options.max_memory_bytes,
-        offer_ends=options.offer_ends,
-    )
-    plan = plan_serving(wanted, checkpoint, reporter.say)
-    return Plan(checkpoint, plan.weights, plan.memory, plan.span, plan.ends)
-
-
-def load_span(plan: Plan, start: int, end: int) -> Span:
+def load_span(plan: ServePlan, start: int, end: int) -> Span:
     """Load the blocks ``[start, end)``."""
     config, dtype, device = plan.checkpoint.config, plan.weights.dtype, plan.weights.device
 
@@ -120,7 +85,7 @@ def load_span(plan: Plan, start: int, end: int) -> Span:
     )
 
 
-def load_ends(plan: Plan, span: tuple[int, int], reporter: Reporter) -> Ends | None:
+def load_ends(plan: ServePlan, span: tuple[int, int], reporter: Reporter) -> Ends | None:
     """Load embeddings and head as far as ``span`` touches them; None: not offered."""
     if plan.ends is None:
         return None
@@ -132,7 +97,7 @@ def load_ends(plan: Plan, span: tuple[int, int], reporter: Reporter) -> Ends | N
 
 
 def make_handler(
-    plan: Plan,
+    plan: ServePlan,
     span: Span,
     ends: Ends | None,
     manifest: bytes,

@@ -57,6 +57,7 @@ class Weights:
 class ServePlan:
     """Everything that is decided before the swarm is asked."""
 
+    checkpoint: Checkpoint
     weights: Weights
     memory: MemoryPlan
     span: tuple[int, int] | None
@@ -88,7 +89,7 @@ def plan_serving(wanted: Wanted, checkpoint: Checkpoint, say: Callable[[str], No
         memory = plan_memory(free, sizes, count)  # Blocks come first; it raises where they are what does not fit.
         ends = None
         say("Embeddings and head do not fit beside the blocks: clients without weights are not served here.")
-    return ServePlan(weights, memory, span, ends)
+    return ServePlan(checkpoint, weights, memory, span, ends)
 
 
 def fit(wanted: Wanted, checkpoint: Checkpoint, quantize: str | None) -> tuple[Weights, Fit]:

@@ -33,16 +33,9 @@ from node.run.events import Reporter
 from node.run.libraries import silence_libraries
 from node.run.lifetime import STDIN_ENDED, stop_words, until_stdin_ends
 from node.run.load import tell_load
-from node.run.loading import (
-    Plan,
-    ServeOptions,
-    load_ends,
-    load_span,
-    make_handler,
-    make_plan,
-    name_of,
-    open_checkpoint,
-)
+from node.run.loading import ServeOptions, load_ends, load_span, make_handler, name_of, open_checkpoint
+from node.run.network_rate import carried_tokens_per_s, measure_network
+from node.run.serve_plan import ServePlan, plan_serving
 from node.run.server_ends import announced, in_words
 from node.serve.balance import choose_span
 from node.serve.handler import Handler
@@ -74,14 +67,18 @@ async def run_server(options: ServeOptions, reporter: Reporter) -> None:
         torch.set_num_threads(options.num_threads)
     with reporter.progress() as bar:
         checkpoint = await asyncio.to_thread(open_checkpoint, options, bar.update)
-        plan = await asyncio.to_thread(make_plan, options, checkpoint, reporter)
+        plan = await asyncio.to_thread(plan_serving, options.wanted, checkpoint, reporter.say)
         async with contextlib.AsyncExitStack() as exits:
             swarm = await exits.enter_async_context(place)
             reporter.say(f"Memory: {plan.memory}")
-            manifest = await asyncio.to_thread(lambda: checkpoint.manifest32)
+            hashing = asyncio.to_thread(lambda: checkpoint.manifest32)
+            manifest, network = await asyncio.gather(hashing, measure_network(swarm))
+            _say_network(network, reporter)
             span = plan.span or await _needed_span(swarm, manifest, plan)
             statistics = Statistics(time.monotonic())
-            announcing = Announcing(identity, swarm, checkpoint, plan, statistics)
+            token_bytes = checkpoint.config.hidden_size * plan.weights.dtype.itemsize
+            carried = carried_tokens_per_s(network, options.max_bytes_per_s, token_bytes)
+            announcing = Announcing(identity, swarm, plan, statistics, carried)
             announcing.joining(span)
             await exits.enter_async_context(announcing.announcer)
             engine = await exits.enter_async_context(
@@ -98,7 +95,12 @@ async def run_server(options: ServeOptions, reporter: Reporter) -> None:
             reporter.say(f"Stopping ({reason}): the announcement is withdrawn.")
 
 
-async def _needed_span(swarm: Swarm, manifest: bytes, plan: Plan) -> tuple[int, int]:
+def _say_network(bytes_per_s: float | None, reporter: Reporter) -> None:
+    if bytes_per_s is not None:
+        reporter.say(f"Network: {bytes_per_s / 1e6:.1f} MB/s to and from the swarm.")
+
+
+async def _needed_span(swarm: Swarm, manifest: bytes, plan: ServePlan) -> tuple[int, int]:
     directory = await read_directory(swarm, manifest, time.time())
     others = [server for server in directory.servers if server.owner != swarm.peer_id]  # Not what we were a moment ago.
     return choose_span(others, plan.checkpoint.num_blocks, plan.memory.num_blocks)
@@ -111,7 +113,7 @@ class _Server:
         self,
         options: ServeOptions,
         reporter: Reporter,
-        plan: Plan,
+        plan: ServePlan,
         manifest: bytes,
         swarm: Swarm,
         engine: Engine,

@@ -70,15 +70,15 @@ class Move:
     """One past the last block to take."""
 
 
-def carried_rate(blocks_per_s: float, count: int, network_tokens_per_s: float | None) -> float:
+def carried_rate(blocks_per_s: float, count: int, network_tokens_per_s: float) -> float:
     """Return what a server should announce as its rate: what it computes, or less where its network carries less.
 
     Args:
         blocks_per_s: block-tokens per second that it computes.
         count: blocks that it holds; each token that comes in passes all of them.
-        network_tokens_per_s: tokens whose hidden states its network takes in and sends on; None: not known.
+        network_tokens_per_s: tokens whose hidden states its network takes in and sends on; inf: not known.
     """
-    return blocks_per_s if network_tokens_per_s is None else min(blocks_per_s, network_tokens_per_s * count)
+    return min(blocks_per_s, network_tokens_per_s * count)
 
 
 def read_holdings(servers: Iterable[Announcement], num_blocks: int) -> tuple[Holding, ...]:

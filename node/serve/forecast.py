@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from dht.records import Announcement, ServerState
+from dht.records import Announcement
 from node.errors import DoesNotFit
+from node.serve.balance import read_holdings, supplies
 from node.serve.placement import DEFAULT_CACHE_SHARE, WORKING_BYTES, MemoryPlan, plan_memory
 
 CLIENT_OVERHEAD_S = 0.002
@@ -232,16 +233,9 @@ class Weakest:
 
 
 def capacity(servers: Sequence[Announcement], num_blocks: int) -> list[float]:
-    """Return the tokens per second that each block can take from all sessions together.
-
-    A server shares its rate among the blocks that it holds; those that are not online give nothing.
-    """
-    tokens_per_s = [0.0] * num_blocks
-    for server in servers:
-        if server.state is ServerState.ONLINE:
-            for block in range(server.start, min(server.end, num_blocks)):
-                tokens_per_s[block] += server.throughput_milli / 1000 / (server.end - server.start)
-    return tokens_per_s
+    """Return the tokens per second that each block can take from all sessions together, of servers that are online."""
+    held = (holding for holding in read_holdings(servers, num_blocks) if holding.is_online)
+    return [milli / 1000 for milli in supplies(held, num_blocks)]
 
 
 def weakest(tokens_per_s: Sequence[float]) -> Weakest:

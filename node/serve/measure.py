@@ -1,8 +1,4 @@
-"""What a span costs on this machine, found by running it. Runs in the compute thread.
-
-How much the network carries is not measured here: a server that starts knows no peer that would take what it sends, and
-no frame of the protocol is there to be thrown away (``node.serve.balance.carried_rate``).
-"""
+"""What a span costs on this machine, found by running it. Runs in the compute thread."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from dht.identity import Identity
 from dht.membership.circuits import ARRIVE_PROTOCOL, CARRY_PROTOCOL, RESERVE_PROTOCOL
 from dht.membership.handshake import Card, Initiator, Responder, membership_key
 from dht.membership.members import HELLO_PROTOCOL, MAX_HELLOS, PEERS_PROTOCOL, read_message, write_message
+from dht.membership.speed import SPEED_PROTOCOL
 from dht.parameters import JoinCode
 from dht.records import seal
 from dht.swarm import Stream, Swarm
@@ -76,7 +77,7 @@ async def test_every_stream_handler_but_hello_is_closed_to_a_stranger_with_one_b
     async with private_node() as node, raw_client(node) as p2p:
         names = set(node._control._stream_handlers)
         relay = {ARRIVE_PROTOCOL, CARRY_PROTOCOL, RESERVE_PROTOCOL}
-        assert names == {HELLO_PROTOCOL, PEERS_PROTOCOL, *relay, "/test/application/1"}
+        assert names == {HELLO_PROTOCOL, PEERS_PROTOCOL, SPEED_PROTOCOL, *relay, "/test/application/1"}
         for name in names - {HELLO_PROTOCOL}:
             reader, writer = await open_stream(p2p, node, name)
             writer.write(encode([]))
@@ -117,7 +118,7 @@ async def test_stock_hivemind_cannot_join_read_or_write():
 @pytest.mark.parametrize("secret", [None, b"w" * 32])
 async def test_our_own_client_without_the_secret_is_let_into_nothing(secret: bytes | None):
     async with private_node() as node, Swarm(Identity.ephemeral(), name="lab", secret=secret) as outsider:
-        for name in (PEERS_PROTOCOL, "/test/application/1"):
+        for name in (PEERS_PROTOCOL, SPEED_PROTOCOL, "/test/application/1"):
             with pytest.raises(NotAdmitted):
                 await outsider.dial(node.peer_id, name, addresses=node.addresses)
         with pytest.raises(NotAdmitted):

@@ -1,5 +1,6 @@
 """A member that we have lost the connection to is looked for before p2pd, which would then shun it, dials it."""
 
+import asyncio
 import socket
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from dht.errors import PeerUnreachable
 from dht.identity import Identity
 from dht.membership.handshake import Card, membership_key
-from dht.membership.members import Membership
+from dht.membership.members import HELLO_S, Membership
 
 
 class Daemon:
@@ -40,6 +41,14 @@ def port():
 
 
 @pytest.fixture
+async def listening():
+    """A multiaddr at which somebody listens."""
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    yield f"/ip4/127.0.0.1/tcp/{server.sockets[0].getsockname()[1]}"
+    server.close()
+
+
+@pytest.fixture
 def known(port):
     """A p2pd, our membership over it, and a member that was at ``port``."""
     daemon, member = Daemon(), Identity.ephemeral().peer_id
@@ -63,3 +72,20 @@ async def test_a_lost_member_where_nobody_listens_is_not_dialed(known):
     with pytest.raises(PeerUnreachable, match="no one listens there"):
         await membership.dial(member, "/any")
     assert daemon.dialed == []
+
+
+async def test_members_that_are_lost_together_and_named_each_other_are_not_waited_for(known, listening):
+    daemon, membership, _ = known
+    lost = [Identity.ephemeral().peer_id for _ in range(4)]
+    for peer in lost:
+        membership._admit(peer, Card(bytes(16), 0, True, (listening,)))
+        for namer in lost:
+            membership.book.named(peer, namer)
+    async with asyncio.timeout(HELLO_S / 4):
+        failures = await asyncio.gather(
+            *(membership.ensure(peer) for peer in lost),
+            *(membership.dial(peer, "/any") for peer in lost),
+            return_exceptions=True,
+        )
+    assert all(isinstance(failure, PeerUnreachable) for failure in failures)
+    assert set(lost) <= set(daemon.dialed)

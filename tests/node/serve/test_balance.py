@@ -1,5 +1,6 @@
 """Where blocks are needed, and who moves when."""
 
+import math
 from collections import Counter
 from dataclasses import replace
 
@@ -81,7 +82,7 @@ def test_blocks_outside_the_model_are_ignored():
 
 
 def test_a_network_bounds_the_rate_that_is_announced():
-    assert carried_rate(100, 4, None) == 100
+    assert carried_rate(100, 4, math.inf) == 100
     assert carried_rate(100, 4, 20) == 80
     assert carried_rate(100, 4, 30) == 100
 

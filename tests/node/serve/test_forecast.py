@@ -46,9 +46,9 @@ SPANS = some.tuples(some.integers(0, NUM_BLOCKS - 1), some.integers(1, NUM_BLOCK
 )
 
 
-def server(start, end, milli, state=ServerState.ONLINE, queue_us=0):
+def server(start, end, milli, state=ServerState.ONLINE, queue_us=0, owner=OWNER):
     return Announcement(
-        manifest=bytes(32), shard=0, owner=OWNER, t=1, life_s=60, state=state, start=start, end=end, dtype="float32",
+        manifest=bytes(32), shard=0, owner=owner, t=1, life_s=60, state=state, start=start, end=end, dtype="float32",
         throughput_milli=milli, max_length=0, cache_free_tokens=0, addresses=(), version="0", queue_us=queue_us,
     )  # fmt: skip
 
@@ -205,7 +205,8 @@ def test_hops_lead_from_here_through_the_stages_and_back(trips, here, hops):
 
 
 def test_a_server_shares_its_rate_among_its_blocks_and_only_those_online_count():
-    servers = [server(0, 2, 4000), server(1, 9, 8000), server(0, 8, 99000, ServerState.JOINING)]
+    joining = server(0, 8, 99000, ServerState.JOINING, owner="joining")
+    servers = [server(0, 2, 4000, owner="first"), server(1, 9, 8000, owner="second"), joining]
     assert capacity(servers, 4) == [2, 3, 1, 1]
     assert weakest([2, 3, 1, 1]) == Weakest(2, 4, 1)
     assert weakest([0, 0, 1, 0]) == Weakest(0, 2, 0)

@@ -726,10 +726,6 @@ async def test_steps_and_outputs_are_moved_no_faster_than_the_donor_allows(watch
 
 async def test_a_step_that_waits_for_its_bandwidth_counts_as_taken_and_not_as_lost(watched):
     async with serving(watched, max_bytes_per_s=1000.0) as server:
-        session, frames, _ = await server.open()
-        await frames.send(step(session))
-        push, _ = await server.dial()
-        await push.send(step(session))  # Somebody else's: the session takes its steps from the client.
         pushing, control, _ = await server.open(OTHER, previous=STAGE)
         previous, _ = await server.dial(STAGE)
         await previous.send(step(pushing, tokens=32))
