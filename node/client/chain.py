@@ -350,6 +350,7 @@ class Chain:
                     try:
                         repaired = await self._replace_lost(planner)
                     except UnavailableError as error:
+                        logger.debug("nobody takes the place of a lost stage: %s", error)
                         reason = error
                         await asyncio.sleep(_PAUSE_BETWEEN_TRIES_S)
                     else:
