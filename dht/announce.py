@@ -97,7 +97,7 @@ class Announcer:
         for record in self._make(now_s, self._life_s):
             if isinstance(record, Announcement):
                 for standing in await self._swarm.fetch(record.KIND, record.key_parts()):
-                    if standing.subkey == record.subkey:
+                    if isinstance(standing, Announcement) and standing.subkey == record.subkey:
                         self._last_t = max(self._last_t, standing.t + max(0, standing.life_s - self._life_s))
 
     async def _refresh(self) -> None:

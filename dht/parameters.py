@@ -15,6 +15,8 @@ import base58
 from dht.codec import Fields, Value, decode, encode
 from dht.errors import BadAddress, BadJoinCode, BadRecord
 from dht.identity import PEER_ID_BYTES, peer_id_to_bytes, peer_id_to_str
+from dht.records import LivingRecord
+from dht.rules import Rules
 
 PUBLIC_NAME = "public"
 """Name of the swarm that a peer joins when it is given addresses alone."""
@@ -37,7 +39,7 @@ _PEER_PART = re.compile(r"/p2p/([1-9A-HJ-NP-Za-km-z]{40,64})$")
 
 
 @dataclass(frozen=True, slots=True)
-class SwarmParameters:
+class SwarmParameters(LivingRecord):
     """PARAMETERS: the rules of one swarm. Key ``(sha256 of the envelope,)``, subkey the founder's 38 bytes."""
 
     KIND: ClassVar[int] = 18
@@ -69,6 +71,11 @@ class SwarmParameters:
     def subkey(self) -> bytes:
         """The founder's 38 bytes."""
         return peer_id_to_bytes(self.founder)
+
+    @property
+    def rules(self) -> Rules:
+        """What records need of these parameters."""
+        return Rules(self.epoch_s, self.window_epochs, self.evidence_epochs, self.proof_of_work_bits)
 
     def key_parts(self, envelope: bytes) -> tuple[bytes]:
         """Address the record by its content: no one can put other parameters under the hash of a join code."""

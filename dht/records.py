@@ -7,13 +7,15 @@ This file does no I/O, reads no clock and does not know the DHT's code. It runs 
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Self
 
 from dht.codec import Fields, decode, encode
 from dht.errors import BadRecord
 from dht.identity import PEER_ID_BYTES, Identity, peer_id_to_bytes, peer_id_to_str
+from dht.rules import DEFAULT_RULES, Rules
 
 ENVELOPE_VERSION = 1
 KEY_TAG = "efed1"
@@ -58,11 +60,16 @@ KeyPart = int | bytes | str
 
 
 class Kind(IntEnum):
-    """Numbers of the record kinds; also the domain type of their signatures. 1 to 7 are reserved for receipts."""
+    """Numbers of the record kinds; also the domain type of their signatures. 3, 5, 6: audits, claims and verdicts."""
 
+    IDENT = 1
+    RECEIPT = 2
+    EQUIVOCATION = 4
+    SNAPSHOT = 7
     ANNOUNCE = 16
     MANIFEST = 17
     PARAMETERS = 18
+    SUCCESSION = 19
 
 
 class ServerState(IntEnum):
@@ -75,48 +82,69 @@ class ServerState(IntEnum):
     PAUSED = 4  # stays, finishes its sessions, takes no new ones for now
 
 
-class Record(Protocol):
+class Record(ABC):
     """What every kind of record offers to the validator and the swarm."""
+
+    __slots__ = ()
 
     KIND: ClassVar[int]
     """Number of the kind."""
     MAX_BYTES: ClassVar[int]
     """Longest envelope of this kind, in bytes."""
-    MAX_LIFE_S: ClassVar[int]
-    """Longest life of this kind, in seconds."""
 
     @property
-    def t(self) -> int:
-        """Signed time, in unix seconds."""
-        ...
-
-    @property
-    def life_s(self) -> int:
-        """Seconds from ``t`` to the expiry."""
-        ...
-
-    @property
+    @abstractmethod
     def authors(self) -> tuple[str, ...]:
-        """Peer ids that must have signed the body, in this order."""
-        ...
+        """Peer ids that must have signed the body, in this order; none where the body proves itself."""
 
     @property
+    @abstractmethod
     def subkey(self) -> bytes:
         """Where the record stands under its key."""
-        ...
 
+    @abstractmethod
     def key_parts(self, envelope: bytes) -> tuple[KeyPart, ...]:
         """Parts of the key; content-addressed kinds derive them from the envelope."""
-        ...
 
+    @abstractmethod
+    def expires_s(self, rules: Rules) -> float:
+        """Say when the record expires, unix seconds: a function of the body and of the swarm's rules."""
+
+    @abstractmethod
     def to_body(self) -> bytes:
         """Encode canonically."""
-        ...
 
     @classmethod
+    @abstractmethod
     def from_body(cls, body: bytes) -> Self:
         """Decode and check every field's type and range; raises ``BadRecord``."""
-        ...
+
+    @abstractmethod
+    def objection(self, rules: Rules, now_s: float) -> str | None:
+        """Name what is wrong with the record's times under these rules, in a word or two, or None."""
+
+    def is_proven(self) -> bool:
+        """Say whether the record bears out what it asserts of others; asked last, because it costs most."""
+        return True
+
+
+class LivingRecord(Record):
+    """A record that is signed at a time and lives for as long as it says."""
+
+    __slots__ = ()
+
+    t: int
+    """Signed time, unix seconds."""
+    life_s: int
+    """Seconds from ``t`` to the expiry."""
+
+    def expires_s(self, rules: Rules) -> float:
+        """``t + life_s``."""
+        return float(self.t + self.life_s)
+
+    def objection(self, rules: Rules, now_s: float) -> str | None:
+        """``t`` may run a little ahead of the reader's clock."""
+        return "from the future" if self.t > now_s + MAX_FUTURE_S else None
 
 
 def key_bytes(kind: int, parts: tuple[KeyPart, ...]) -> bytes:
@@ -138,7 +166,7 @@ def take_peer_id(fields: Fields, name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Announcement:
+class Announcement(LivingRecord):
     """ANNOUNCE: one server's offer for one model. Key ``(manifest, shard)``, subkey the owner's 38 bytes."""
 
     KIND: ClassVar[int] = Kind.ANNOUNCE
@@ -248,7 +276,7 @@ def _take_neighbours(fields: Fields) -> tuple[tuple[str, int], ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class ManifestRecord:
+class ManifestRecord(LivingRecord):
     """MANIFEST: a model that a peer serves. One key for the whole swarm, subkey owner || manifest."""
 
     KIND: ClassVar[int] = Kind.MANIFEST
@@ -353,11 +381,16 @@ class SignedRecord:
     envelope: bytes  # what is stored, byte for byte the same at every replica
     key: bytes  # preimage of the DHT key
     subkey: bytes  # place under the key
-    expires_s: int  # unix seconds; exactly t + life_s
+    expires_s: float  # unix seconds; what the body and the swarm's rules say
 
 
-def seal(record: Record, *authors: Identity) -> SignedRecord:
+def seal(record: Record, *authors: Identity, rules: Rules = DEFAULT_RULES) -> SignedRecord:
     """Sign a record with the identities of its authors, in their order.
+
+    Args:
+        record: What is signed.
+        authors: Who signs.
+        rules: Of the swarm; records that carry their own life do not need them.
 
     Raises:
         ValueError: The identities are not the record's authors, or a field is out of bounds.
@@ -370,10 +403,10 @@ def seal(record: Record, *authors: Identity) -> SignedRecord:
     except BadRecord as error:
         raise ValueError(f"the record breaks its own rules: {error}") from None
     signatures = tuple(author.sign(record.KIND, body) for author in authors)
-    return place(record, Envelope(record.KIND, body, signatures).to_bytes())
+    return place(record, Envelope(record.KIND, body, signatures).to_bytes(), rules)
 
 
-def place(record: Record, envelope: bytes) -> SignedRecord:
-    """Say where an envelope that holds ``record`` belongs on the DHT."""
+def place(record: Record, envelope: bytes, rules: Rules = DEFAULT_RULES) -> SignedRecord:
+    """Say where an envelope that holds ``record`` belongs on the DHT, and until when."""
     key = key_bytes(record.KIND, record.key_parts(envelope))
-    return SignedRecord(record, envelope, key, record.subkey, record.t + record.life_s)
+    return SignedRecord(record, envelope, key, record.subkey, record.expires_s(rules))

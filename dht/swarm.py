@@ -308,7 +308,7 @@ class Swarm:
         Raises:
             DaemonDied: Our own p2pd has ended.
         """
-        return await self._overlay.publish(signed.key, signed.subkey, signed.envelope, float(signed.expires_s)) > 0
+        return await self._overlay.publish(signed.key, signed.subkey, signed.envelope, signed.expires_s) > 0
 
     async def fetch(self, kind: int, key_parts: Sequence[KeyPart]) -> list[Record]:
         """Read the newest record of each subkey under a key, from all members that should hold some.
@@ -326,7 +326,7 @@ class Swarm:
         records = []
         for envelope in await self._overlay.collect(key_bytes(kind, tuple(key_parts))):
             try:
-                _, placed = parse_envelope(envelope)
+                _, placed = parse_envelope(envelope, self.validator.rules)
             except BadRecord:
                 continue
             if int(kind) == placed.record.KIND and placed.expires_s > time.time():

@@ -16,12 +16,13 @@ from hivemind.dht.crypto import DHTRecord
 from hivemind.dht.validation import RecordValidatorBase
 
 from dht.codec import decode
+from dht.equivocation import Equivocation
 from dht.errors import BadRecord
+from dht.ident import Ident, Succession
 from dht.identity import peer_id_to_bytes, verify
 from dht.parameters import SwarmParameters
 from dht.records import (
     MAX_ENVELOPE_BYTES,
-    MAX_FUTURE_S,
     Announcement,
     Envelope,
     ManifestRecord,
@@ -30,9 +31,24 @@ from dht.records import (
     dht_id,
     place,
 )
+from dht.rules import DEFAULT_RULES, Rules
+from dht.snapshot import Snapshot
+from dht.work import Receipt
 
 REGISTRY: Mapping[int, type[Record]] = MappingProxyType(
-    {kind.KIND: kind for kind in (Announcement, ManifestRecord, SwarmParameters)}
+    {
+        kind.KIND: kind
+        for kind in (
+            Announcement,
+            Equivocation,
+            Ident,
+            ManifestRecord,
+            Receipt,
+            Snapshot,
+            Succession,
+            SwarmParameters,
+        )
+    }
 )
 """Every kind of record that may stand on the DHT; any other is refused."""
 
@@ -43,8 +59,12 @@ REMEMBERED = 16384
 """Good signatures that are remembered, as 32-byte digests."""
 
 
-def parse_envelope(envelope: bytes) -> tuple[Envelope, SignedRecord]:
+def parse_envelope(envelope: bytes, rules: Rules = DEFAULT_RULES) -> tuple[Envelope, SignedRecord]:
     """Decode an envelope and the record inside; say where it belongs. Signatures are not checked here.
+
+    Args:
+        envelope: What was stored, or came from a peer.
+        rules: Of the swarm.
 
     Raises:
         BadRecord: Not canonical, of an unknown kind, oversize, or a field is out of bounds.
@@ -55,17 +75,18 @@ def parse_envelope(envelope: bytes) -> tuple[Envelope, SignedRecord]:
         raise BadRecord("unknown kind")
     if len(envelope) > kind.MAX_BYTES:
         raise BadRecord("oversize")
-    return opened, place(kind.from_body(opened.body), envelope)
+    return opened, place(kind.from_body(opened.body), envelope, rules)
 
 
 class RecordValidator(RecordValidatorBase):
     """Accept registered records under their own key and subkey, with their own expiry and signatures; nothing else.
 
-    ``refusals`` counts what was refused, by reason.
+    ``refusals`` counts what was refused, by reason. ``rules`` are the swarm's, and may be set when they are known.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, clock: Callable[[], float] = time.time, rules: Rules = DEFAULT_RULES) -> None:
         self._clock = clock
+        self.rules = rules
         self._verified: OrderedDict[bytes, None] = OrderedDict()
         self.refusals: Counter[str] = Counter()
 
@@ -96,12 +117,13 @@ class RecordValidator(RecordValidatorBase):
         if len(value) > MAX_ENVELOPE_BYTES:
             return "oversize"
         try:
-            opened, placed = parse_envelope(value)
+            opened, placed = parse_envelope(value, self.rules)
         except BadRecord as error:
             return str(error) if str(error) in ("unknown kind", "oversize") else "malformed"
         now_s = self._clock()
-        if placed.record.t > now_s + MAX_FUTURE_S:
-            return "from the future"
+        objection = placed.record.objection(self.rules, now_s)
+        if objection is not None:
+            return objection
         if placed.expires_s <= now_s:
             return "expired"
         if expires_s != placed.expires_s:
@@ -122,6 +144,8 @@ class RecordValidator(RecordValidatorBase):
         for author, signature in zip(record.authors, opened.signatures, strict=True):
             if not verify(peer_id_to_bytes(author), opened.kind, opened.body, signature):
                 return False
+        if not record.is_proven():
+            return False
         self._verified[digest] = None
         if len(self._verified) > REMEMBERED:
             self._verified.popitem(last=False)

@@ -144,10 +144,6 @@ def test_all_manifest_records_stand_under_one_key_and_one_owner_may_have_several
     assert signed.subkey == peer_id_to_bytes(OWNER.peer_id) + MANIFEST
 
 
-def test_kinds_keep_clear_of_the_numbers_of_receipts():
-    assert not {*Kind} & set(range(1, 8))
-
-
 def test_the_dht_id_is_twenty_bytes():
     assert dht_id(b"abc").hex() == "a9993e364706816aba3e25717850c26c9cd0d89d"
 
