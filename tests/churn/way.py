@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -62,7 +63,7 @@ class Way:
         self._has_room = asyncio.Event()
         self._has_room.set()
         self._free_s = 0.0
-        """When the link has sent all that was taken, by the loop's clock."""
+        """When the link has sent all that was taken, by the monotonic clock, which is finer than the loop's."""
 
     async def take(self) -> None:
         """Take pieces until the sender has ended."""
@@ -87,7 +88,7 @@ class Way:
             raise
 
     def _put(self, piece: bytes, conditions: Conditions) -> None:
-        self._free_s = max(self._free_s, asyncio.get_running_loop().time()) + len(piece) / conditions.bytes_per_s
+        self._free_s = max(self._free_s, time.monotonic()) + len(piece) / conditions.bytes_per_s
         self._pieces.put_nowait((self._free_s + conditions.delay_s, piece))
         self.queued += len(piece)
         if self.queued >= MAX_QUEUED_BYTES:
@@ -104,7 +105,7 @@ class Way:
         """Give on each piece when it is due, the end of the direction too."""
         while True:
             due_s, piece = await self._pieces.get()
-            if (left_s := due_s - asyncio.get_running_loop().time()) > 0:
+            while (left_s := due_s - time.monotonic()) > 0:
                 await asyncio.sleep(left_s)
             if not piece:
                 self._writer.write_eof()

@@ -33,7 +33,7 @@ from tests.limits.commands import Outcome, environment_of, left_by, run
 from tests.limits.small_swarm import NUM_BLOCKS, SmallSwarm, change_config, save_model
 from tests.processes import NodeProcess, children_of, is_running, run_command, servers
 
-_PROGRESS = ("Memory: ", "Loading blocks ")
+_PROGRESS = ("Memory: ", "Network: ", "Loading blocks ")
 """What a server says before it finds that the weights are not those that the config asks for."""
 _GARBAGE = b"\x40\x00\x00\x00\x00\x00\x00\x00" + b"{not json" * 20
 
