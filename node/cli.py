@@ -202,6 +202,14 @@ def _add_bootstrap(commands: Commands) -> None:
     parser.add_argument("--private", action="store_true", help="admit only peers that have the join code")
     parser.add_argument("--name", default=None, help="name of the swarm (default: private, or public)")
     parser.add_argument("--join", metavar="CODE", default=None, help="be a further bootstrap of this swarm")
+    parser.add_argument(
+        "--epoch", type=_epoch, metavar="SECONDS",
+        help="length of the periods in which work is counted, for tests and private swarms (default: 21600)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--proof-of-work", type=_bits, metavar="BITS",
+        help="how hard it is to make an identity, doubled by each bit (default: 0 with --private, else 22)",
+    )  # fmt: skip
     _add_addresses(parser)
     _add_events(parser)
     parser.add_argument("--exit-with-stdin", action="store_true", help="end when standard input ends")
@@ -219,6 +227,8 @@ def _bootstrap(arguments: Arguments) -> int:
         listen=tuple(arguments.listen or ()),
         announce=tuple(arguments.announce),
         join=parse_join(arguments.join) if arguments.join else None,
+        epoch_s=arguments.epoch,
+        proof_of_work_bits=arguments.proof_of_work,
         exit_with_stdin=arguments.exit_with_stdin,
     )
     reporter = _reporter(arguments)
@@ -587,6 +597,14 @@ def _count(text: str) -> int:
 
 def _seconds(text: str) -> int:
     return _whole(text, 0, 10**6)
+
+
+def _epoch(text: str) -> int:
+    return _whole(text, 1, 2**24)
+
+
+def _bits(text: str) -> int:
+    return _whole(text, 0, 40)
 
 
 def _threads(text: str) -> int:
