@@ -14,6 +14,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from node import __version__
@@ -552,23 +553,39 @@ def _check_doctor(arguments: Arguments) -> None:
 
 
 def _add_identity(commands: Commands) -> None:
-    parser = _command(commands, "identity", _identity, "this node's identity, made if there is none")
-    parser.add_argument("action", choices=["show"])
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    summary = "this node's identity: who it is, whether its key is safe, and copies of it"
+    parser = commands.add_parser("identity", help=summary, description=summary)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    shown = _command(actions, "show", _show_identity, "the peer id, made if there is none, and how its key is kept")
+    shown.add_argument("--json", action="store_true", help="print one JSON object")
+    exported = _command(actions, "export", _export_identity, "write the key to a file that a passphrase opens")
+    imported = _command(actions, "import", _import_identity, "make the key in an exported file this node's own")
+    for action in (exported, imported):
+        action.add_argument("file", metavar="FILE", type=Path)
+        action.add_argument(
+            "--passphrase-file", metavar="PATH", type=Path, help="read the passphrase here (default: it is asked for)"
+        )
+    imported.add_argument("--replace", action="store_true", help="put aside the identity that stands here")
 
 
-def _identity(arguments: Arguments) -> int:
-    import json
+def _show_identity(arguments: Arguments) -> int:
+    from node.run import identity
 
-    from dht.identity import Identity
+    identity.show(default_home(), as_json=arguments.json)
+    return 0
 
-    path = default_home() / "identity"
-    identity = Identity.load_or_create(path)
-    if arguments.json:
-        sys.stdout.write(json.dumps({"peer_id": identity.peer_id, "path": str(path)}) + "\n")
-    else:
-        sys.stdout.write(f"{identity.peer_id}\n")
-        sys.stderr.write(f"kept in {path}\n")
+
+def _export_identity(arguments: Arguments) -> int:
+    from node.run import identity
+
+    identity.export(default_home(), arguments.file, arguments.passphrase_file)
+    return 0
+
+
+def _import_identity(arguments: Arguments) -> int:
+    from node.run import identity
+
+    identity.import_(default_home(), arguments.file, arguments.passphrase_file, replace=arguments.replace)
     return 0
 
 
