@@ -28,7 +28,7 @@ async def test_anyone_may_publish_the_proof_and_every_reader_finds_it():
             assert holds(scene.honest[0], signed.key) == {signed.subkey: signed.envelope}
             async with scene.fresh_reader() as reader:
                 assert await reader.fetch(Kind.EQUIVOCATION, signed.record.key_parts()) == [signed.record]
-                assert reader.validator.refusals.total() == 0
+                assert set(reader.validator.refusals) <= {"rules not known"}  # what it was handed while it joined
         receipt = cosigned(work(PROVIDER, CONSUMER), PROVIDER, CONSUMER)
         assert signed.expires_s == HOURLY.end_of_evidence(receipt.record.epoch) > receipt.expires_s
 

@@ -1,4 +1,4 @@
-"""What a bootstrap founds, keeps and takes over; swarms of it run in ``tests/swarm``."""
+"""What a bootstrap founds, keeps and takes over, and that whoever joins has its rules."""
 
 import json
 from dataclasses import replace
@@ -10,8 +10,10 @@ from dht.identity import Identity
 from dht.parameters import JoinCode, SwarmParameters, parameters_hash
 from dht.records import Envelope
 from dht.rules import Rules
+from dht.swarm import Swarm
 from node.errors import UserError
 from node.run.bootstrap import BootstrapOptions, Founding, _load_or_found, _save
+from tests.processes import bootstrap
 
 FOUNDER = Identity.ephemeral()
 
@@ -91,3 +93,21 @@ def test_a_damaged_state_is_named_and_left_alone(tmp_path: Path, damage):
     with pytest.raises(UserError, match="cannot be read"):
         founded(tmp_path)
     assert path.read_text() == damaged
+
+
+async def joined(code: str) -> SwarmParameters | None:
+    """What a client knows of a swarm as soon as it has joined."""
+    async with Swarm(Identity.ephemeral(), join=JoinCode.parse(code), client_mode=True) as client:
+        return client.parameters
+
+
+async def test_whoever_joins_has_the_founders_rules_also_through_another_bootstrap_when_the_founder_is_gone(tmp_path):
+    with bootstrap(tmp_path / "first", "--epoch", "7", "--proof-of-work", "3") as (founder, code):
+        parameters = await joined(code)
+        assert parameters is not None
+        assert parameters.rules == Rules(epoch_s=7, proof_of_work_bits=3)
+        with bootstrap(tmp_path / "second", "--join", code) as (_, code_of_both):
+            assert founder.stop() == 0
+            assert await joined(code_of_both) == parameters
+    with bootstrap(tmp_path / "second") as (_, code_again):
+        assert await joined(code_again) == parameters
