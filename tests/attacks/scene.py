@@ -22,7 +22,8 @@ from dht.testnet import testnet
 from dht.work import Receipt
 from tests.dht.samples import receipt
 
-HOURLY = Rules(epoch_s=3600, window_epochs=4, evidence_epochs=8)
+LASTING = Rules(epoch_s=2**24, window_epochs=4, evidence_epochs=8)
+"""Epochs of half a year: none ends while a test runs."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Scene:
 
 
 @contextlib.asynccontextmanager
-async def scene_of(rules: Rules = HOURLY) -> AsyncIterator[Scene]:
+async def scene_of(rules: Rules = LASTING) -> AsyncIterator[Scene]:
     async with testnet(3, rules=rules) as (first, second, adversary):
         adversary.validator.why_not = lambda *_: None
         yield Scene((first, second), adversary, rules)
@@ -97,14 +98,14 @@ def holds(node: Swarm, key: bytes) -> dict[bytes, bytes]:
     return {} if standing is None else {subkey: value for subkey, (value, _) in standing.value.items()}
 
 
-def work(provider: Identity, consumer: Identity, rules: Rules = HOURLY, **changes) -> Receipt:
+def work(provider: Identity, consumer: Identity, rules: Rules = LASTING, **changes) -> Receipt:
     """A receipt of the epoch that runs now, unless ``changes`` say otherwise."""
     now = int(time.time())
     now_fields = {"epoch": rules.epoch_of(now), "t_first": now, "t_last": now}
     return receipt(provider, consumer, **(now_fields | changes))
 
 
-def cosigned(made: Receipt, provider: Identity, consumer: Identity, rules: Rules = HOURLY) -> SignedRecord:
+def cosigned(made: Receipt, provider: Identity, consumer: Identity, rules: Rules = LASTING) -> SignedRecord:
     return seal(made, provider, consumer, rules=rules)
 
 
@@ -114,7 +115,7 @@ def evil_with(signed: SignedRecord, reason: str, **changes) -> Evil:
     return replace(evil, **changes)
 
 
-def enveloped(made: Record, signatures: Sequence[bytes], reason: str, rules: Rules = HOURLY) -> Evil:
+def enveloped(made: Record, signatures: Sequence[bytes], reason: str, rules: Rules = LASTING) -> Evil:
     """A body with these signatures, where it would belong."""
     placed = place(made, Envelope(made.KIND, made.to_body(), tuple(signatures)).to_bytes(), rules)
     return evil_with(placed, reason)

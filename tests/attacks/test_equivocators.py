@@ -5,7 +5,7 @@ from dataclasses import replace
 from dht.equivocation import prove
 from dht.identity import Identity, peer_id_to_bytes
 from dht.records import Envelope, Kind, seal
-from tests.attacks.scene import HOURLY, cosigned, enveloped, holds, scene_of, work
+from tests.attacks.scene import LASTING, cosigned, enveloped, holds, scene_of, work
 
 PROVIDER, CONSUMER, VICTIM = (Identity.ephemeral() for _ in range(3))
 
@@ -23,21 +23,21 @@ async def test_anyone_may_publish_the_proof_and_every_reader_finds_it():
     one, other = contradiction()
     async with scene_of() as scene:
         for accused in (PROVIDER, CONSUMER):
-            signed = seal(prove(accused.peer_id, one, other), rules=HOURLY)
+            signed = seal(prove(accused.peer_id, one, other), rules=LASTING)
             assert await scene.honest[1].store(signed)
             assert holds(scene.honest[0], signed.key) == {signed.subkey: signed.envelope}
             async with scene.fresh_reader() as reader:
                 assert await reader.fetch(Kind.EQUIVOCATION, signed.record.key_parts()) == [signed.record]
                 assert set(reader.validator.refusals) <= {"rules not known"}  # what it was handed while it joined
         receipt = cosigned(work(PROVIDER, CONSUMER), PROVIDER, CONSUMER)
-        assert signed.expires_s == HOURLY.end_of_evidence(receipt.record.epoch) > receipt.expires_s
+        assert signed.expires_s == LASTING.end_of_evidence(receipt.record.epoch) > receipt.expires_s
 
 
 async def test_the_equivocator_cannot_wipe_or_outlive_the_proof():
     """Adversary 11, Equivocator: it holds a replica of the proof against itself, and denies it."""
     one, other = contradiction()
     async with scene_of() as scene:
-        signed = seal(prove(PROVIDER.peer_id, one, other), rules=HOURLY)
+        signed = seal(prove(PROVIDER.peer_id, one, other), rules=LASTING)
         assert await scene.honest[0].store(signed)
         scene.adversary._overlay.protocol.storage.clear()
         for by_s in (-3600.0, 3600.0):

@@ -10,7 +10,7 @@ import pytest
 from dht.identity import Identity
 from dht.records import Kind
 from dht.work import receipts_key
-from tests.attacks.scene import HOURLY, Evil, Scene, cosigned, enveloped, evil_with, holds, scene_of, work
+from tests.attacks.scene import LASTING, Evil, Scene, cosigned, enveloped, evil_with, holds, scene_of, work
 
 PROVIDER, CONSUMER, STRANGER = (Identity.ephemeral() for _ in range(3))
 
@@ -24,16 +24,16 @@ async def scene() -> AsyncIterator[Scene]:
 
 
 def genuine():
-    return cosigned(work(PROVIDER, CONSUMER, lane=0, t_first=now(), t_last=now()), PROVIDER, CONSUMER)
+    return cosigned(work(PROVIDER, CONSUMER, lane=0, t_first=began(), t_last=began()), PROVIDER, CONSUMER)
 
 
-def now() -> int:
-    """The same second for a whole test: what stands is compared with what was made."""
-    return HOURLY.start_of(HOURLY.epoch_of(time.time()))
+def began() -> int:
+    """When the epoch began: the same second for a whole test, for what stands is compared with what was made."""
+    return LASTING.start_of(LASTING.epoch_of(time.time()))
 
 
 async def assert_refused(scene: Scene, *tries: Evil, provider: Identity = PROVIDER) -> None:
-    parts = receipts_key(provider.peer_id, HOURLY.epoch_of(time.time()))
+    parts = receipts_key(provider.peer_id, LASTING.epoch_of(time.time()))
     await scene.assert_refused(Kind.RECEIPT, parts, tries, [genuine().record] if provider is PROVIDER else [])
 
 
@@ -91,7 +91,7 @@ async def test_a_good_receipt_does_not_stand_under_another_providers_key(scene: 
 
 async def test_an_inflator_and_his_friend_cannot_sign_more_than_can_be(scene: Scene):
     """Adversary 5, Inflator: both sign, so nothing but the arithmetic stands against them."""
-    seconds = {"t_first": now(), "t_last": now() + 20}
+    seconds = {"t_first": began(), "t_last": began() + 20}
     tries = [
         both_sign(work(PROVIDER, CONSUMER, lane=lane, **changes))
         for lane, changes in enumerate(
@@ -124,20 +124,20 @@ async def test_nobody_is_paid_by_himself(scene: Scene):
 
 async def test_work_of_epochs_to_come_or_outside_its_epoch_does_not_count(scene: Scene):
     """Adversary 7, Postdater; a backdater too."""
-    epoch, began = HOURLY.epoch_of(time.time()), now()
+    epoch = LASTING.epoch_of(time.time())
     for ahead in (1, 2, 1000):
-        if began + 3600 - time.time() < 150:
-            continue  # the next epoch is within what clocks may differ
-        later = began + ahead * 3600
+        later = LASTING.start_of(epoch + ahead)
         postdated = work(PROVIDER, CONSUMER, epoch=epoch + ahead, lane=ahead, t_first=later, t_last=later)
         key = receipts_key(PROVIDER.peer_id, epoch + ahead)
         await scene.assert_refused(Kind.RECEIPT, key, [both_sign(postdated, "from the future")], [])
+    ended = LASTING.start_of(epoch + 1)
     await assert_refused(
         scene,
-        both_sign(work(PROVIDER, CONSUMER, lane=1, t_first=began - 121), "outside its epoch"),
-        both_sign(work(PROVIDER, CONSUMER, lane=2, t_first=began, t_last=began + 3600 + 121), "outside its epoch"),
+        both_sign(work(PROVIDER, CONSUMER, lane=1, t_first=began() - 121), "outside its epoch"),
+        both_sign(work(PROVIDER, CONSUMER, lane=2, t_first=began(), t_last=ended + 121), "outside its epoch"),
     )
-    gone = work(PROVIDER, CONSUMER, epoch=epoch - 6, lane=3, t_first=began - 6 * 3600, t_last=began - 6 * 3600)
+    long_ago = LASTING.start_of(epoch - 6)
+    gone = work(PROVIDER, CONSUMER, epoch=epoch - 6, lane=3, t_first=long_ago, t_last=long_ago)
     kept = replace(both_sign(gone, "expired"), expires_s=time.time() + 3600)  # or not even the adversary would keep it
     await scene.assert_refused(Kind.RECEIPT, receipts_key(PROVIDER.peer_id, epoch - 6), [kept], [])
 

@@ -16,7 +16,7 @@ from dht.records import Envelope, Kind, SignedRecord
 from dht.rules import Rules
 from dht.swarm import Swarm
 from dht.work import receipts_key
-from tests.attacks.scene import HOURLY, Evil, Scene, cosigned, evil_with, holds, scene_of, work
+from tests.attacks.scene import LASTING, Evil, Scene, cosigned, evil_with, holds, scene_of, work
 from tests.dht.test_attackers import dictionary, send_store
 
 PROVIDER, CONSUMER = Identity.ephemeral(), Identity.ephemeral()
@@ -153,7 +153,7 @@ ENVELOPES = (lambda envelope: envelope + b"\0", version_in_two_bytes, signatures
 
 def mangled(lane: int, mangle) -> Evil:
     made = work(PROVIDER, CONSUMER, lane=lane)
-    signed = cosigned(made, PROVIDER, CONSUMER, HOURLY)
+    signed = cosigned(made, PROVIDER, CONSUMER, LASTING)
     if mangle in ENVELOPES:
         return evil_with(signed, "malformed", envelope=mangle(signed.envelope))
     body = mangle(made.to_body())
