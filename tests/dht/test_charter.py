@@ -82,6 +82,14 @@ async def test_who_joins_has_the_rules_of_the_founder_and_so_stores_by_them():
         assert not await nodes[1].store(identity_record(nodes[1]._identity, DEFAULT_RULES))
 
 
+async def test_no_node_holds_more_under_one_key_than_the_founder_allows():
+    async with testnet(2, rules=RULES, key_quota=2) as (first, second):
+        owners = [Identity.ephemeral() for _ in range(3)]
+        assert [await second.store(seal(announcement(owner), owner)) for owner in owners] == [True, True, False]
+        newer = seal(announcement(owners[0], t=int(time.time()) + 1), owners[0])
+        assert await first.store(newer), "who stands there may say something new"
+
+
 async def test_a_client_that_joins_later_reads_the_rules_too():
     async with (
         testnet(2, rules=RULES) as (first, second),
