@@ -13,7 +13,9 @@ from typing import Any
 
 from golden.edges import all_edges
 from golden.records import all_records
+from golden.refused import all_refused
 
+ABOUT = "Records of every kind: what follows from seeds and fields; and what every node refuses, and why."
 VECTORS = Path(__file__).parent.parent / "tests" / "vectors"
 
 
@@ -23,7 +25,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=VECTORS, help="folder to write to (default: tests/vectors)")
     out: Path = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
-    _write(out / "records.json", all_records())
+    records = {"about": ABOUT, "records": all_records(), "refused": all_refused()}
+    _write(out / "records.json", records)
     _write(out / "ed25519_edges.json", all_edges())
 
 

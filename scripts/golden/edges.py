@@ -92,14 +92,14 @@ def _points() -> Iterator[tuple[str, bytes, int, bytes]]:
     neutral = curve.encode(curve.NEUTRAL)
     yield "R is the neutral point", KEY, 0, _signed(KEY, 0, lambda message: _with_point(neutral, 0, message))
     for name, encoded in _odd_neutrals():
-        yield f"R is {name}", KEY, 0, _signed(KEY, 0, lambda message, r=encoded: _with_point(r, 0, message))  # type: ignore[misc]
+        yield f"R is {name}", KEY, 0, _signed(KEY, 0, lambda message, r=encoded: _with_point(r, 0, message))
     for order, part in ((2, curve.times(4, curve.TORSION)), (8, curve.TORSION)):
         mixed = curve.encode(curve.add(curve.times(ANY, curve.BASE), part))
         name = f"R with a part of order {order}"
-        yield name, KEY, 0, _signed(KEY, 0, lambda message, r=mixed: _with_point(r, ANY, message))  # type: ignore[misc]
+        yield name, KEY, 0, _signed(KEY, 0, lambda message, r=mixed: _with_point(r, ANY, message))
         small = curve.encode(part)
         name = f"R of order {order}"
-        yield name, KEY, 0, _signed(KEY, 0, lambda message, r=small: _with_point(r, 0, message))  # type: ignore[misc]
+        yield name, KEY, 0, _signed(KEY, 0, lambda message, r=small: _with_point(r, 0, message))
 
 
 def _odd_neutrals() -> Iterator[tuple[str, bytes]]:
