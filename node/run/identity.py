@@ -14,9 +14,10 @@ import os
 import secrets
 import stat
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dht.beginnings import BEGINNINGS_FILE, read_beginnings
 from dht.errors import IdentityDamaged, IdentityNotWritten
 from dht.identity import Identity
 from dht.identity_export import (
@@ -89,11 +90,13 @@ def show(home: Path, *, as_json: bool) -> None:
     safety = safety_of(file, path.parent.stat(), os.getuid())
     written = datetime.datetime.fromtimestamp(int(file.st_mtime), datetime.UTC)
     advice = safety.advice(path)
+    enrolled = read_beginnings(home / BEGINNINGS_FILE, identity.peer_id)
     if as_json:
         fields = {
             "peer_id": identity.peer_id,
             "path": str(path),
             "created": written.isoformat(),
+            "enrolled": {swarm: asdict(each) for swarm, each in enrolled.items()},
             "safe": safety.is_safe,
             "readable_by_others": safety.readable_by_others,
             "advice": advice,
@@ -102,6 +105,9 @@ def show(home: Path, *, as_json: bool) -> None:
         return
     sys.stdout.write(f"{identity.peer_id}\n")
     sys.stderr.write(f"kept in {path} since {written:%Y-%m-%d %H:%M} UTC\n")
+    for swarm, beginning in enrolled.items():
+        since = datetime.datetime.fromtimestamp(beginning.since_s, datetime.UTC)
+        sys.stderr.write(f"enrolled in swarm {swarm[:8] or '(without rules)'} since {since:%Y-%m-%d %H:%M} UTC\n")
     sys.stderr.write(f"{advice or 'Of the users of this machine only you and its administrator can read your key.'}\n")
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from dht.beginnings import Beginning, write_beginning
 from dht.identity import Identity
 from node.cli import main
 from node.run import identity as command
@@ -49,6 +50,19 @@ def test_show_makes_an_identity_and_says_that_its_key_is_safe(home: Path, capsys
     assert fields["safe"] is True
     assert (fields["advice"], fields["readable_by_others"]) == ("", False)
     assert fields["created"].endswith("+00:00")
+
+
+def test_show_says_since_when_the_identity_counts_in_which_swarm(home: Path, capsys: pytest.CaptureFixture[str]):
+    run("show")
+    peer_id = capsys.readouterr().out.strip()
+    write_beginning(home / "ident.json", peer_id, "ab" * 32, Beginning(80_000, 7, 21600))
+    write_beginning(home / "ident.json", peer_id, "", Beginning(80_001, 7, 21600))
+    run("show")
+    shown = capsys.readouterr().err
+    assert "enrolled in swarm abababab since 2024-10-04 00:00 UTC" in shown
+    assert "enrolled in swarm (without rules) since 2024-10-04 06:00 UTC" in shown
+    run("show", "--json")
+    assert json.loads(capsys.readouterr().out)["enrolled"]["ab" * 32]["created_epoch"] == 80_000
 
 
 def test_show_says_when_others_can_read_the_key_and_how_to_mend_it(home: Path, capsys: pytest.CaptureFixture[str]):
