@@ -106,10 +106,10 @@ async def run_bootstrap(options: BootstrapOptions, reporter: Reporter) -> None:
     listen = options.listen or founding.listen or ("/ip4/127.0.0.1/tcp/0",)
     others = options.join.addresses if options.join else ()
     peers = JoinCode(others, founding.name, founding.parameters_hash, founding.secret)
-    place_of_swarm = Swarm(
+    place_in_swarm = Swarm(
         identity, join=peers, listen=listen, announce=options.announce, carry=True, parameters=founding.parameters
     )
-    async with place_of_swarm as swarm:
+    async with place_in_swarm as swarm:
         founding = replace(founding, listen=_with_ports(listen, swarm.addresses), parameters=swarm.parameters_envelope)
         _save(state_path, founding)
         addresses = tuple(swarm.addresses)

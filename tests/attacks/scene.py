@@ -67,8 +67,7 @@ class Scene:
         wanted = Counter(evil.reason for evil in tries)
         async with self.fresh_reader() as reader:
             assert sorted(map(repr, await reader.fetch(kind, parts))) == sorted(map(repr, genuine))
-            met = {evil.key for evil in tries} == {tries[0].key}
-            assert not met or reader.validator.refusals >= wanted
+            assert reader.validator.refusals >= wanted, "it met them all, and believed none"
         for node in self.honest:
             assert node.validator.refusals >= wanted
             held = {envelope for evil in tries for envelope in holds(node, evil.key).values()}
