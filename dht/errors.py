@@ -5,6 +5,7 @@ DhtError
 │   ├── IdentityInUse            the same identity runs elsewhere
 │   ├── IdentityDamaged          the identity file cannot be read
 │   ├── IdentityNotWritten       the identity file cannot be written
+│   ├── WrongPassphrase          an exported identity does not open with it
 │   └── ClockSkew                this machine's clock differs from the swarm's
 ├── BadJoinCode (ValueError)   a join code that a user gave is damaged
 ├── BadAddress (ValueError)    a multiaddr that a user gave is malformed
@@ -39,6 +40,10 @@ class IdentityDamaged(LocalError):
 
 class IdentityNotWritten(LocalError):
     """The identity file could not be written; the message holds the mend."""
+
+
+class WrongPassphrase(LocalError):
+    """An exported identity is whole, but does not open with the passphrase that was given."""
 
 
 class ClockSkew(LocalError):

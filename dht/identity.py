@@ -100,14 +100,14 @@ class Identity:
             IdentityNotWritten: The directory or the file could not be written.
         """
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            return cls._load(path)
+            return cls.load(path)
         fresh = cls(Ed25519PrivateKey.generate(), path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             fresh.write_new()
         except OSError as error:
             raise IdentityNotWritten(_why_not_written(path, error)) from error
-        return cls._load(path)
+        return cls.load(path)
 
     @classmethod
     def ephemeral(cls) -> Self:
@@ -115,7 +115,23 @@ class Identity:
         return cls(Ed25519PrivateKey.generate(), None)
 
     @classmethod
-    def _load(cls, path: Path) -> Self:
+    def from_seed(cls, seed: bytes, path: Path | None = None) -> Self:
+        """Make the identity of a secret seed of 32 bytes; nothing is written.
+
+        Raises:
+            ValueError: The seed has another length.
+        """
+        return cls(Ed25519PrivateKey.from_private_bytes(seed), path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Load the key from ``path``.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            NotADirectoryError: Nor can there be one.
+            IdentityDamaged: The file holds something else.
+        """
         mend = "restore it from a backup, or move it away to get a new identity"
         try:
             data = path.read_bytes()
@@ -134,21 +150,46 @@ class Identity:
     def _file_bytes(self) -> bytes:
         return _KEY_FILE_PREFIX + self._key.private_bytes_raw() + self._public
 
+    def seed(self) -> bytes:
+        """Give the secret itself, 32 bytes: for an encrypted copy, and for nothing else."""
+        return self._key.private_bytes_raw()
+
     def write_new(self) -> None:
         """Write to a sibling, force it to disk, then link it into place unless a file is already there."""
         if self.path is None:
             return
-        draft = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}")
+        with self._draft(self.path) as draft, contextlib.suppress(FileExistsError):
+            os.link(draft, self.path)
+
+    def write_over(self, kept: Path) -> None:
+        """Take the place of the file that stands at our path, which stays as ``kept``; one of them is always whole.
+
+        Raises:
+            FileExistsError: Something stands at ``kept``; nothing has changed.
+            IdentityNotWritten: The directory could not be written.
+        """
+        assert self.path is not None
+        try:
+            with self._draft(self.path) as draft:
+                os.link(self.path, kept)
+                draft.replace(self.path)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise IdentityNotWritten(_why_not_written(self.path, error)) from error
+
+    @contextlib.contextmanager
+    def _draft(self, path: Path) -> Iterator[Path]:
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         try:
             with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(self._file_bytes())
                 file.flush()
                 os.fsync(file.fileno())
-            with contextlib.suppress(FileExistsError):
-                os.link(draft, self.path)
+            yield draft
         finally:
             draft.unlink(missing_ok=True)
-        directory = os.open(self.path.parent, os.O_RDONLY)
+        directory = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(directory)
         finally:

@@ -4,6 +4,7 @@
      ├── Identity.lock, Daemon (p2pd), Control      a process and its socket
      ├── Membership                                 who belongs; streams among members
      ├── Circuits, and in a bootstrap Relay         connections to members that no one can dial
+     ├── Charter                                    the swarm's rules
      └── Overlay over AdmittedProtocol              records among members
 
 This file does not know models, sessions or what travels in streams. It runs on the caller's event loop.
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Self
 
+from dht.charter import Charter
 from dht.errors import (
     BadRecord,
     ClockSkew,
@@ -44,8 +46,9 @@ from dht.membership.members import (
 )
 from dht.membership.relay import Relay
 from dht.membership.speed import Speed
-from dht.parameters import PUBLIC_NAME, JoinCode, split_address
+from dht.parameters import PUBLIC_NAME, JoinCode, SwarmParameters, parameters_hash, split_address
 from dht.records import Announcement, KeyPart, Record, SignedRecord, key_bytes
+from dht.rules import Rules
 from dht.validation import RecordValidator, parse_envelope
 
 __all__ = ["LAST_WORD_S", "Stream", "Swarm"]
@@ -70,6 +73,9 @@ MAX_RELAYS = 3
 RESERVE_S = 5.0
 """Seconds that a relay may take to answer, and until one that did not is asked again."""
 
+READ_PARAMETERS_S = 5.0
+"""Seconds that joining may wait for the swarm's parameters; after that the watch looks for them."""
+
 _EMPTY_QUESTION = b"\x90"
 
 
@@ -87,6 +93,7 @@ class Swarm:
         announce: Sequence[str] = (),
         client_mode: bool = False,
         carry: bool = False,
+        parameters: bytes = b"",
     ) -> None:
         """Describe the place; entering the context takes it.
 
@@ -99,14 +106,16 @@ class Swarm:
             announce: Multiaddrs to give to others instead of those.
             client_mode: True: store nothing for others, and be reached by none that we do not call.
             carry: True: carry connections to members that no one can dial, as bootstraps do.
+            parameters: Envelope of the swarm's parameters, at a node that holds them; empty: they are read from the
+                DHT, by the hash in ``join``, and a swarm without such a hash has the default rules.
 
         Raises:
             BadAddress: One of the addresses is malformed.
+            BadRecord: The parameters are not those that ``join`` names.
         """
         self._identity = identity
         self._join = [split_address(address) for address in join.addresses] if join is not None else []
         self.name = join.name if join is not None else name
-        self.parameters_hash = join.parameters_hash if join is not None else b""
         self._secret = join.secret if join is not None else secret
         for address in (*listen, *announce, *(transport for transport, _ in self._join)):
             address_bytes(address)
@@ -119,11 +128,37 @@ class Swarm:
         self._entered: contextlib.AsyncExitStack | None = None
         self.peer_id = identity.peer_id
         self.validator = RecordValidator()
+        named = join.parameters_hash if join is not None else b""
+        self._charter = Charter(named or (parameters and parameters_hash(parameters)), parameters, self.validator)
+
+    @property
+    def parameters(self) -> SwarmParameters | None:
+        """What the founder decided; None while that is not known, and in a swarm without parameters."""
+        return self._charter.parameters
+
+    @property
+    def parameters_envelope(self) -> bytes:
+        """The sealed parameters as they stand on the DHT; empty while they are not known."""
+        return self._charter.envelope
+
+    @property
+    def parameters_hash(self) -> bytes:
+        """What the join code names: sha256 of the sealed parameters, 32 bytes; empty: the swarm has none."""
+        return self._charter.hash
+
+    async def wait_for_rules(self) -> Rules:
+        """Wait until the swarm's rules are known: whoever makes a record that depends on them needs them first."""
+        return await self._charter.wait()
 
     @property
     def is_private(self) -> bool:
         """Say whether admission needs a secret."""
         return self._secret is not None
+
+    @property
+    def join_code(self) -> JoinCode:
+        """What another node needs to join this swarm through us, the secret of a private one included."""
+        return JoinCode(tuple(self.addresses), self.name, self.parameters_hash, self._secret)
 
     @property
     def addresses(self) -> list[str]:
@@ -179,6 +214,7 @@ class Swarm:
         )
         stack.push_async_callback(protocol.shutdown)
         self._overlay = Overlay(protocol)
+        self._charter.limit(protocol.storage)
         await self._membership.start()
         await self._circuits.start()
         self._speed = Speed(self._membership)
@@ -186,6 +222,9 @@ class Swarm:
         if self._carry:
             await Relay(self._membership, self._control.seen_at).start()
         await self._join_through()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READ_PARAMETERS_S):
+                await self._charter.read(self._overlay)
         await self._reserve_relays()
         watch = asyncio.get_running_loop().create_task(self._watch())
         stack.push_async_callback(_cancelled, watch)
@@ -280,6 +319,7 @@ class Swarm:
                 for peer, transport in bootstraps.items():
                     if peer not in connected or not self._overlay.knows(peer):
                         await self._meet_again(peer, transport)
+                await self._charter.read(self._overlay)
                 await self._reserve_relays()
                 if time.monotonic() - refreshed > REFRESH_S:
                     refreshed = time.monotonic()

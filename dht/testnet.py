@@ -6,11 +6,17 @@ This file does not know what the nodes are for.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 
 from dht.identity import Identity
-from dht.parameters import JoinCode
+from dht.parameters import SwarmParameters
+from dht.records import SignedRecord, seal
+from dht.rules import Rules
 from dht.swarm import Swarm
+
+LIFE_S = 86400
+"""Seconds for which the parameters of such a swarm stand."""
 
 
 @contextlib.asynccontextmanager
@@ -19,17 +25,28 @@ async def testnet(
     *,
     name: str = "testnet",  # noqa: PT028 - no test, in spite of its name
     secret: bytes | None = None,  # noqa: PT028
+    rules: Rules | None = None,  # noqa: PT028
+    key_quota: int = 4096,  # noqa: PT028
 ) -> AsyncIterator[list[Swarm]]:
     """Run ``num_nodes`` swarms, every one joined through the first; all of them end with the context.
+
+    With ``rules`` the first node founds the swarm: it signs and publishes its parameters, and the others read them.
 
     Args:
         num_nodes: How many, at least 1.
         name: The swarm's name.
         secret: 32 bytes for a private swarm; None for a public one.
+        rules: Epochs, windows and proof of work; None: a swarm without parameters, which has the default rules.
+        key_quota: Most records under one key, where there are ``rules``.
     """
     async with contextlib.AsyncExitStack() as stack:
-        first = await stack.enter_async_context(Swarm(Identity.ephemeral(), name=name, secret=secret))
-        join = JoinCode(tuple(first.addresses), name, b"", secret)
+        founder = Identity.ephemeral()
+        founded = None if rules is None else found(founder, name, rules, private=bool(secret), key_quota=key_quota)
+        envelope = b"" if founded is None else founded.envelope
+        first = await stack.enter_async_context(Swarm(founder, name=name, secret=secret, parameters=envelope))
+        if founded is not None:
+            await first.store(founded)
+        join = first.join_code
         others = [Swarm(Identity.ephemeral(), join=join) for _ in range(num_nodes - 1)]
         entering = [asyncio.get_running_loop().create_task(_entered(swarm)) for swarm in others]
         outcomes = await asyncio.gather(*entering, return_exceptions=True)
@@ -48,6 +65,23 @@ async def testnet(
             leaving = [swarm for swarm, outcome in zip(others, outcomes, strict=True) if outcome is None]
             stack.pop_all()
             await asyncio.gather(*(swarm.__aexit__(None, None, None) for swarm in [*leaving, first]))
+
+
+def found(founder: Identity, name: str, rules: Rules, *, private: bool = False, key_quota: int = 4096) -> SignedRecord:
+    """Sign the parameters of a swarm with these rules, founded now."""
+    parameters = SwarmParameters(
+        founder=founder.peer_id,
+        t=int(time.time()),
+        life_s=LIFE_S,
+        name=name,
+        private=private,
+        epoch_s=rules.epoch_s,
+        proof_of_work_bits=rules.proof_of_work_bits,
+        key_quota=key_quota,
+        window_epochs=rules.window_epochs,
+        evidence_epochs=rules.evidence_epochs,
+    )
+    return seal(parameters, founder)
 
 
 testnet.__test__ = False  # type: ignore[attr-defined]  # for pytest, which takes every test* for a test

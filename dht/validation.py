@@ -25,6 +25,7 @@ from dht.records import (
     MAX_ENVELOPE_BYTES,
     Announcement,
     Envelope,
+    LivingRecord,
     ManifestRecord,
     Record,
     SignedRecord,
@@ -81,14 +82,26 @@ def parse_envelope(envelope: bytes, rules: Rules = DEFAULT_RULES) -> tuple[Envel
 class RecordValidator(RecordValidatorBase):
     """Accept registered records under their own key and subkey, with their own expiry and signatures; nothing else.
 
-    ``refusals`` counts what was refused, by reason. ``rules`` are the swarm's, and may be set when they are known.
+    ``refusals`` counts what was refused, by reason. ``rules`` are the swarm's; while ``knows_rules`` is False, records
+    that depend on them are refused, because nobody can say where these belong and when they expire.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time, rules: Rules = DEFAULT_RULES) -> None:
         self._clock = clock
-        self.rules = rules
+        self._rules = rules
+        self.knows_rules = True
         self._verified: OrderedDict[bytes, None] = OrderedDict()
         self.refusals: Counter[str] = Counter()
+
+    @property
+    def rules(self) -> Rules:
+        """The swarm's rules; the default ones while they are not known."""
+        return self._rules
+
+    @rules.setter
+    def rules(self, rules: Rules) -> None:
+        self._rules = rules
+        self.knows_rules = True
 
     def validate(self, record: DHTRecord) -> bool:
         """Say whether ``record`` may be stored or believed; counts the reason when not."""
@@ -120,6 +133,8 @@ class RecordValidator(RecordValidatorBase):
             opened, placed = parse_envelope(value, self.rules)
         except BadRecord as error:
             return str(error) if str(error) in ("unknown kind", "oversize") else "malformed"
+        if not self.knows_rules and not isinstance(placed.record, LivingRecord):
+            return "rules not known"
         now_s = self._clock()
         objection = placed.record.objection(self.rules, now_s)
         if objection is not None:

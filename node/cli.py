@@ -14,6 +14,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from node import __version__
@@ -202,6 +203,14 @@ def _add_bootstrap(commands: Commands) -> None:
     parser.add_argument("--private", action="store_true", help="admit only peers that have the join code")
     parser.add_argument("--name", default=None, help="name of the swarm (default: private, or public)")
     parser.add_argument("--join", metavar="CODE", default=None, help="be a further bootstrap of this swarm")
+    parser.add_argument(
+        "--epoch", type=_epoch, metavar="SECONDS",
+        help="length of the periods in which work is counted, for tests and private swarms (default: 21600)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--proof-of-work", type=_bits, metavar="BITS",
+        help="how hard it is to make an identity, doubled by each bit (default: 0 with --private, else 22)",
+    )  # fmt: skip
     _add_addresses(parser)
     _add_events(parser)
     parser.add_argument("--exit-with-stdin", action="store_true", help="end when standard input ends")
@@ -219,6 +228,8 @@ def _bootstrap(arguments: Arguments) -> int:
         listen=tuple(arguments.listen or ()),
         announce=tuple(arguments.announce),
         join=parse_join(arguments.join) if arguments.join else None,
+        epoch_s=arguments.epoch,
+        proof_of_work_bits=arguments.proof_of_work,
         exit_with_stdin=arguments.exit_with_stdin,
     )
     reporter = _reporter(arguments)
@@ -542,23 +553,39 @@ def _check_doctor(arguments: Arguments) -> None:
 
 
 def _add_identity(commands: Commands) -> None:
-    parser = _command(commands, "identity", _identity, "this node's identity, made if there is none")
-    parser.add_argument("action", choices=["show"])
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    summary = "this node's identity: who it is, whether its key is safe, and copies of it"
+    parser = commands.add_parser("identity", help=summary, description=summary)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    shown = _command(actions, "show", _show_identity, "the peer id, made if there is none, and how its key is kept")
+    shown.add_argument("--json", action="store_true", help="print one JSON object")
+    exported = _command(actions, "export", _export_identity, "write the key to a file that a passphrase opens")
+    imported = _command(actions, "import", _import_identity, "make the key in an exported file this node's own")
+    for action in (exported, imported):
+        action.add_argument("file", metavar="FILE", type=Path)
+        action.add_argument(
+            "--passphrase-file", metavar="PATH", type=Path, help="read the passphrase here (default: it is asked for)"
+        )
+    imported.add_argument("--replace", action="store_true", help="put aside the identity that stands here")
 
 
-def _identity(arguments: Arguments) -> int:
-    import json
+def _show_identity(arguments: Arguments) -> int:
+    from node.run import identity
 
-    from dht.identity import Identity
+    identity.show(default_home(), as_json=arguments.json)
+    return 0
 
-    path = default_home() / "identity"
-    identity = Identity.load_or_create(path)
-    if arguments.json:
-        sys.stdout.write(json.dumps({"peer_id": identity.peer_id, "path": str(path)}) + "\n")
-    else:
-        sys.stdout.write(f"{identity.peer_id}\n")
-        sys.stderr.write(f"kept in {path}\n")
+
+def _export_identity(arguments: Arguments) -> int:
+    from node.run import identity
+
+    identity.export(default_home(), arguments.file, arguments.passphrase_file)
+    return 0
+
+
+def _import_identity(arguments: Arguments) -> int:
+    from node.run import identity
+
+    identity.import_(default_home(), arguments.file, arguments.passphrase_file, replace=arguments.replace)
     return 0
 
 
@@ -587,6 +614,14 @@ def _count(text: str) -> int:
 
 def _seconds(text: str) -> int:
     return _whole(text, 0, 10**6)
+
+
+def _epoch(text: str) -> int:
+    return _whole(text, 1, 2**24)
+
+
+def _bits(text: str) -> int:
+    return _whole(text, 0, 40)
 
 
 def _threads(text: str) -> int:

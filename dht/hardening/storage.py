@@ -14,7 +14,7 @@ from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue
 
 MAX_SUBKEYS = 4096
-"""Most records under one key."""
+"""Most records under one key, whatever a swarm's parameters say."""
 
 MAX_KEY_BYTES = 2_500_000
 """Most bytes of records under one key; one answer carries a whole key, and p2pd carries 4 MiB."""
@@ -25,6 +25,9 @@ MAX_KEYS = 65536
 
 class RecordStorage(DHTLocalStorage):
     """Subkeyed records only; of two records for one place the later expiry stays."""
+
+    max_subkeys: int = MAX_SUBKEYS
+    """Most records under one key, as the swarm's parameters say."""
 
     def store(self, key: DHTID, value: object, expiration_time: float, subkey: object = None) -> bool:
         """Store a record under ``subkey``; a value without one is refused."""
@@ -54,7 +57,7 @@ class RecordStorage(DHTLocalStorage):
         """Say whether another record of ``num_bytes`` fits under ``key``."""
         if len(records) == 0:
             return len(self) < MAX_KEYS
-        if len(records) >= MAX_SUBKEYS:
+        if len(records) >= min(self.max_subkeys, MAX_SUBKEYS):
             return False
         # Counting bytes walks the key, so it is done only where the quota could be near.
         if (len(records) + 1) * 4096 <= MAX_KEY_BYTES:

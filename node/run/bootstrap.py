@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -13,9 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dht.errors import BadRecord
 from dht.identity import Identity
 from dht.parameters import SECRET_BYTES, JoinCode, SwarmParameters, parameters_hash
 from dht.records import Envelope, SignedRecord, place, seal
+from dht.rules import Rules
 from dht.swarm import Swarm
 from node.errors import UserError
 from node.run.events import Reporter
@@ -23,6 +26,8 @@ from node.run.lifetime import until_told_to_stop
 
 _LIFE_S = 10 * 365 * 86400
 _REPUBLISH_S = 600.0
+_PUBLISH_S = 10.0
+_PUBLIC_PROOF_OF_WORK_BITS = 22
 _STATE_FILE = "bootstrap.json"
 
 
@@ -37,6 +42,10 @@ class BootstrapOptions:
     announce: tuple[str, ...]
     join: JoinCode | None
     """Another bootstrap of the same swarm, or None to found one."""
+    epoch_s: int | None
+    """Seconds of an epoch in the swarm that is founded; None: six hours."""
+    proof_of_work_bits: int | None
+    """Bits that an identity's proof needs there; None: none in a private swarm, 22 in a public one."""
     exit_with_stdin: bool
 
 
@@ -47,7 +56,7 @@ class Founding:
     name: str
     secret: bytes | None
     parameters: bytes
-    """Envelope of the signed ``SwarmParameters``; empty at a bootstrap that joined an existing swarm."""
+    """Envelope of the signed ``SwarmParameters``; empty at a bootstrap that has joined and not read them yet."""
     parameters_hash: bytes
     listen: tuple[str, ...]
     """Where it listened last, so that a restart listens there again."""
@@ -64,15 +73,25 @@ class Founding:
 
     @classmethod
     def from_json(cls, data: Any) -> Founding:
-        """Read what ``to_json`` wrote; raises KeyError, TypeError or ValueError for anything else."""
+        """Read what ``to_json`` wrote; raises KeyError, TypeError, ValueError or BadRecord for anything else."""
         secret = data["secret"]
-        return cls(
+        founding = cls(
             name=str(data["name"]),
             secret=bytes.fromhex(secret) if secret else None,
             parameters=bytes.fromhex(data["parameters"]),
             parameters_hash=bytes.fromhex(data["parameters_hash"]),
             listen=tuple(map(str, data["listen"])),
         )
+        if founding.parameters and parameters_hash(founding.parameters) != founding.parameters_hash:
+            raise ValueError("the parameters do not have the hash that is kept beside them")
+        founding.rules()
+        return founding
+
+    def rules(self) -> Rules | None:
+        """Return the rules that the parameters hold, or None without them; raises BadRecord."""
+        if not self.parameters:
+            return None
+        return SwarmParameters.from_body(Envelope.from_bytes(self.parameters).body).rules
 
 
 async def run_bootstrap(options: BootstrapOptions, reporter: Reporter) -> None:
@@ -87,12 +106,16 @@ async def run_bootstrap(options: BootstrapOptions, reporter: Reporter) -> None:
     listen = options.listen or founding.listen or ("/ip4/127.0.0.1/tcp/0",)
     others = options.join.addresses if options.join else ()
     peers = JoinCode(others, founding.name, founding.parameters_hash, founding.secret)
-    async with Swarm(identity, join=peers, listen=listen, announce=options.announce, carry=True) as swarm:
-        founding = replace(founding, listen=_with_ports(listen, swarm.addresses))
+    place_in_swarm = Swarm(
+        identity, join=peers, listen=listen, announce=options.announce, carry=True, parameters=founding.parameters
+    )
+    async with place_in_swarm as swarm:
+        founding = replace(founding, listen=_with_ports(listen, swarm.addresses), parameters=swarm.parameters_envelope)
         _save(state_path, founding)
         addresses = tuple(swarm.addresses)
         code = JoinCode((*addresses, *others), founding.name, founding.parameters_hash, founding.secret).encode()
-        publishing = asyncio.create_task(_publish_parameters(swarm, founding.parameters))
+        await _publish_once(swarm)  # Whoever has the join code finds them.
+        publishing = asyncio.create_task(_publish_parameters(swarm))
         told = asyncio.create_task(until_told_to_stop(exit_with_stdin=options.exit_with_stdin))
         closed = asyncio.create_task(swarm.wait_closed())
         try:
@@ -112,30 +135,65 @@ def _load_or_found(path: Path, identity: Identity, options: BootstrapOptions) ->
     if path.exists():
         try:
             founding = Founding.from_json(json.loads(path.read_text()))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, BadRecord) as error:
             raise UserError(
                 f"The state of the bootstrap in {path} cannot be read; restore it, or move it away to found another."
             ) from error
-        if options.private and founding.secret is None:
-            raise UserError(
-                f"The swarm founded in {path.parent} is public; use another EFEDLLM_HOME for a private one."
-            )
+        _check_founded(founding, path.parent, options)
         return founding
     if options.join is not None:
+        if options.epoch_s is not None or options.proof_of_work_bits is not None:
+            raise UserError("The swarm that is joined has its rules already; leave out --epoch and --proof-of-work.")
         return Founding(options.join.name, options.join.secret, b"", options.join.parameters_hash, ())
-    parameters = SwarmParameters(
-        founder=identity.peer_id, t=int(time.time()), life_s=_LIFE_S, name=options.name, private=options.private
-    )
-    envelope = seal(parameters, identity).envelope
+    envelope = seal(_parameters(identity.peer_id, options), identity).envelope
     secret = secrets.token_bytes(SECRET_BYTES) if options.private else None
     return Founding(options.name, secret, envelope, parameters_hash(envelope), ())
 
 
-async def _publish_parameters(swarm: Swarm, envelope: bytes) -> None:
+def _parameters(founder: str, options: BootstrapOptions) -> SwarmParameters:
+    bits = options.proof_of_work_bits
+    if bits is None:
+        bits = 0 if options.private else _PUBLIC_PROOF_OF_WORK_BITS
+    plain = SwarmParameters(
+        founder=founder,
+        t=int(time.time()),
+        life_s=_LIFE_S,
+        name=options.name,
+        private=options.private,
+        proof_of_work_bits=bits,
+    )
+    return plain if options.epoch_s is None else replace(plain, epoch_s=options.epoch_s)
+
+
+def _check_founded(founding: Founding, home: Path, options: BootstrapOptions) -> None:
+    """Refuse options that say something else than what stands in the state directory."""
+    mend = "use another EFEDLLM_HOME for another swarm"
+    if options.private and founding.secret is None:
+        raise UserError(f"The swarm founded in {home} is public; use another EFEDLLM_HOME for a private one.")
+    rules = founding.rules()
+    if rules is None:
+        if options.epoch_s is not None or options.proof_of_work_bits is not None:
+            raise UserError(f"The rules of the swarm joined in {home} are its founder's; {mend}.")
+        return
+    if options.epoch_s not in (None, rules.epoch_s):
+        raise UserError(f"The swarm of {home} has epochs of {rules.epoch_s} s; {mend}.")
+    if options.proof_of_work_bits not in (None, rules.proof_of_work_bits):
+        raise UserError(f"The swarm of {home} asks for {rules.proof_of_work_bits} bits of proof of work; {mend}.")
+
+
+async def _publish_parameters(swarm: Swarm) -> None:
     """Keep the swarm's parameters on the DHT for as long as this bootstrap runs."""
-    while envelope:
-        await swarm.store(_as_record(envelope))
+    await swarm.wait_for_rules()
+    while True:
         await asyncio.sleep(_REPUBLISH_S)
+        await _publish_once(swarm)
+
+
+async def _publish_once(swarm: Swarm) -> None:
+    if swarm.parameters_envelope:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PUBLISH_S):
+                await swarm.store(_as_record(swarm.parameters_envelope))
 
 
 def _as_record(envelope: bytes) -> SignedRecord:

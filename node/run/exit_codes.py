@@ -25,6 +25,7 @@ _CODES: tuple[tuple[type[Exception], int], ...] = (
     (dht_errors.IdentityInUse, 13),
     (dht_errors.IdentityNotWritten, 14),
     (dht_errors.IdentityDamaged, 15),
+    (dht_errors.WrongPassphrase, 29),
     (errors.PromptTooLong, 16),
     (errors.DoesNotFit, 17),
     (errors.UnsupportedFamily, 18),

@@ -204,6 +204,20 @@ def test_an_identity_needs_as_much_work_as_the_swarm_asks():
         Ident.from_body(replace(ident, created_epoch=EPOCH + 1).to_body())
 
 
+@pytest.mark.parametrize("num_bits", [0, 1, 6, 12])
+def test_a_proof_that_was_found_is_as_hard_as_it_should_be(num_bits):
+    peer_id = Identity.from_seed(bytes(32)).peer_id
+    nonce = find_proof(peer_id, EPOCH, num_bits)
+    assert proof_bits(peer_id, EPOCH, nonce) >= num_bits
+    assert find_proof(peer_id, EPOCH, num_bits) == nonce
+
+
+def test_a_proof_is_for_one_identity_and_one_epoch():
+    alice, bob = (Identity.from_seed(bytes([number]) * 32).peer_id for number in (1, 2))
+    nonce = find_proof(alice, EPOCH, 12)
+    assert max(proof_bits(bob, EPOCH, nonce), proof_bits(alice, EPOCH + 1, nonce)) < 12
+
+
 def test_a_succession_needs_both():
     made = Succession(PROVIDER.peer_id, OTHER.peer_id, EPOCH)
     assert refusal(as_stored(seal(made, PROVIDER, OTHER))) is None

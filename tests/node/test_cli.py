@@ -37,3 +37,14 @@ def test_which_route_and_which_servers_can_be_asked_for():
     told_nothing = options_of("generate", "--prompt", "x")
     assert (told_nothing.policy, told_nothing.only_peers, told_nothing.explain) == ("fastest", None, False)
     assert options_of("generate", "--prompt", "x", "--explain").explain
+
+
+def test_a_bootstrap_can_be_asked_for_epochs_and_proof_of_work(capsys):
+    asked = _parser().parse_args(["bootstrap", "--epoch", "5", "--proof-of-work", "0"])
+    assert (asked.epoch, asked.proof_of_work) == (5, 0)
+    told_nothing = _parser().parse_args(["bootstrap"])
+    assert (told_nothing.epoch, told_nothing.proof_of_work) == (None, None)
+    for wrong in (["--epoch", "0"], ["--epoch", "1.5"], ["--proof-of-work", "41"], ["--proof-of-work", "-1"]):
+        with pytest.raises(SystemExit) as caught:
+            _parser().parse_args(["bootstrap", *wrong])
+        assert caught.value.code == 2

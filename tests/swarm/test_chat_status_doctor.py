@@ -143,7 +143,8 @@ def test_identity_is_made_once_and_shown(tmp_path):
     peer_id = shown.stdout.strip()
     assert len(peer_id_to_bytes(peer_id)) == 38
     again = run_command(["identity", "show", "--json"], tmp_path)
-    assert json.loads(again.stdout) == {"peer_id": peer_id, "path": str(tmp_path / "identity")}
+    fields = json.loads(again.stdout)
+    assert (fields["peer_id"], fields["path"], fields["safe"]) == (peer_id, str(tmp_path / "identity"), True)
     assert (tmp_path / "identity").stat().st_mode & 0o777 == 0o600
 
 

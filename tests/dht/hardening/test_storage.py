@@ -76,6 +76,17 @@ def test_a_full_key_takes_no_newcomer_but_lets_those_who_stand_there_refresh(mon
     assert storage.store_subkey(DHTID.generate(source=b"another key"), b"d", b"record", NOW + 60)
 
 
+def test_a_swarm_may_let_fewer_stand_under_a_key_and_not_more(monkeypatch):
+    storage = RecordStorage()
+    storage.max_subkeys = 2
+    stored = [storage.store_subkey(KEY, bytes([owner]), b"record", NOW + 60) for owner in range(3)]
+    assert stored == [True, True, False]
+    monkeypatch.setattr(storage_module, "MAX_SUBKEYS", 3)
+    storage.max_subkeys = 1000
+    stored = [storage.store_subkey(KEY, bytes([owner]), b"record", NOW + 60) for owner in range(5)]
+    assert stored == [True, True, True, False, False]
+
+
 def test_the_bytes_under_a_key_are_bounded(monkeypatch):
     monkeypatch.setattr(storage_module, "MAX_KEY_BYTES", 10_000)
     storage = RecordStorage()

@@ -1,0 +1,242 @@
+"""``efedllm identity``: show this node's identity and say whether its key is safe; export and import it.
+
+What an exported identity looks like is decided in ``dht.identity_export``. Runs in the main thread; no network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import getpass
+import json
+import os
+import secrets
+import stat
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dht.beginnings import BEGINNINGS_FILE, read_beginnings
+from dht.errors import IdentityDamaged, IdentityNotWritten
+from dht.identity import Identity
+from dht.identity_export import (
+    MAX_TEXT_CHARS,
+    MIN_PASSPHRASE_CHARS,
+    NONCE_BYTES,
+    SALT_BYTES,
+    exported_peer_id,
+    open_identity,
+    seal_identity,
+)
+from node.errors import UserError
+
+_NAME = "identity"
+_MAX_PASSPHRASE_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class Safety:
+    """Who beside its owner may get at a key file."""
+
+    readable_by_others: bool
+    """Other users of this machine can read the key."""
+    replaceable_by_others: bool
+    """Other users of this machine can change the file, or put another in its place."""
+    is_ours: bool
+    """The file belongs to the user that asks."""
+
+    @property
+    def is_safe(self) -> bool:
+        """Return whether only its owner can read or replace the key."""
+        return self.is_ours and not self.readable_by_others and not self.replaceable_by_others
+
+    def advice(self, path: Path) -> str:
+        """Return what is wrong first of all, and the mend; empty: nothing."""
+        if not self.is_ours:
+            return f"Another user owns {path} and can read your key: make a new identity in a directory of your own."
+        if self.readable_by_others:
+            return (
+                f"Other users of this machine can read your key: run `chmod 600 {path}`, and make a new identity if "
+                "one of them may have done so already."
+            )
+        if self.replaceable_by_others:
+            return f"Other users of this machine can replace your key: run `chmod go-w {path} {path.parent}`."
+        return ""
+
+
+def safety_of(file: os.stat_result, directory: os.stat_result, user: int) -> Safety:
+    """Judge a key file by its permissions and its directory's.
+
+    Args:
+        file: Of the key file.
+        directory: Of the directory that it stands in.
+        user: Number of the user that asks.
+    """
+    others_write = stat.S_IWGRP | stat.S_IWOTH
+    open_directory = bool(directory.st_mode & others_write) and not directory.st_mode & stat.S_ISVTX
+    return Safety(
+        readable_by_others=bool(file.st_mode & (stat.S_IRGRP | stat.S_IROTH)),
+        replaceable_by_others=bool(file.st_mode & others_write) or open_directory,
+        is_ours=file.st_uid == user,
+    )
+
+
+def show(home: Path, *, as_json: bool) -> None:
+    """Print the peer id, and on stderr where and how safely its key is kept; make an identity if there is none."""
+    path = home / _NAME
+    identity = Identity.load_or_create(path)
+    file = path.stat()
+    safety = safety_of(file, path.parent.stat(), os.getuid())
+    written = datetime.datetime.fromtimestamp(int(file.st_mtime), datetime.UTC)
+    advice = safety.advice(path)
+    enrolled = read_beginnings(home / BEGINNINGS_FILE, identity.peer_id)
+    if as_json:
+        fields = {
+            "peer_id": identity.peer_id,
+            "path": str(path),
+            "created": written.isoformat(),
+            "enrolled": {swarm: asdict(each) for swarm, each in enrolled.items()},
+            "safe": safety.is_safe,
+            "readable_by_others": safety.readable_by_others,
+            "advice": advice,
+        }
+        sys.stdout.write(json.dumps(fields) + "\n")
+        return
+    sys.stdout.write(f"{identity.peer_id}\n")
+    sys.stderr.write(f"kept in {path} since {written:%Y-%m-%d %H:%M} UTC\n")
+    for swarm, beginning in enrolled.items():
+        since = datetime.datetime.fromtimestamp(beginning.since_s, datetime.UTC)
+        sys.stderr.write(f"enrolled in swarm {swarm[:8] or '(without rules)'} since {since:%Y-%m-%d %H:%M} UTC\n")
+    sys.stderr.write(f"{advice or 'Of the users of this machine only you and its administrator can read your key.'}\n")
+
+
+def export(home: Path, target: Path, passphrase_file: Path | None) -> None:
+    """Write the identity, sealed with a passphrase, to a new file.
+
+    Raises:
+        UserError: There is no identity, the passphrase is too short, or the file cannot be written.
+    """
+    path = home / _NAME
+    try:
+        identity = Identity.load(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"There is no identity in {home}; `efedllm identity show` makes one.") from None
+    if target.exists():
+        raise UserError(f"{target} is there already; name a file that is not.")
+    passphrase = _passphrase(passphrase_file, twice=True)
+    if len(passphrase) < MIN_PASSPHRASE_CHARS:
+        raise UserError(f"The passphrase is too short; take at least {MIN_PASSPHRASE_CHARS} characters.")
+    salt, nonce = secrets.token_bytes(SALT_BYTES), secrets.token_bytes(NONCE_BYTES)
+    _write_new(target, seal_identity(identity, passphrase, salt=salt, nonce=nonce))
+    sys.stderr.write(f"{identity.peer_id} is in {target}; whoever has the file and the passphrase is this node.\n")
+
+
+def import_(home: Path, source: Path, passphrase_file: Path | None, *, replace: bool) -> None:
+    """Make the identity in a sealed file this node's own.
+
+    Args:
+        home: The node's state directory.
+        source: What ``export`` wrote.
+        passphrase_file: Holds the passphrase; None: it is asked for.
+        replace: True: take the place of another identity, which is kept beside it.
+
+    Raises:
+        UserError: The file cannot be read, or another identity stands here and ``replace`` is False.
+        IdentityDamaged: The file holds no exported identity.
+        IdentityInUse: A node runs with the identity that would be replaced.
+        WrongPassphrase: The passphrase is another.
+    """
+    path = home / _NAME
+    text = _read(source, MAX_TEXT_CHARS + 1)
+    standing = _standing(path)
+    if standing not in (None, exported_peer_id(text)) and not replace:
+        what = standing or "A damaged identity"
+        raise UserError(f"{what} stands in {path}; pass --replace to put it aside and use the imported one.")
+    imported = Identity.from_seed(open_identity(text, _passphrase(passphrase_file, twice=False)).seed(), path)
+    if standing == imported.peer_id:
+        sys.stderr.write(f"{imported.peer_id} is this node's identity already.\n")
+        return
+    if standing is None:
+        _write_first(imported, path)
+    else:
+        _replace(imported, path, standing)
+    sys.stdout.write(f"{imported.peer_id}\n")
+    sys.stderr.write(
+        f"kept in {path}. Run it on one machine only, and bring ledger.sqlite along: without it, wait for the next "
+        "epoch before you serve, or your receipts may contradict those that stand.\n"
+    )
+
+
+def _standing(path: Path) -> str | None:
+    """Return whose identity stands at ``path``: empty when it cannot be read, None when there is none."""
+    try:
+        return Identity.load(path).peer_id
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except IdentityDamaged:
+        return ""
+
+
+def _write_first(imported: Identity, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        imported.write_new()
+    except OSError as error:
+        why = f"identity {path} cannot be written ({error.strerror}): mend that, or use another EFEDLLM_HOME"
+        raise IdentityNotWritten(why) from error
+
+
+def _replace(imported: Identity, path: Path, standing: str) -> None:
+    kept = path.with_name(f"{path.name}.{standing[-8:] or 'damaged'}.{secrets.token_hex(2)}")
+    with imported.lock():  # of the file that stands there
+        imported.write_over(kept)
+    sys.stderr.write(f"The identity that stood here is kept in {kept}.\n")
+
+
+def _passphrase(file: Path | None, *, twice: bool) -> str:
+    if file is not None:
+        return _read(file, _MAX_PASSPHRASE_BYTES).removesuffix("\n").removesuffix("\r")
+    if not sys.stdin.isatty():
+        raise UserError("There is no terminal to ask for the passphrase; pass --passphrase-file FILE.")
+    passphrase = _asked("Passphrase: ")
+    if twice and _asked("The same again: ") != passphrase:
+        raise UserError("The two passphrases differ; start again.")
+    return passphrase
+
+
+def _asked(prompt: str) -> str:
+    try:
+        passphrase = getpass.getpass(prompt)
+        passphrase.encode()
+    except EOFError:
+        raise UserError("No passphrase was given; start again.") from None
+    except UnicodeEncodeError:
+        raise UserError("The passphrase is not UTF-8 text; take another, or set the terminal to UTF-8.") from None
+    return passphrase
+
+
+def _read(path: Path, max_bytes: int) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(max_bytes).decode()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); name another file.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; name another file.") from None
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Write a file that only its owner can read; it is there whole or not at all."""
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if not isinstance(error, FileExistsError):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+        if error.errno == errno.ENOSPC:
+            raise
+        raise UserError(f"{path} cannot be written ({error.strerror}); name another file.") from None

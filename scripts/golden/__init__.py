@@ -1,0 +1,1 @@
+"""What ``make_vectors.py`` writes: golden vectors of records, and of signatures at the edges of Ed25519."""
