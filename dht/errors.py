@@ -5,6 +5,10 @@ DhtError
 │   ├── IdentityInUse            the same identity runs elsewhere
 │   ├── IdentityDamaged          the identity file cannot be read
 │   ├── IdentityNotWritten       the identity file cannot be written
+│   ├── LedgerNotWritten         the ledger cannot be read or written
+│   ├── LedgerDamaged            the ledger's file holds what no ledger holds
+│   ├── Contradiction            another receipt with the same number is held already
+│   ├── SeqsSpent                a lane has no numbers left in this epoch
 │   └── ClockSkew                this machine's clock differs from the swarm's
 ├── BadJoinCode (ValueError)   a join code that a user gave is damaged
 ├── BadAddress (ValueError)    a multiaddr that a user gave is malformed
@@ -39,6 +43,22 @@ class IdentityDamaged(LocalError):
 
 class IdentityNotWritten(LocalError):
     """The identity file could not be written; the message holds the mend."""
+
+
+class LedgerNotWritten(LocalError):
+    """The ledger could not be opened, read or written; the message holds the mend."""
+
+
+class LedgerDamaged(LocalError):
+    """The ledger's file is damaged and cannot be mended now; the message holds the mend."""
+
+
+class Contradiction(LocalError):
+    """Two receipts with one number differ: somebody has signed both, and the ledger holds the first."""
+
+
+class SeqsSpent(LocalError):
+    """A lane has no sequence numbers left in this epoch; the next receipts need another lane."""
 
 
 class ClockSkew(LocalError):

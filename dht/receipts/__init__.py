@@ -1,0 +1,1 @@
+"""Receipts of one node and of the swarm: kept, published, read."""
