@@ -138,7 +138,8 @@ class Ledger:
         with self._store.lock:
             taken = self._blocks.take((own, slot), seq)
             if taken is None:
-                first, last = self._store.write(lambda db: _reserve_block(db, own, slot, seq), durable=True)
+                least = self._blocks.least((own, slot), seq)  # also where the file has been lost meanwhile
+                first, last = self._store.write(lambda db: _reserve_block(db, own, slot, least), durable=True)
                 self._blocks.add((own, slot), first, last)
                 taken = self._blocks.take((own, slot), first)
             assert taken is not None

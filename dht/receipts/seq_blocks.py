@@ -42,6 +42,11 @@ class SeqBlocks:
             self._blocks.move_to_end(slot)
             return taken
 
+    def least(self, slot: SlotOf, seq: int) -> int:
+        """Return the least number from ``seq`` on that this process has not handed out."""
+        with self._lock:
+            return max(seq, self._blocks.get(slot, (1, 0))[0])
+
     def add(self, slot: SlotOf, first: int, last: int) -> None:
         """Take note of a block that has been written."""
         with self._lock:

@@ -375,11 +375,13 @@ def test_a_second_damage_goes_further_up(path):
 def test_a_file_that_is_damaged_while_it_is_open_is_replaced(path):
     filled(path)
     with Ledger.open(path) as ledger:
+        assert [ledger.reserve(ME, SLOT, 300), ledger.reserve(CONSUMER.peer_id, SLOT, 316)] == [300, 316]
         garble_pages(path)
         ledger._store._file.connection.execute("PRAGMA shrink_memory")  # what SQLite still knew of it
         assert ledger.verify()[0] < 200
         assert ledger.append(ME, envelope(seq=201))
-        assert ledger.reserve(ME, SLOT, 202) == 202  # this process knows what it has given
+        assert ledger.reserve(ME, SLOT) == 301  # this process knows what it has given
+        assert [ledger.reserve(CONSUMER.peer_id, SLOT, n) for n in (331, 1)] == [331, 332]
         assert len(ledger.notices) == 1
     assert Ledger.open(path).newest_of(ME, SLOT).record.seq == 201
 
