@@ -8,6 +8,7 @@ from node import errors
 OK = 0
 INTERNAL = 1
 DISK_FULL = 26
+LEDGER_MENDED = 31
 
 
 # The first class that an error is an instance of decides, so subclasses stand before their bases.
@@ -25,6 +26,8 @@ _CODES: tuple[tuple[type[Exception], int], ...] = (
     (dht_errors.IdentityInUse, 13),
     (dht_errors.IdentityNotWritten, 14),
     (dht_errors.IdentityDamaged, 15),
+    (dht_errors.LedgerNotWritten, 30),
+    (dht_errors.LedgerDamaged, 30),
     (errors.PromptTooLong, 16),
     (errors.DoesNotFit, 17),
     (errors.UnsupportedFamily, 18),
