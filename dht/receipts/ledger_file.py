@@ -58,12 +58,23 @@ class LedgerFile:
 
     @classmethod
     def copy_of(cls, path: Path) -> Self:
-        """Read a file where nothing can be written into a database in memory."""
+        """Read a file where nothing can be written into a database in memory.
+
+        Raises:
+            LedgerNotWritten, LedgerDamaged: It cannot be read, or is damaged.
+        """
         opened = cls(None)
-        with in_words(path), contextlib.closing(_connect_to_read(path)) as source:
-            check_kind(source)
-            source.backup(opened.connection)
-            prepare(opened.connection)
+        try:
+            with in_words(path), contextlib.closing(_connect_to_read(path)) as source:
+                check_kind(source)
+                source.backup(opened.connection)
+                prepare(opened.connection)
+        except LedgerDamaged as error:
+            opened.close()
+            raise LedgerDamaged(
+                f"The ledger {path} is damaged ({error}); make its directory writable: it is then moved aside, and a"
+                " new one begun."
+            ) from error
         return opened
 
     def close(self) -> None:

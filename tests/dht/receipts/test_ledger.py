@@ -453,7 +453,7 @@ READ_ONLY_HOME = """
 import os
 import sys
 from pathlib import Path
-from dht.errors import LedgerNotWritten
+from dht.errors import LedgerDamaged, LedgerNotWritten
 from dht.receipts.ledger import Ledger
 path = Path(sys.argv[1])
 os.setgid(65534)
@@ -462,8 +462,11 @@ try:
     Ledger.open(path)
 except LedgerNotWritten as error:
     print("refused:", error)
-with Ledger.open_to_read(path) as ledger:
-    print("read:", [len(ledger.newest(own)) for own in ledger.owners()])
+try:
+    with Ledger.open_to_read(path) as ledger:
+        print("read:", [len(ledger.newest(own)) for own in ledger.owners()])
+except LedgerDamaged as error:
+    print("damaged:", error)
 """
 
 
@@ -475,12 +478,19 @@ def test_a_read_only_home_can_be_read_and_says_why_it_is_not_written():
         filled(home / "ledger.sqlite", 3)
         for path in (Path(name), home, *home.iterdir()):
             path.chmod(0o755)
-        done = subprocess.run(
-            [sys.executable, "-c", READ_ONLY_HOME, str(home / "ledger.sqlite")],
-            capture_output=True, text=True, check=False, cwd=Path.cwd(),
-        )  # fmt: skip
-        assert done.stdout.splitlines()[1:] == ["read: [1]"], done.stderr
-        assert "make its directory writable" in done.stdout
+        refused, read = as_nobody(home / "ledger.sqlite")
+        assert "make its directory writable" in refused
+        assert read == "read: [1]"
+        garble_header(home / "ledger.sqlite")
+        assert "make its directory writable: it is then moved aside" in as_nobody(home / "ledger.sqlite")[1]
+
+
+def as_nobody(path):
+    done = subprocess.run(
+        [sys.executable, "-c", READ_ONLY_HOME, str(path)], capture_output=True, text=True, check=False, cwd=Path.cwd()
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
 def test_looking_into_a_home_without_a_ledger_makes_none(path):

@@ -15,21 +15,25 @@ ROOT = Path(__file__).parents[3]
 NUM_KILLS = 50
 
 
+def start(path, seed):
+    command = [sys.executable, "-m", "tests.dht.receipts.signing_child", str(path), str(seed)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
+
+
 def signed_until_killed(path, seed, wait_s):
     """Start a child, kill it ``wait_s`` after its first signature; return what it signed."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "tests.dht.receipts.signing_child", str(path), str(seed)],
-        stdout=subprocess.PIPE,
-        cwd=ROOT,
-    )
+    child = start(path, seed)
     with child:
         first = child.stdout.readline()
         time.sleep(wait_s)
         child.send_signal(signal.SIGKILL)
         rest = child.stdout.read()
     assert child.returncode == -signal.SIGKILL
-    lines = [line.split() for line in (first + rest).decode().splitlines()]
-    return [(int(seq), digest) for seq, digest in lines]
+    return numbers_in(first + rest)
+
+
+def numbers_in(printed):
+    return [(int(seq), digest) for seq, digest in (line.split() for line in printed.decode().splitlines())]
 
 
 def test_fifty_kills_make_nobody_a_liar(tmp_path):
@@ -49,3 +53,24 @@ def test_fifty_kills_make_nobody_a_liar(tmp_path):
             assert signed[newest.record.seq] == hashlib.sha256(newest.record.to_body()).hexdigest()
     print(f"\n{len(signed)} receipts signed, {len(signed) - num} lost in {NUM_KILLS} kills")
     assert len(signed) > 10 * NUM_KILLS
+
+
+def test_processes_of_one_home_write_at_once_and_all_die(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    children = [start(path, seed) for seed in range(3)]
+    firsts = [child.stdout.readline() for child in children]
+    time.sleep(1)
+    for child in children:
+        child.kill()
+    signed = []
+    for child, first in zip(children, firsts, strict=True):
+        with child:
+            mine = numbers_in(first + child.stdout.read())
+        assert len(mine) > 10
+        signed += mine
+    assert len({seq for seq, _ in signed}) == len(signed)
+    with Ledger.open(path) as ledger:
+        assert ledger.notices == []
+        num, findings = ledger.verify()
+    assert findings == []
+    assert len(signed) - len(children) <= num <= len(signed)
