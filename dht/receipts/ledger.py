@@ -19,13 +19,12 @@ from typing import Self
 
 from dht.errors import BadRecord, Contradiction, DhtError, LedgerNotWritten, SeqsSpent
 from dht.receipts import receipt_table, reservation_table
-from dht.receipts.cosigned import check_receipt
 from dht.receipts.ledger_file import LedgerFile
 from dht.receipts.ledger_store import LedgerStore
-from dht.receipts.receipt_rows import Finding, Repaired, check_own, complaint, insert
-from dht.receipts.receipt_table import Row
+from dht.receipts.receipt_rows import Finding, Repaired, check_own, insert
 from dht.receipts.reservation_table import UnsignedEnd
 from dht.receipts.seq_blocks import SeqBlocks, block_from, raised
+from dht.receipts.sound_rows import SoundRows
 from dht.receipts.totals import Change
 from dht.records import SignedRecord, place
 from dht.rules import DEFAULT_RULES, Rules
@@ -33,9 +32,6 @@ from dht.work import Receipt, Slot
 
 MAX_UNWRITTEN = 4096
 """Receipts that are kept in memory while the disk does not take them."""
-
-MAX_REMEMBERED = 65536
-"""Rows whose good signatures are remembered."""
 
 FOREVER_S = 2**62
 """Later than any time."""
@@ -48,7 +44,7 @@ class Ledger:
         self._store = store
         self._clock = clock
         self._blocks = SeqBlocks()
-        self._verified: dict[tuple[int, int], Receipt] = {}  # by generation of the file and number of the row
+        self._rows = SoundRows(store, clock)
         self._unwritten: list[tuple[str, Receipt, bytes]] = []
 
     @classmethod
@@ -70,7 +66,7 @@ class Ledger:
             if num:
                 ledger.notices.append(f"{num} reservations in {path} were damaged; numbers go on far above them.")
             for own in ledger.owners():
-                ledger._newest_rows(own, int(since_s), FOREVER_S)
+                ledger._rows.newest(own, int(since_s), FOREVER_S)
         except BaseException:
             ledger.close()
             raise
@@ -221,22 +217,19 @@ class Ledger:
             since_s: Unix seconds.
             rules: Of the swarm; they say where and until when the receipts stand.
         """
-        rows = self._newest_rows(own, int(since_s), FOREVER_S)
+        rows = self._rows.newest(own, int(since_s), FOREVER_S)
         return [place(receipt, row.envelope, rules) for receipt, row in rows]
 
     def newest_of(self, own: str, slot: Slot) -> SignedRecord | None:
         """Return the newest receipt of one slot, with which its counters go on after a restart; signatures checked."""
-        with self._store.lock:
-            row = self._store.read(lambda db: receipt_table.newest_of(db, own, slot))
-            while row is not None and (receipt := self._sound(row)) is None:
-                row = self._store.read(lambda db: receipt_table.newest_of(db, own, slot))
-            return None if row is None or receipt is None else place(receipt, row.envelope)
+        found = self._rows.newest_of(own, slot)
+        return None if found is None else place(found[0], found[1].envelope)
 
     def changes(self, own: str, since_s: float = 0.0) -> list[Change]:
         """List what has been counted since then, slot by slot: its newest receipt, and the newest before."""
         with self._store.lock:
-            before = {receipt.slot: receipt for receipt, _ in self._newest_rows(own, 0, int(since_s))}
-            after = self._newest_rows(own, int(since_s), FOREVER_S)
+            before = {receipt.slot: receipt for receipt, _ in self._rows.newest(own, 0, int(since_s))}
+            after = self._rows.newest(own, int(since_s), FOREVER_S)
             return [Change(receipt, before.get(receipt.slot)) for receipt, _ in after]
 
     def history_of(self, own: str, consumer: str) -> int:
@@ -245,13 +238,7 @@ class Ledger:
 
     def verify(self) -> tuple[int, list[Finding]]:
         """Check every row, also of older receipts; returns how many were checked, and those that were set aside now."""
-        with self._store.lock:
-            self._verified.clear()
-            rows = self._store.read(lambda db: list(receipt_table.everything(db)))
-            findings = [Finding(row.row_id, reason) for row in rows if (reason := complaint(row)) is not None]
-            for finding in findings:
-                self._set_aside(finding)
-            return len(rows), findings
+        return self._rows.verify()
 
     def set_aside(self) -> list[Finding]:
         """List the rows that do not count because they are damaged."""
@@ -279,35 +266,6 @@ class Ledger:
     def model_names(self) -> dict[bytes, str]:
         """Return the names of the models that this home has met, by manifest."""
         return self._store.read(reservation_table.model_names)
-
-    # -- the file ----------------------------------------------------------------------------------------------------
-
-    def _newest_rows(self, own: str, since_s: int, before_s: int) -> list[tuple[Receipt, Row]]:
-        """Find the newest sound rows; a damaged one is set aside, and the one before it takes its place."""
-        with self._store.lock:
-            while True:
-                rows = self._store.read(lambda db: receipt_table.newest(db, own, since_s, before_s))
-                sound = [(receipt, row) for row in rows if (receipt := self._sound(row)) is not None]
-                if len(sound) == len(rows):
-                    return sorted(sound, key=lambda pair: (pair[0].epoch, pair[0].slot, pair[0].seq))
-
-    def _sound(self, row: Row) -> Receipt | None:
-        key = (self._store.generation, row.row_id)
-        if key in self._verified:
-            return self._verified[key]
-        reason = complaint(row)
-        if reason is not None:
-            self._set_aside(Finding(row.row_id, reason))
-            return None
-        if len(self._verified) >= MAX_REMEMBERED:
-            self._verified.clear()
-        return self._verified.setdefault(key, check_receipt(row.envelope))
-
-    def _set_aside(self, finding: Finding) -> None:
-        self._store.write(lambda db: receipt_table.set_aside(db, finding.row, finding.reason, self._clock()))
-        self.notices.append(
-            f"Row {finding.row} of the ledger is damaged ({finding.reason}) and does not count; the DHT may hold it."
-        )
 
 
 def _reserve_block(db: sqlite3.Connection, own: str, slot: Slot, seq: int) -> tuple[int, int]:

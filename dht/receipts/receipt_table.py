@@ -10,6 +10,9 @@ from typing import NamedTuple
 from dht.identity import peer_id_to_bytes, peer_id_to_str
 from dht.work import Receipt, Slot, WorkKind
 
+PAGE = 1024
+"""Rows that are read at once."""
+
 _PEERS = ("own", "provider", "consumer")
 _OF_SLOT = "own = ? AND provider = ? AND consumer = ? AND epoch = ? AND lane = ? AND work_kind = ?"
 _SOUND = "id NOT IN (SELECT receipt FROM set_aside)"
@@ -87,9 +90,9 @@ def newest(db: sqlite3.Connection, own: str, since_s: int, before_s: int) -> lis
     return list(_rows(db, f"id IN (SELECT id FROM ({newest_of_slots}))", numbers))  # noqa: S608 - constants
 
 
-def everything(db: sqlite3.Connection) -> Iterator[Row]:
-    """Yield every row that is not set aside, in the order of their adding."""
-    return _rows(db, f"{_SOUND} ORDER BY id", ())
+def page(db: sqlite3.Connection, after: int) -> list[Row]:
+    """List the next rows behind a number that are not set aside, in the order of their adding; few enough to hold."""
+    return list(_rows(db, f"id > ? AND {_SOUND} ORDER BY id LIMIT ?", (after, PAGE)))
 
 
 def total_amount(db: sqlite3.Connection, provider: str, consumer: str) -> int:

@@ -248,7 +248,8 @@ def test_a_row_whose_signature_no_longer_fits_is_set_aside_and_had_again(path):
         assert ledger.verify() == (2, [])
 
 
-def test_an_older_damaged_row_is_found_by_a_whole_check(path):
+def test_an_older_damaged_row_is_found_by_a_whole_check(path, monkeypatch):
+    monkeypatch.setattr("dht.receipts.receipt_table.PAGE", 1)
     with Ledger.open(path) as ledger:
         for seq in (1, 2):
             ledger.append(ME, envelope(seq=seq))
