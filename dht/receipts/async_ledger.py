@@ -10,7 +10,7 @@ It knows nothing of receipts beyond what ``ledger`` says. The methods run on one
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Self, TypeVar
+from typing import Self, TypeAlias, TypeVar
 
 from dht.errors import DhtError
 from dht.receipts.ledger import Ledger
@@ -21,6 +21,7 @@ MAX_BATCH = 1024
 """Receipts that one transaction takes at most."""
 
 _T = TypeVar("_T")
+_Waiting: TypeAlias = "tuple[tuple[str, bytes], asyncio.Future[bool]]"
 
 
 class AsyncLedger:
@@ -29,7 +30,7 @@ class AsyncLedger:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
-        self._pending: list[tuple[tuple[str, bytes], asyncio.Future[bool]]] = []
+        self._pending: list[_Waiting] = []
         self._writer: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -70,6 +71,7 @@ class AsyncLedger:
 
     async def _write(self) -> None:
         """Write until nothing is pending; what comes during a transaction is the next one's."""
+        batch: list[_Waiting] = []
         try:
             while self._pending:
                 batch, self._pending = self._pending[:MAX_BATCH], self._pending[MAX_BATCH:]
@@ -78,8 +80,10 @@ class AsyncLedger:
                         _settle(answer, outcome)
         finally:
             self._writer = None
+            for _, answer in (*batch, *self._pending):  # Some are left only where this ends by an error.
+                answer.cancel()
 
-    async def _outcomes(self, batch: list[tuple[tuple[str, bytes], asyncio.Future[bool]]]) -> list[bool | DhtError]:
+    async def _outcomes(self, batch: list[_Waiting]) -> list[bool | DhtError]:
         try:
             return await self.ask(lambda held: held.append_all([item for item, _ in batch]))
         except DhtError as error:

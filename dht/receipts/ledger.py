@@ -23,7 +23,7 @@ from dht.receipts.ledger_file import LedgerFile
 from dht.receipts.ledger_store import LedgerStore
 from dht.receipts.receipt_rows import Finding, Repaired, check_own, insert
 from dht.receipts.reservation_table import UnsignedEnd
-from dht.receipts.seq_blocks import SeqBlocks, block_from, raised
+from dht.receipts.seq_blocks import SeqBlocks, block_from, floor_after
 from dht.receipts.sound_rows import SoundRows
 from dht.receipts.totals import Change
 from dht.records import SignedRecord, place
@@ -102,6 +102,11 @@ class Ledger:
         """Sentences for people about what was found damaged and what became of it."""
         return self._store.notices
 
+    @property
+    def is_new(self) -> bool:
+        """Whether it was begun now: a provider whose identity is older then calls ``raise_floor``."""
+        return self._store.is_new
+
     def close(self) -> None:
         """Let go of the file; what the disk did not take is tried once more."""
         with self._store.lock:
@@ -142,10 +147,12 @@ class Ledger:
             return taken
 
     def raise_floor(self) -> None:
-        """Let numbers go on far above all that were used: for an identity that comes from another machine."""
-        self._store.write(
-            lambda db: reservation_table.raise_floor(db, raised(reservation_table.seq_floor(db))), durable=True
-        )
+        """Let numbers go on far above all that were used: for an identity that is older than this ledger."""
+
+        def lift(db: sqlite3.Connection) -> None:
+            reservation_table.raise_floor(db, floor_after(reservation_table.seq_floor(db), 1))
+
+        self._store.write(lift, durable=True)
 
     # -- receipts ----------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from typing import Self, TypeVar
 from dht.errors import LedgerDamaged, LedgerNotWritten
 from dht.receipts.ledger_schema import check_kind, prepare, version_of
 from dht.receipts.ledger_words import in_words
+from dht.receipts.seq_blocks import floor_after
 
 BUSY_S = 10.0
 """Seconds that other processes may take to finish their writing."""
@@ -37,8 +38,8 @@ class LedgerFile:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.num_lost = count_lost(path)
-        """Files of this ledger whose reservations are lost: those that were moved aside, or emptied."""
+        self.is_new = False
+        """Whether the tables were made here."""
         self._lock = _take_lock(path) if path is not None else None
         try:
             self.connection = self._open()
@@ -47,10 +48,11 @@ class LedgerFile:
             raise
 
     def _open(self) -> sqlite3.Connection:
+        floor = floor_after(0, count_lost(self.path))
         with in_words(self.path):
             connection = _connect(":memory:" if self.path is None else str(self.path))
             try:
-                prepare(connection)
+                self.is_new = prepare(connection, floor)
             except BaseException:
                 connection.close()
                 raise

@@ -87,8 +87,13 @@ _MARKS = (f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {
 _NAMES = {statement.split()[2] for statement in _SCHEMA if statement.startswith("CREATE")}
 
 
-def prepare(connection: sqlite3.Connection) -> None:
-    """Check the file, and make the tables where there are none."""
+def prepare(connection: sqlite3.Connection, least_floor: int = 0) -> bool:
+    """Check the file, make the tables where there are none, lift its floor of numbers; returns whether it made them.
+
+    Raises:
+        LedgerDamaged: It is no ledger, or not whole; the message says why in a few words.
+        LedgerNotWritten: It belongs to a newer program.
+    """
     check_kind(connection)
     connection.execute("PRAGMA journal_mode = WAL")
     (finding,) = connection.execute("PRAGMA quick_check(1)").fetchone()
@@ -100,11 +105,13 @@ def prepare(connection: sqlite3.Connection) -> None:
         for statement in (*_SCHEMA, *_MARKS) if is_new else ():
             connection.execute(statement)
         _check_names(connection)
+        connection.execute("UPDATE seq_floor SET floor = ? WHERE floor < ?", (least_floor, least_floor))
         connection.execute("COMMIT")
     except BaseException:
         with contextlib.suppress(sqlite3.Error):
             connection.execute("ROLLBACK")
         raise
+    return is_new
 
 
 def version_of(connection: sqlite3.Connection) -> int:

@@ -16,7 +16,7 @@ from dht.receipts import reservation_table
 from dht.receipts.ledger_file import LedgerFile, Work, move_aside
 from dht.receipts.receipt_rows import check_own, insert
 from dht.receipts.salvage import Salvage, salvage
-from dht.receipts.seq_blocks import raised
+from dht.receipts.seq_blocks import floor_after
 
 _T = TypeVar("_T")
 
@@ -25,7 +25,8 @@ class LedgerStore:
     """The tables of one ledger.
 
     ``notices`` are sentences for people about what was damaged and what became of it; ``generation`` counts the files
-    that were begun here, so that a caller forgets the numbers of rows of an older one.
+    that were begun here, so that a caller forgets the numbers of rows of an older one; ``is_new`` says whether the file
+    was begun when it was opened.
     """
 
     def __init__(self, path: Path | None, clock: Callable[[], float], file: LedgerFile | None = None) -> None:
@@ -33,6 +34,7 @@ class LedgerStore:
         self.lock = threading.RLock()
         self.notices: list[str] = []
         self.generation = 0
+        self.is_new = False
         self._clock = clock
         self._file = file
         self._is_closed = False
@@ -71,11 +73,8 @@ class LedgerStore:
         if self._is_closed:
             raise LedgerNotWritten(f"The ledger {self.path} has been closed.")
         if self._file is None:
-            file = LedgerFile(self.path)
-            if file.num_lost:
-                floor = _floor_after(0, file.num_lost)
-                file.write(lambda db: reservation_table.raise_floor(db, floor), durable=True)
-            self._file = file
+            self._file = LedgerFile(self.path)
+            self.is_new = self._file.is_new
         return self._file
 
     def _renew(self, why: str) -> None:
@@ -98,7 +97,7 @@ class LedgerStore:
 
 def _refill(db: sqlite3.Connection, held: Salvage, now_s: float) -> int:
     """Write what was salvaged; returns how many receipts of it are sound."""
-    reservation_table.raise_floor(db, _floor_after(held.floor, 1))
+    reservation_table.raise_floor(db, floor_after(held.floor, 1))
     for own, end in held.ends:
         reservation_table.add_unsigned_end(db, own, end)
     for manifest, name in held.models.items():
@@ -108,9 +107,3 @@ def _refill(db: sqlite3.Connection, held: Salvage, now_s: float) -> int:
         with contextlib.suppress(BadRecord):
             num += insert(db, own, check_own(own, envelope), envelope, now_s) is True
     return num
-
-
-def _floor_after(floor: int, num_lost: int) -> int:
-    for _ in range(min(num_lost, 32)):
-        floor = raised(floor)
-    return floor

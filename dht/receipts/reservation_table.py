@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from dht.codec import encode
 from dht.identity import peer_id_to_bytes, peer_id_to_str
 from dht.receipts.receipt_table import highest_seq
-from dht.receipts.seq_blocks import SlotOf, raised
+from dht.receipts.seq_blocks import SlotOf, floor_after
 from dht.work import Slot
 
 _COLUMNS = "own, provider, consumer, epoch, lane, work_kind"
@@ -64,7 +64,7 @@ def mend_reservations(db: sqlite3.Connection) -> int:
     for key in damaged:
         db.execute(f"DELETE FROM reservations WHERE {_OF_SLOT}", key)  # noqa: S608 - constants
     if damaged:
-        raise_floor(db, raised(seq_floor(db)))
+        raise_floor(db, floor_after(seq_floor(db), 1))
     return len(damaged)
 
 

@@ -67,9 +67,13 @@ def block_from(seq: int, reserved: int) -> tuple[int, int] | None:
     return (first, min(first + BLOCK - 1, MAX_SEQ)) if first <= MAX_SEQ else None
 
 
-def raised(floor: int) -> int:
-    """Choose the number that no number may be at or below, where it is not known what was signed.
+def floor_after(floor: int, num_lost: int) -> int:
+    """Choose the number that no new one may be at or below, where files were lost and nobody knows what they held.
 
-    Half of what is left: nobody comes near to half a million receipts of one lane in one epoch.
+    Each time half of what is left: nobody comes near to half a million receipts of one lane in one epoch.
+
+    Args:
+        floor: What it was before.
+        num_lost: How many files were lost.
     """
-    return floor + (MAX_SEQ - floor) // 2
+    return MAX_SEQ - ((MAX_SEQ - floor) >> num_lost)

@@ -66,6 +66,19 @@ async def test_a_caller_that_is_cancelled_loses_nothing(ledger, tmp_path):
         assert again.verify() == (2, [])
 
 
+async def test_a_bug_in_the_ledger_leaves_nobody_waiting(ledger, monkeypatch):
+    async with AsyncLedger(ledger) as front:
+        monkeypatch.setattr(ledger, "append_all", lambda batch: 1 / 0)
+        waiting = [asyncio.create_task(front.append(ME, envelope(seq=seq))) for seq in (1, 2)]
+        await asyncio.sleep(0)
+        writer = front._writer
+        with pytest.raises(ZeroDivisionError):
+            await writer
+        async with asyncio.timeout(1):
+            outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * 2
+
+
 async def test_leaving_writes_what_is_pending(ledger, tmp_path):
     async with AsyncLedger(ledger) as front:
         tasks = [asyncio.create_task(front.append(ME, envelope(seq=seq))) for seq in (1, 2)]

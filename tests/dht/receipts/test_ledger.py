@@ -15,6 +15,7 @@ from dht.errors import BadRecord, Contradiction, LedgerDamaged, LedgerNotWritten
 from dht.identity import Identity
 from dht.receipts import ledger_file
 from dht.receipts.ledger import Ledger
+from dht.receipts.ledger_file import LedgerFile
 from dht.receipts.reservation_table import MAX_UNSIGNED_ENDS, UnsignedEnd
 from dht.records import Envelope, seal
 from dht.work import MAX_SEQ, WorkKind
@@ -363,6 +364,20 @@ def test_an_emptied_file_makes_numbers_go_on_far_above(path):
     os.truncate(path, 0)
     with Ledger.open(path) as ledger:
         assert ledger.reserve(ME, SLOT) == MAX_SEQ // 2 + 1
+
+
+def test_a_crash_between_moving_aside_and_beginning_anew_forgets_nothing(path):
+    for suffix in ("", "-wal"):
+        path.with_name(f"{path.name}.damaged-20261121-101112{suffix}").write_bytes(b"")
+    LedgerFile(path).close()  # as far as a process came that crashed again
+    with Ledger.open(path) as ledger:
+        assert ledger.reserve(ME, SLOT) == MAX_SEQ // 2 + 1
+
+
+def test_a_ledger_says_whether_it_was_begun_now(path):
+    for is_new in (True, False):
+        with Ledger.open(path) as ledger:
+            assert ledger.is_new is is_new
 
 
 def test_a_second_damage_goes_further_up(path):

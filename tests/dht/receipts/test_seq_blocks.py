@@ -1,7 +1,7 @@
 """Which numbers are handed out: the drawing of the module, and its bounds."""
 
 from dht.receipts import seq_blocks
-from dht.receipts.seq_blocks import BLOCK, SeqBlocks, block_from, raised
+from dht.receipts.seq_blocks import BLOCK, SeqBlocks, block_from, floor_after
 from dht.work import MAX_SEQ
 from tests.dht.receipts.ledger_kit import OWN, made
 
@@ -40,11 +40,9 @@ def test_what_is_forgotten_costs_a_block(monkeypatch):
     assert [blocks.take(slot, 1) for slot in slots] == [None, 1, 1]
 
 
-def test_the_floor_rises_and_never_reaches_the_end():
-    floor, seen = 0, []
-    for _ in range(10):
-        floor = raised(floor)
-        seen.append(floor)
-    assert seen[:2] == [MAX_SEQ // 2, MAX_SEQ * 3 // 4]
-    assert seen == sorted(set(seen))
-    assert seen[-1] < MAX_SEQ
+def test_the_floor_rises_with_every_file_that_is_lost_and_never_passes_the_end():
+    floors = [floor_after(0, num) for num in range(25)]
+    assert floors[:4] == [0, MAX_SEQ // 2, MAX_SEQ * 3 // 4, MAX_SEQ * 7 // 8]
+    assert floors == sorted(floors)
+    assert floors[-1] == MAX_SEQ
+    assert floor_after(floor_after(0, 2), 3) == floor_after(0, 5)
