@@ -50,6 +50,8 @@ class LedgerFile:
     def _open(self) -> sqlite3.Connection:
         floor = floor_after(0, count_lost(self.path))
         with in_words(self.path):
+            if self.path is not None:
+                self.path.touch(0o600)  # Who used whom is nobody else's business; SQLite's own files follow.
             connection = _connect(":memory:" if self.path is None else str(self.path))
             try:
                 self.is_new = prepare(connection, floor)

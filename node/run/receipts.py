@@ -14,7 +14,7 @@ from rich.console import Console
 
 from dht.identity import peer_id_to_bytes
 from dht.receipts.ledger import Ledger
-from dht.work import Receipt
+from dht.work import Receipt, Slot
 from node.errors import UserError
 from node.run.exit_codes import LEDGER_MENDED, OK
 from node.run.receipt_forms import Names, as_csv, as_json_lines, as_table, in_order
@@ -58,24 +58,26 @@ def run_receipts(options: ReceiptsOptions) -> int:
         if options.verify:
             num, findings = ledger.verify()
             sys.stderr.write(f"{num} receipts were checked, {len(findings)} of them are damaged.\n")
-        held = {
-            signed.envelope: signed.record
-            for own in ledger.owners()
-            for signed in ledger.newest(own, options.since_s or 0)
-        }
-        show(options, wanted(held.values(), options), ledger.model_names())
+        held = [signed.record for own in ledger.owners() for signed in ledger.newest(own, options.since_s or 0)]
+        show(options, wanted(held, options), ledger.model_names())
         for notice in ledger.notices:
             sys.stderr.write(f"{notice}\n")
         return LEDGER_MENDED if ledger.notices else OK
 
 
 def wanted(receipts: Iterable[object], options: ReceiptsOptions) -> list[Receipt]:
-    """Choose what was asked for, oldest first."""
-    return in_order(
-        receipt
-        for receipt in receipts
-        if isinstance(receipt, Receipt)
-        and (not options.providers or receipt.provider in options.providers)
+    """Choose what was asked for, of each slot the newest, oldest first."""
+    chosen: dict[Slot, Receipt] = {}
+    for receipt in receipts:
+        if isinstance(receipt, Receipt) and _is_wanted(receipt, options):
+            held = chosen.setdefault(receipt.slot, receipt)
+            chosen[receipt.slot] = max(held, receipt, key=lambda one: one.seq)
+    return in_order(chosen.values())
+
+
+def _is_wanted(receipt: Receipt, options: ReceiptsOptions) -> bool:
+    return (
+        (not options.providers or receipt.provider in options.providers)
         and (not options.consumers or receipt.consumer in options.consumers)
         and receipt.t_last >= (options.since_s or 0)
     )

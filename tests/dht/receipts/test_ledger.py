@@ -374,6 +374,12 @@ def test_a_crash_between_moving_aside_and_beginning_anew_forgets_nothing(path):
         assert ledger.reserve(ME, SLOT) == MAX_SEQ // 2 + 1
 
 
+def test_nobody_else_can_read_a_ledger(path):
+    with Ledger.open(path) as ledger:
+        ledger.append(ME, envelope())
+        assert {file.stat().st_mode & 0o777 for file in path.parent.iterdir()} == {0o600}
+
+
 def test_a_ledger_says_whether_it_was_begun_now(path):
     for is_new in (True, False):
         with Ledger.open(path) as ledger:

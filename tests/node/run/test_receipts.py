@@ -29,6 +29,7 @@ def home(tmp_path):
             ledger.append(OWN.peer_id, envelope(seq=seq))
         ledger.append(OWN.peer_id, envelope(OTHER, OWN, t_last=EPOCH_BEGAN + 3000))
         ledger.append(OTHER.peer_id, envelope(OTHER, OWN, t_last=EPOCH_BEGAN + 3000))
+        ledger.append(CONSUMER.peer_id, envelope(seq=1))  # whose node of the same home has not got the second one
         ledger.note_model(MANIFEST, "gpt2")
     return tmp_path
 
@@ -74,7 +75,7 @@ def test_a_damaged_receipt_is_named_and_gives_the_exit_code(home, capsys):
     assert run_receipts(ReceiptsOptions(home)) == OK
     assert run_receipts(ReceiptsOptions(home, verify=True)) == LEDGER_MENDED
     said = capsys.readouterr().err
-    assert "4 receipts were checked, 1 of them are damaged." in said
+    assert "5 receipts were checked, 1 of them are damaged." in said
     assert "Row 1 of the ledger is damaged" in said
     assert run_receipts(ReceiptsOptions(home, verify=True)) == OK
 
