@@ -90,6 +90,18 @@ class AsyncLedger:
             return [error] * len(batch)
 
 
+class OwnReceipts:
+    """What one own peer id has to publish: a ``Source`` of ``publisher``."""
+
+    def __init__(self, ledger: AsyncLedger, own: str) -> None:
+        self._ledger = ledger
+        self._own = own
+
+    async def newest_envelopes(self, since_epoch: int) -> list[bytes]:
+        """Give the newest envelope of each slot of ``since_epoch`` and later ones."""
+        return await self._ledger.ask(lambda held: held.newest_envelopes(self._own, since_epoch))
+
+
 def _settle(answer: "asyncio.Future[bool]", outcome: bool | DhtError) -> None:
     if isinstance(outcome, DhtError):
         answer.set_exception(outcome)

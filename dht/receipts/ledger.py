@@ -232,6 +232,10 @@ class Ledger:
         found = self._rows.newest_of(own, slot)
         return None if found is None else place(found[0], found[1].envelope)
 
+    def newest_envelopes(self, own: str, since_epoch: int) -> list[bytes]:
+        """List the newest envelope of every slot of that epoch and later ones: what stands on the DHT, or should."""
+        return [row.envelope for _, row in self._rows.newest(own, 0, FOREVER_S, since_epoch)]
+
     def changes(self, own: str, since_s: float = 0.0) -> list[Change]:
         """List what has been counted since then, slot by slot: its newest receipt, and the newest before."""
         with self._store.lock:

@@ -73,7 +73,7 @@ def newest_of(db: sqlite3.Connection, own: str, slot: Slot) -> Row | None:
     return next(_rows(db, of_slot, _slot(db, own, slot)), None)
 
 
-def newest(db: sqlite3.Connection, own: str, since_s: int, before_s: int) -> list[Row]:
+def newest(db: sqlite3.Connection, own: str, since_s: int, before_s: int, since_epoch: int = 0) -> list[Row]:
     """Return the newest receipt of every slot among those whose work ended at or after one second and before another.
 
     Args:
@@ -81,12 +81,13 @@ def newest(db: sqlite3.Connection, own: str, since_s: int, before_s: int) -> lis
         own: Peer id.
         since_s: Unix seconds.
         before_s: Unix seconds.
+        since_epoch: Earlier epochs are left out.
     """
     newest_of_slots = (
-        "SELECT id, max(seq) FROM receipts WHERE own = ? AND t_last >= ? AND t_last < ?"  # noqa: S608 - constants
+        "SELECT id, max(seq) FROM receipts WHERE own = ? AND t_last >= ? AND t_last < ? AND epoch >= ?"  # noqa: S608 - constants
         f" AND {_SOUND} GROUP BY provider, consumer, epoch, lane, work_kind"
     )
-    numbers = (_number(db, own), since_s, before_s)
+    numbers = (_number(db, own), since_s, before_s, since_epoch)
     return list(_rows(db, f"id IN (SELECT id FROM ({newest_of_slots}))", numbers))  # noqa: S608 - constants
 
 

@@ -25,11 +25,11 @@ class SoundRows:
         self._clock = clock
         self._verified: dict[tuple[int, int], Receipt] = {}  # by generation of the file and number of the row
 
-    def newest(self, own: str, since_s: int, before_s: int) -> list[tuple[Receipt, Row]]:
+    def newest(self, own: str, since_s: int, before_s: int, since_epoch: int = 0) -> list[tuple[Receipt, Row]]:
         """List the newest of every slot whose work ended in that time, in a fixed order; unix seconds."""
         with self._store.lock:
             while True:
-                rows = self._store.read(lambda db: receipt_table.newest(db, own, since_s, before_s))
+                rows = self._store.read(lambda db: receipt_table.newest(db, own, since_s, before_s, since_epoch))
                 sound = [(receipt, row) for row in rows if (receipt := self._sound(row)) is not None]
                 if len(sound) == len(rows):
                     return sorted(sound, key=lambda pair: (pair[0].epoch, pair[0].slot, pair[0].seq))

@@ -6,11 +6,11 @@ import time
 import pytest
 
 from dht.errors import BadRecord, Contradiction, LedgerNotWritten
-from dht.receipts.async_ledger import AsyncLedger
+from dht.receipts.async_ledger import AsyncLedger, OwnReceipts
 from dht.receipts.ledger import Ledger
 from dht.receipts.reservation_table import UnsignedEnd
 from tests.dht.receipts.ledger_kit import CONSUMER, OWN, envelope, made
-from tests.dht.samples import EPOCH_BEGAN, MANIFEST
+from tests.dht.samples import EPOCH, EPOCH_BEGAN, MANIFEST
 
 ME = OWN.peer_id
 SLOT = made().slot
@@ -108,3 +108,15 @@ async def test_questions_and_notes_go_to_the_ledger(ledger):
         await front.note_unsigned_end(ME, end)
         assert await front.history_of(ME, CONSUMER.peer_id) == 64
         assert await front.ask(lambda held: held.unsigned(ME)) == [end]
+
+
+async def test_a_publisher_is_given_the_newest_of_each_slot_since_an_epoch(ledger):
+    begins = EPOCH_BEGAN + 21600
+    next_epoch = envelope(epoch=EPOCH + 1, t_first=begins, t_last=begins)
+    async with AsyncLedger(ledger) as front:
+        for data in (envelope(), envelope(seq=2), next_epoch):
+            await front.append(ME, data)
+        source = OwnReceipts(front, ME)
+        assert await source.newest_envelopes(EPOCH) == [envelope(seq=2), next_epoch]
+        assert await source.newest_envelopes(EPOCH + 1) == [next_epoch]
+        assert await OwnReceipts(front, CONSUMER.peer_id).newest_envelopes(0) == []
