@@ -5,11 +5,11 @@ DhtError
 │   ├── IdentityInUse            the same identity runs elsewhere
 │   ├── IdentityDamaged          the identity file cannot be read
 │   ├── IdentityNotWritten       the identity file cannot be written
+│   ├── ClockSkew                this machine's clock differs from the swarm's
 │   ├── LedgerNotWritten         the ledger cannot be read or written
 │   ├── LedgerDamaged            the ledger's file holds what no ledger holds
 │   ├── Contradiction            another receipt with the same number is held already
-│   ├── SeqsSpent                a lane has no numbers left in this epoch
-│   └── ClockSkew                this machine's clock differs from the swarm's
+│   └── SeqsSpent                a lane has no numbers left in this epoch
 ├── BadJoinCode (ValueError)   a join code that a user gave is damaged
 ├── BadAddress (ValueError)    a multiaddr that a user gave is malformed
 ├── RemoteError                a peer broke the protocol: close, count, go on
@@ -45,6 +45,10 @@ class IdentityNotWritten(LocalError):
     """The identity file could not be written; the message holds the mend."""
 
 
+class ClockSkew(LocalError):
+    """The local clock differs from the swarm's by more than records can bear."""
+
+
 class LedgerNotWritten(LocalError):
     """The ledger could not be opened, read or written; the message holds the mend."""
 
@@ -59,10 +63,6 @@ class Contradiction(LocalError):
 
 class SeqsSpent(LocalError):
     """A lane has no sequence numbers left in this epoch; the next receipts need another lane."""
-
-
-class ClockSkew(LocalError):
-    """The local clock differs from the swarm's by more than records can bear."""
 
 
 class BadJoinCode(DhtError, ValueError):
