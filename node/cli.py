@@ -556,6 +556,9 @@ def _add_receipts(commands: Commands) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--join", metavar="CODE", help="read the DHT of this swarm instead (EFEDLLM_JOIN is not asked)")
     where.add_argument("--verify", action="store_true", help="also check the receipts that newer ones have replaced")
+    parser.add_argument(
+        "--repair", action="store_true", help="with --join: add to this node's ledger what it lacks of its own"
+    )
     form = parser.add_mutually_exclusive_group()
     for name, what in (("json", "one JSON object a line"), ("csv", "CSV with a header")):
         form.add_argument(f"--{name}", dest="form", action="store_const", const=name, help=f"print {what}")
@@ -572,6 +575,8 @@ def _receipts(arguments: Arguments) -> int:
     from dht.parameters import parse_join
 
     join = parse_join(arguments.join) if arguments.join is not None else None
+    if arguments.repair and join is None:
+        raise UserError("--repair reads the receipts of a swarm; add --join CODE.")
     from node.run.receipts import ReceiptsOptions, run_receipts
 
     options = ReceiptsOptions(
@@ -581,6 +586,7 @@ def _receipts(arguments: Arguments) -> int:
         since_s=arguments.since,
         form=arguments.form,
         verify=arguments.verify,
+        repair=arguments.repair,
     )
     if join is None:
         return run_receipts(options)

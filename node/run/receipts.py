@@ -36,6 +36,7 @@ class ReceiptsOptions:
     since_s: int | None = None  # unix seconds: work that ended since then; None: all
     form: str = "table"  # or "json", "csv"
     verify: bool = False  # check every row of the ledger, also of receipts that newer ones have replaced
+    repair: bool = False  # of a swarm: write what this home's ledger lacks of its own
 
 
 def check_peers(options: ReceiptsOptions) -> None:
@@ -56,6 +57,8 @@ def run_receipts(options: ReceiptsOptions) -> int:
     check_peers(options)
     with Ledger.open_to_read(options.home / LEDGER) as ledger:
         if options.verify:
+            for finding in ledger.set_aside():
+                sys.stderr.write(f"Row {finding.row} was set aside before ({finding.reason}).\n")
             num, findings = ledger.verify()
             sys.stderr.write(f"{num} receipts were checked, {len(findings)} of them are damaged.\n")
         held = [signed.record for own in ledger.owners() for signed in ledger.newest(own, options.since_s or 0)]

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
+from pathlib import Path
 
 from dht.directory import read_directory, read_models
 from dht.errors import BadRecord
 from dht.identity import Identity
 from dht.parameters import JoinCode
 from dht.receipts.cosigned import check_receipt
+from dht.receipts.ledger import Ledger
 from dht.records import SignedRecord
 from dht.rules import Rules
 from dht.swarm import Swarm
 from dht.work import Receipt
 from node.run.exit_codes import OK
-from node.run.receipts import ReceiptsOptions, check_peers, show, wanted
+from node.run.key_care import look_at_key
+from node.run.receipts import LEDGER, ReceiptsOptions, check_peers, show, wanted
 
 
 async def run_swarm_receipts(join: JoinCode, options: ReceiptsOptions) -> int:
@@ -24,16 +28,39 @@ async def run_swarm_receipts(join: JoinCode, options: ReceiptsOptions) -> int:
     from dht.receipts.reader import collect_receipts  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     check_peers(options)
+    own = own_ids(options.home) if options.repair else set()
     async with Swarm(Identity.ephemeral(), join=join, client_mode=True) as swarm:
         models = await read_models(swarm)
-        providers = options.providers or await _servers(swarm, [model.manifest for model in models])
+        providers = options.providers or tuple(sorted(own | await _servers(swarm, [it.manifest for it in models])))
         window = epochs(swarm.validator.rules, options.since_s, time.time())
         found: AsyncIterator[SignedRecord] = collect_receipts(swarm, providers, window)
         held, num_bad = await _checked(found)
     if num_bad:
         sys.stderr.write(f"{num_bad} records that are no receipts signed by both were left out.\n")
-    show(options, wanted(held, options), {model.manifest: model.name for model in models})
+    if options.repair:
+        sys.stderr.write(f"{await asyncio.to_thread(refill, options.home, own, held)}\n")
+    show(options, wanted(held.values(), options), {model.manifest: model.name for model in models})
     return OK
+
+
+def own_ids(home: Path) -> set[str]:
+    """Name the peer ids whose receipts a home keeps, or should."""
+    with Ledger.open_to_read(home / LEDGER) as ledger:
+        owners = set(ledger.owners())
+    peer_id = look_at_key(home).peer_id
+    return owners | {peer_id} if peer_id is not None else owners
+
+
+def refill(home: Path, own: Iterable[str], held: Mapping[bytes, Receipt]) -> str:
+    """Write into a home's ledger what it lacks of its own; returns a sentence on that."""
+    with Ledger.open(home / LEDGER) as ledger:
+        outcomes = [
+            ledger.repair(peer, [envelope for envelope, receipt in held.items() if peer in receipt.authors])
+            for peer in sorted(own)
+        ]
+    said = f"{sum(outcome.added for outcome in outcomes)} receipts were added to the ledger"
+    num_against = sum(len(outcome.contradictions) for outcome in outcomes)
+    return f"{said}; {num_against} contradict what it holds, and were left out." if num_against else f"{said}."
 
 
 def epochs(rules: Rules, since_s: int | None, now_s: float) -> range:
@@ -44,14 +71,14 @@ def epochs(rules: Rules, since_s: int | None, now_s: float) -> range:
     return range(first, present + 1)
 
 
-async def _servers(swarm: Swarm, manifests: Iterable[bytes]) -> tuple[str, ...]:
-    """List whoever serves something now: without a name, receipts can only be looked for at those."""
+async def _servers(swarm: Swarm, manifests: Iterable[bytes]) -> set[str]:
+    """Name whoever serves something now: without a name, receipts can only be looked for at those."""
     directories = [await read_directory(swarm, manifest, time.time()) for manifest in manifests]
-    return tuple(sorted({server.owner for directory in directories for server in directory.servers}))
+    return {server.owner for directory in directories for server in directory.servers}
 
 
-async def _checked(found: AsyncIterator[SignedRecord]) -> tuple[list[Receipt], int]:
-    """Check every signature again; returns what is sound, and how many are not."""
+async def _checked(found: AsyncIterator[SignedRecord]) -> tuple[dict[bytes, Receipt], int]:
+    """Check every signature again; returns what is sound by its envelope, and how many are not."""
     receipts: dict[bytes, Receipt] = {}
     num_bad = 0
     async for signed in found:
@@ -59,4 +86,4 @@ async def _checked(found: AsyncIterator[SignedRecord]) -> tuple[list[Receipt], i
             receipts[signed.envelope] = check_receipt(signed.envelope)
         except BadRecord:
             num_bad += 1
-    return list(receipts.values()), num_bad
+    return receipts, num_bad

@@ -8,8 +8,10 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from dht.identity import Identity
 from dht.parameters import JoinCode
 from dht.receipts.ledger import Ledger
+from dht.receipts.reservation_table import UnsignedEnd
 from dht.records import Envelope, ManifestRecord, place
 from dht.rules import Rules
 from node.cli import main
@@ -78,6 +80,7 @@ def test_a_damaged_receipt_is_named_and_gives_the_exit_code(home, capsys):
     assert "5 receipts were checked, 1 of them are damaged." in said
     assert "Row 1 of the ledger is damaged" in said
     assert run_receipts(ReceiptsOptions(home, verify=True)) == OK
+    assert "Row 1 was set aside before" in capsys.readouterr().err
 
 
 def test_what_is_no_peer_id_is_refused_with_the_mend(home):
@@ -94,6 +97,7 @@ def test_the_command_line_names_what_is_asked_for(home, capsys, monkeypatch):
     assert OTHER.peer_id in capsys.readouterr().out
     assert main(["receipts", "--provider", "x"]) == 23
     assert main(["receipts", "--join", "x"]) == 6
+    assert main(["receipts", "--repair"]) == 23
     for wrong in (["--since", "tomorrow"], ["--json", "--csv"], ["--join", "x", "--verify"]):
         with pytest.raises(SystemExit) as ended:
             main(["receipts", *wrong])
@@ -167,6 +171,27 @@ async def test_only_the_providers_that_are_named_are_read(asked, tmp_path, capsy
     assert capsys.readouterr().out == ""
     with pytest.raises(UserError), contextlib.redirect_stderr(sys.stdout):
         await run_swarm_receipts(JoinCode(()), replace(options, providers=("x",)))
+
+
+async def test_a_ledger_is_filled_again_with_its_own_receipts(asked, tmp_path, capsys):
+    identity = Identity.load_or_create(tmp_path / "identity")
+    with Ledger.open(tmp_path / LEDGER) as ledger:
+        ledger.note_unsigned_end(OWN.peer_id, UnsignedEnd(OTHER.peer_id, False, MANIFEST, 1, 1))
+    options = ReceiptsOptions(tmp_path, form="json", repair=True)
+    for num in (2, 0):
+        assert await run_swarm_receipts(JoinCode(()), options) == OK
+        assert f"{num} receipts were added to the ledger." in capsys.readouterr().err
+    assert identity.peer_id in asked[0][0]
+    with Ledger.open(tmp_path / LEDGER) as ledger:
+        assert {signed.envelope for signed in ledger.newest(OWN.peer_id)} == {envelope(), envelope(OTHER, OWN)}
+        assert ledger.owners() == [OWN.peer_id]
+
+
+async def test_what_contradicts_the_ledger_is_left_out(asked, tmp_path, capsys):
+    with Ledger.open(tmp_path / LEDGER) as ledger:
+        ledger.append(OWN.peer_id, envelope(amount=65))
+    assert await run_swarm_receipts(JoinCode(()), ReceiptsOptions(tmp_path, repair=True)) == OK
+    assert "1 receipts were added to the ledger; 1 contradict what it holds" in capsys.readouterr().err
 
 
 def test_no_epoch_is_asked_for_that_the_dht_holds_no_more():
