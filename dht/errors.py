@@ -6,7 +6,11 @@ DhtError
 │   ├── IdentityDamaged          the identity file cannot be read
 │   ├── IdentityNotWritten       the identity file cannot be written
 │   ├── WrongPassphrase          an exported identity does not open with it
-│   └── ClockSkew                this machine's clock differs from the swarm's
+│   ├── ClockSkew                this machine's clock differs from the swarm's
+│   ├── LedgerNotWritten         the ledger cannot be read or written
+│   ├── LedgerDamaged            the ledger's file holds what no ledger holds
+│   ├── Contradiction            another receipt with the same number is held already
+│   └── SeqsSpent                a lane has no numbers left in this epoch
 ├── BadJoinCode (ValueError)   a join code that a user gave is damaged
 ├── BadAddress (ValueError)    a multiaddr that a user gave is malformed
 ├── RemoteError                a peer broke the protocol: close, count, go on
@@ -48,6 +52,22 @@ class WrongPassphrase(LocalError):
 
 class ClockSkew(LocalError):
     """The local clock differs from the swarm's by more than records can bear."""
+
+
+class LedgerNotWritten(LocalError):
+    """The ledger could not be opened, read or written; the message holds the mend."""
+
+
+class LedgerDamaged(LocalError):
+    """The ledger's file is damaged and cannot be mended now; the message holds the mend."""
+
+
+class Contradiction(LocalError):
+    """Two receipts with one number differ: somebody has signed both, and the ledger holds the first."""
+
+
+class SeqsSpent(LocalError):
+    """A lane has no sequence numbers left in this epoch; the next receipts need another lane."""
 
 
 class BadJoinCode(DhtError, ValueError):

@@ -100,6 +100,8 @@ def _parser() -> argparse.ArgumentParser:
         _add_chat,
         _add_status,
         _add_doctor,
+        _add_receipts,
+        _add_statement,
         _add_identity,
     ):
         add(commands)
@@ -494,7 +496,7 @@ def _chat(arguments: Arguments) -> int:
     return 0
 
 
-# -------------------------------------------------------------------------------------- status, doctor, identity
+# ------------------------------------------------------------------ status, doctor, receipts, statement, identity
 
 
 def _add_status(commands: Commands) -> None:
@@ -550,6 +552,72 @@ def _check_doctor(arguments: Arguments) -> None:
     given += ["--join"] if arguments.join != default_join() else []
     if given:
         raise UserError(f"{' and '.join(given)} need a MODEL; write `efedllm doctor MODEL {given[0]} ...`.")
+
+
+def _add_receipts(commands: Commands) -> None:
+    summary = "the receipts that this node holds, or with --join those of a swarm; every signature is checked again"
+    parser = _command(commands, "receipts", _receipts, summary)
+    parser.add_argument(
+        "--provider", metavar="PEER_ID", action="append", default=[], help="who worked; may be repeated"
+    )
+    parser.add_argument(
+        "--consumer", metavar="PEER_ID", action="append", default=[], help="whom it was for; may be repeated"
+    )
+    _add_since(parser)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--join", metavar="CODE", help="read the DHT of this swarm instead (EFEDLLM_JOIN is not asked)")
+    where.add_argument("--verify", action="store_true", help="also check the receipts that newer ones have replaced")
+    parser.add_argument(
+        "--repair", action="store_true", help="with --join: add to this node's ledger what it lacks of its own"
+    )
+    form = parser.add_mutually_exclusive_group()
+    for name, what in (("json", "one JSON object a line"), ("csv", "CSV with a header")):
+        form.add_argument(f"--{name}", dest="form", action="store_const", const=name, help=f"print {what}")
+    parser.set_defaults(form="table")
+
+
+def _add_since(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--since", type=_since, metavar="DATE", help='such as 2026-11-01 (in UTC) or "7 days" (default: all)'
+    )
+
+
+def _receipts(arguments: Arguments) -> int:
+    from dht.parameters import parse_join
+
+    join = parse_join(arguments.join) if arguments.join is not None else None
+    if arguments.repair and join is None:
+        raise UserError("--repair reads the receipts of a swarm; add --join CODE.")
+    from node.run.receipts import ReceiptsOptions, run_receipts
+
+    options = ReceiptsOptions(
+        home=default_home(),
+        providers=tuple(arguments.provider),
+        consumers=tuple(arguments.consumer),
+        since_s=arguments.since,
+        form=arguments.form,
+        verify=arguments.verify,
+        repair=arguments.repair,
+    )
+    if join is None:
+        return run_receipts(options)
+    from node.run.lifetime import run_loop
+    from node.run.swarm_receipts import run_swarm_receipts
+
+    return run_loop(lambda: run_swarm_receipts(join, options))
+
+
+def _add_statement(commands: Commands) -> None:
+    summary = "what this node gave and took, who has not signed, and whether its key is safe"
+    parser = _command(commands, "statement", _statement, summary)
+    _add_since(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _statement(arguments: Arguments) -> int:
+    from node.run.statement import StatementOptions, run_statement
+
+    return run_statement(StatementOptions(default_home(), arguments.since, arguments.json))
 
 
 def _add_identity(commands: Commands) -> None:
@@ -640,6 +708,17 @@ def _number(text: str, least: float, most: float) -> float:
     if not least <= value <= most:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least:g} to {most:g}")
     return value
+
+
+def _since(text: str) -> int:
+    import time
+
+    from node.run.since import parse_since
+
+    try:
+        return parse_since(text, time.time())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _temperature(text: str) -> float:

@@ -8,6 +8,7 @@ from node import errors
 OK = 0
 INTERNAL = 1
 DISK_FULL = 26
+LEDGER_MENDED = 31
 
 
 # The first class that an error is an instance of decides, so subclasses stand before their bases.
@@ -35,6 +36,8 @@ _CODES: tuple[tuple[type[Exception], int], ...] = (
     (errors.NotRunning, 28),
     (dht_errors.ClockSkew, 21),
     (dht_errors.DaemonDied, 22),
+    (dht_errors.LedgerNotWritten, 30),
+    (dht_errors.LedgerDamaged, 30),
     (errors.UserError, 23),
     (errors.UnavailableError, 24),
     (dht_errors.UnavailableError, 24),

@@ -1,0 +1,138 @@
+"""Make and check the tables of a ledger's file.
+
+It does not know what the rows mean, nor whose file it is. It runs where a ledger is opened, and may block.
+"""
+
+import contextlib
+import sqlite3
+
+from dht.errors import LedgerDamaged, LedgerNotWritten
+
+SCHEMA_VERSION = 1
+"""What ``user_version`` of the file says; a file with a higher one belongs to a newer program."""
+
+APPLICATION_ID = 0x65464C67
+"""What ``application_id`` of the file says ("eFLg")."""
+
+_SCHEMA = """
+CREATE TABLE peers (  -- so that a row of receipts costs a few bytes for each of them
+    id INTEGER PRIMARY KEY,
+    peer BLOB NOT NULL UNIQUE  -- binary peer id
+)
+
+CREATE TABLE receipts (
+    id INTEGER PRIMARY KEY,
+    own INTEGER NOT NULL,  -- peers.id under which this home keeps it, an author; so the next two
+    provider INTEGER NOT NULL,
+    consumer INTEGER NOT NULL,
+    epoch INTEGER NOT NULL,
+    lane INTEGER NOT NULL,
+    work_kind INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    t_last INTEGER NOT NULL,  -- unix seconds
+    amount INTEGER NOT NULL,
+    envelope BLOB NOT NULL  -- byte for byte as on the DHT; what stands before it is repeated from here
+)
+
+CREATE INDEX receipts_by_slot
+ON receipts (own, provider, consumer, epoch, lane, work_kind, seq, t_last, amount)
+
+CREATE TRIGGER receipts_stay BEFORE DELETE ON receipts
+BEGIN SELECT RAISE(ABORT, 'receipts are only ever added'); END
+
+CREATE TRIGGER receipts_stay_as_they_are BEFORE UPDATE ON receipts
+BEGIN SELECT RAISE(ABORT, 'receipts are only ever added'); END
+
+CREATE TABLE set_aside (  -- rows of receipts that do not count, because they are damaged
+    receipt INTEGER PRIMARY KEY,
+    reason TEXT NOT NULL,
+    found_s INTEGER NOT NULL  -- unix seconds
+)
+
+CREATE TABLE reservations (  -- peers as binary ids
+    own BLOB NOT NULL,
+    provider BLOB NOT NULL,
+    consumer BLOB NOT NULL,
+    epoch INTEGER NOT NULL,
+    lane INTEGER NOT NULL,
+    work_kind INTEGER NOT NULL,
+    up_to INTEGER NOT NULL,  -- the highest seq that may have been signed
+    checksum INTEGER NOT NULL,  -- CRC-32 of the other columns in canonical form
+    PRIMARY KEY (own, provider, consumer, epoch, lane, work_kind)
+) WITHOUT ROWID
+
+CREATE TABLE seq_floor (  -- one row
+    floor INTEGER NOT NULL  -- up to it, a lost file of this home may have held reservations
+)
+
+CREATE TABLE unsigned_ends (  -- sessions that ended with work that a peer did not sign
+    id INTEGER PRIMARY KEY,
+    own BLOB NOT NULL,
+    peer BLOB NOT NULL,
+    peer_provides INTEGER NOT NULL,  -- 1: the peer worked; 0: it consumed
+    manifest BLOB NOT NULL,
+    amount INTEGER NOT NULL,  -- tokens
+    t INTEGER NOT NULL  -- unix seconds
+)
+
+CREATE TABLE models (  -- what people call the models that this home has met
+    manifest BLOB PRIMARY KEY,
+    name TEXT NOT NULL
+) WITHOUT ROWID
+
+INSERT INTO seq_floor VALUES (0)
+""".strip().split("\n\n")
+
+_MARKS = (f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {SCHEMA_VERSION}")
+_NAMES = {statement.split()[2] for statement in _SCHEMA if statement.startswith("CREATE")}
+
+
+def prepare(connection: sqlite3.Connection, least_floor: int = 0) -> bool:
+    """Check the file, make the tables where there are none, lift its floor of numbers; returns whether it made them.
+
+    Raises:
+        LedgerDamaged: It is no ledger, or not whole; the message says why in a few words.
+        LedgerNotWritten: It belongs to a newer program.
+    """
+    check_kind(connection)
+    connection.execute("PRAGMA journal_mode = WAL")
+    (finding,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if finding != "ok":
+        raise LedgerDamaged(str(finding))
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        is_new = version_of(connection) == 0
+        for statement in (*_SCHEMA, *_MARKS) if is_new else ():
+            connection.execute(statement)
+        _check_names(connection)
+        connection.execute("UPDATE seq_floor SET floor = ? WHERE floor < ?", (least_floor, least_floor))
+        connection.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise
+    return is_new
+
+
+def version_of(connection: sqlite3.Connection) -> int:
+    """Read the version of the tables; 0 where there are none."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def check_kind(connection: sqlite3.Connection) -> None:
+    """Refuse another program's database, and a ledger of a newer program."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    version = version_of(connection)
+    if application != APPLICATION_ID and tables:
+        raise LedgerDamaged("it is some other database")
+    if version > SCHEMA_VERSION:
+        raise LedgerNotWritten(f"The ledger has version {version}, this program knows {SCHEMA_VERSION}; update it.")
+
+
+def _check_names(connection: sqlite3.Connection) -> None:
+    held = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    lacking = sorted(_NAMES - held)
+    if lacking:
+        raise LedgerDamaged(f"{lacking[0]} is missing")

@@ -1,0 +1,154 @@
+"""Put receipts into a ledger's tables and find them there: one function per question, on an open connection.
+
+Only ``dht.receipts.ledger`` calls this, inside its transactions; it decides about signatures, this file does not.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from dht.identity import peer_id_to_bytes, peer_id_to_str
+from dht.work import Receipt, Slot, WorkKind
+
+PAGE = 1024
+"""Rows that are read at once."""
+
+_PEERS = ("own", "provider", "consumer")
+_OF_SLOT = "own = ? AND provider = ? AND consumer = ? AND epoch = ? AND lane = ? AND work_kind = ?"
+_SOUND = "id NOT IN (SELECT receipt FROM set_aside)"
+
+
+class Row(NamedTuple):
+    """One receipt as it is held."""
+
+    row_id: int
+    own: str  # peer id under which it is held; empty where the row has lost it, also in the next two
+    provider: str  # peer id
+    consumer: str  # peer id
+    columns: tuple[int, ...]  # epoch, lane, work_kind, seq, t_last, amount: what the row says beside the envelope
+    envelope: bytes
+
+
+def peer_number(db: sqlite3.Connection, peer_id: str) -> int:
+    """Return the number of a peer in this file, a new one where it has none."""
+    peer = peer_id_to_bytes(peer_id)
+    held = db.execute("SELECT id FROM peers WHERE peer = ?", (peer,)).fetchone()
+    if held is None:
+        return int(db.execute("INSERT INTO peers (peer) VALUES (?)", (peer,)).lastrowid or 0)
+    return int(held[0])
+
+
+def columns_of(receipt: Receipt) -> tuple[int, ...]:
+    """Say what a row holds of a receipt beside its envelope and its peers."""
+    return (receipt.epoch, receipt.lane, int(receipt.work_kind), receipt.seq, receipt.t_last, receipt.amount)
+
+
+def insert(db: sqlite3.Connection, own: str, receipt: Receipt, envelope: bytes) -> None:
+    """Add a receipt."""
+    peers = [peer_number(db, peer) for peer in (own, receipt.provider, receipt.consumer)]
+    db.execute(
+        "INSERT INTO receipts (own, provider, consumer, epoch, lane, work_kind, seq, t_last, amount, envelope)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (*peers, *columns_of(receipt), envelope),
+    )
+
+
+def held_with(db: sqlite3.Connection, own: str, slot: Slot, seq: int) -> Row | None:
+    """Return the receipt that is held for a slot and number, or None."""
+    return next(_rows(db, f"{_OF_SLOT} AND seq = ? AND {_SOUND} LIMIT 1", (*_slot(db, own, slot), seq)), None)
+
+
+def highest_seq(db: sqlite3.Connection, own: str, slot: Slot) -> int:
+    """Return the highest number among the receipts of a slot, sound or not; 0 where there is none."""
+    (seq,) = db.execute(
+        f"SELECT max(seq) FROM receipts WHERE {_OF_SLOT}",  # noqa: S608 - constants
+        _slot(db, own, slot),
+    ).fetchone()
+    return int(seq or 0)
+
+
+def newest_of(db: sqlite3.Connection, own: str, slot: Slot) -> Row | None:
+    """Return the newest receipt of a slot."""
+    of_slot = f"{_OF_SLOT} AND {_SOUND} ORDER BY seq DESC LIMIT 1"
+    return next(_rows(db, of_slot, _slot(db, own, slot)), None)
+
+
+def newest(db: sqlite3.Connection, own: str, since_s: int, before_s: int, since_epoch: int = 0) -> list[Row]:
+    """Return the newest receipt of every slot among those whose work ended at or after one second and before another.
+
+    Args:
+        db: An open ledger.
+        own: Peer id.
+        since_s: Unix seconds.
+        before_s: Unix seconds.
+        since_epoch: Earlier epochs are left out.
+    """
+    newest_of_slots = (
+        "SELECT id, max(seq) FROM receipts WHERE own = ? AND t_last >= ? AND t_last < ? AND epoch >= ?"  # noqa: S608 - constants
+        f" AND {_SOUND} GROUP BY provider, consumer, epoch, lane, work_kind"
+    )
+    numbers = (_number(db, own), since_s, before_s, since_epoch)
+    return list(_rows(db, f"id IN (SELECT id FROM ({newest_of_slots}))", numbers))  # noqa: S608 - constants
+
+
+def page(db: sqlite3.Connection, after: int) -> list[Row]:
+    """List the next rows behind a number that are not set aside, in the order of their adding; few enough to hold."""
+    return list(_rows(db, f"id > ? AND {_SOUND} ORDER BY id LIMIT ?", (after, PAGE)))
+
+
+def total_amount(db: sqlite3.Connection, provider: str, consumer: str) -> int:
+    """Add up the tokens that a consumer has signed for with a provider that keeps this ledger, over all slots."""
+    inner = (
+        f"SELECT max(seq), amount FROM receipts WHERE own = ? AND provider = own AND consumer = ? AND work_kind <> ?"  # noqa: S608 - constants
+        f" AND {_SOUND} GROUP BY epoch, lane, work_kind"
+    )
+    numbers = (_number(db, provider), _number(db, consumer), int(WorkKind.RELAY))
+    (tokens,) = db.execute(f"SELECT sum(amount) FROM ({inner})", numbers).fetchone()  # noqa: S608 - constants
+    return int(tokens or 0)
+
+
+def owners(db: sqlite3.Connection) -> list[str]:
+    """List the peer ids under which anything is held."""
+    found = db.execute(
+        "SELECT peer FROM peers WHERE id IN (SELECT own FROM receipts) UNION SELECT own FROM unsigned_ends"
+    )
+    return sorted(peer_id_to_str(bytes(peer)) for (peer,) in found)
+
+
+def set_aside(db: sqlite3.Connection, row_id: int, reason: str, now_s: float) -> None:
+    """Let a row count no longer."""
+    db.execute("INSERT OR IGNORE INTO set_aside VALUES (?, ?, ?)", (row_id, reason, int(now_s)))
+
+
+def those_set_aside(db: sqlite3.Connection) -> list[tuple[int, str]]:
+    """List the numbers of rows that do not count, with the reasons."""
+    return [(row, str(reason)) for row, reason in db.execute("SELECT receipt, reason FROM set_aside ORDER BY receipt")]
+
+
+def _rows(db: sqlite3.Connection, where: str, values: tuple[int, ...]) -> Iterator[Row]:
+    peers = ", ".join(f"(SELECT peer FROM peers WHERE peers.id = {column})" for column in _PEERS)  # noqa: S608 - constants
+    found = db.execute(
+        f"SELECT id, {peers}, epoch, lane, work_kind, seq, t_last, amount, envelope FROM receipts WHERE {where}",  # noqa: S608 - constants
+        values,
+    )
+    for row_id, own, provider, consumer, *columns, envelope in found:
+        yield Row(row_id, _peer(own), _peer(provider), _peer(consumer), tuple(columns), bytes(envelope))
+
+
+def _peer(peer: object) -> str:
+    """Read a peer id that a damaged row may have lost."""
+    try:
+        return peer_id_to_str(bytes(peer)) if isinstance(peer, bytes) else ""
+    except ValueError:
+        return ""
+
+
+def _number(db: sqlite3.Connection, peer_id: str) -> int:
+    """Return the number of a peer, or one that no peer has."""
+    held = db.execute("SELECT id FROM peers WHERE peer = ?", (peer_id_to_bytes(peer_id),)).fetchone()
+    return -1 if held is None else int(held[0])
+
+
+def _slot(db: sqlite3.Connection, own: str, slot: Slot) -> tuple[int, ...]:
+    peers = (_number(db, peer) for peer in (own, slot.provider, slot.consumer))
+    return (*peers, slot.epoch, slot.lane, int(slot.work_kind))

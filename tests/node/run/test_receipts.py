@@ -1,0 +1,203 @@
+"""The commands `receipts`, on a ledger and on a swarm that is made up."""
+
+import contextlib
+import json
+import sys
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from dht.identity import Identity
+from dht.parameters import JoinCode
+from dht.receipts.ledger import Ledger
+from dht.receipts.reservation_table import UnsignedEnd
+from dht.records import Envelope, ManifestRecord, place
+from dht.rules import Rules
+from node.cli import main
+from node.errors import UserError
+from node.run import swarm_receipts
+from node.run.exit_codes import LEDGER_MENDED, OK
+from node.run.receipts import LEDGER, ReceiptsOptions, run_receipts
+from node.run.swarm_receipts import epochs, run_swarm_receipts
+from tests.dht.receipts.ledger_kit import CONSUMER, OTHER, OWN, envelope, made, spoil
+from tests.dht.samples import EPOCH, EPOCH_BEGAN, MANIFEST, announcement
+
+
+@pytest.fixture
+def home(tmp_path):
+    with Ledger.open(tmp_path / LEDGER) as ledger:
+        for seq in (1, 2):
+            ledger.append(OWN.peer_id, envelope(seq=seq))
+        ledger.append(OWN.peer_id, envelope(OTHER, OWN, t_last=EPOCH_BEGAN + 3000))
+        ledger.append(OTHER.peer_id, envelope(OTHER, OWN, t_last=EPOCH_BEGAN + 3000))
+        ledger.append(CONSUMER.peer_id, envelope(seq=1))  # whose node of the same home has not got the second one
+        ledger.note_model(MANIFEST, "gpt2")
+    return tmp_path
+
+
+def listed(capsys, options):
+    code = run_receipts(replace(options, form="json"))
+    return code, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_the_newest_of_each_slot_is_listed_once(home, capsys):
+    code, found = listed(capsys, ReceiptsOptions(home))
+    assert code == OK
+    assert {(fields["provider"], fields["seq"]) for fields in found} == {(OWN.peer_id, 2), (OTHER.peer_id, 1)}
+    assert len(found) == 2
+    assert {fields["model"] for fields in found} == {f"gpt2@{MANIFEST.hex()[:8]}"}
+    assert listed(capsys, ReceiptsOptions(home))[1] == found
+
+
+@pytest.mark.parametrize(
+    ("changes", "providers"),
+    [
+        ({"providers": (OWN.peer_id,)}, [OWN.peer_id]),
+        ({"consumers": (OWN.peer_id,)}, [OTHER.peer_id]),
+        ({"consumers": (CONSUMER.peer_id,), "providers": (OTHER.peer_id,)}, []),
+        ({"since_s": EPOCH_BEGAN + 3000}, [OTHER.peer_id]),
+        ({"since_s": EPOCH_BEGAN + 3001}, []),
+    ],
+)
+def test_what_was_not_asked_for_is_left_out(home, capsys, changes, providers):
+    code, found = listed(capsys, replace(ReceiptsOptions(home), **changes))
+    assert (code, [fields["provider"] for fields in found]) == (OK, providers)
+
+
+def test_no_receipts_are_said_in_a_sentence_and_no_ledger_is_made(tmp_path, capsys):
+    assert run_receipts(ReceiptsOptions(tmp_path)) == OK
+    assert capsys.readouterr().out.startswith("No receipts:")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_receipt_is_named_and_gives_the_exit_code(home, capsys):
+    signature = Envelope.from_bytes(envelope(seq=1)).signatures[0]
+    spoil(home / LEDGER, signature, bytes([signature[0] ^ 1]))
+    assert run_receipts(ReceiptsOptions(home)) == OK
+    assert run_receipts(ReceiptsOptions(home, verify=True)) == LEDGER_MENDED
+    said = capsys.readouterr().err
+    assert "5 receipts were checked, 1 of them are damaged." in said
+    assert "Row 1 of the ledger is damaged" in said
+    assert run_receipts(ReceiptsOptions(home, verify=True)) == OK
+    assert "Row 1 was set aside before" in capsys.readouterr().err
+
+
+def test_what_is_no_peer_id_is_refused_with_the_mend(home):
+    with pytest.raises(UserError, match="no peer id; copy one"):
+        run_receipts(ReceiptsOptions(home, providers=("12D3",)))
+
+
+def test_the_command_line_names_what_is_asked_for(home, capsys, monkeypatch):
+    monkeypatch.setenv("EFEDLLM_HOME", str(home))
+    monkeypatch.setenv("EFEDLLM_JOIN", "/ip4/127.0.0.1/tcp/1/p2p/" + OWN.peer_id)
+    assert main(["receipts", "--csv", "--provider", OWN.peer_id, "--since", "2000-01-01"]) == OK
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert main(["receipts"]) == OK
+    assert OTHER.peer_id in capsys.readouterr().out
+    assert main(["receipts", "--provider", "x"]) == 23
+    assert main(["receipts", "--join", "x"]) == 6
+    assert main(["receipts", "--repair"]) == 23
+    for wrong in (["--since", "tomorrow"], ["--json", "--csv"], ["--join", "x", "--verify"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["receipts", *wrong])
+        assert ended.value.code == 2
+
+
+def test_a_ledger_that_cannot_be_opened_gives_its_exit_code(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("EFEDLLM_HOME", str(tmp_path))
+    (tmp_path / LEDGER).mkdir()
+    assert main(["receipts"]) == 30
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+# ------------------------------------------------------------------------------------------------------------- swarms
+
+
+class FakeSwarm:
+    """A swarm with two servers and what `collect_receipts` is asked for."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.validator = SimpleNamespace(rules=Rules())
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    calls = []
+
+    async def collect_receipts(swarm, providers, window):
+        calls.append((tuple(providers), window))
+        body = made(lane=9).to_body()
+        forged = Envelope(2, body, (bytes(64), bytes(64))).to_bytes()
+        for data, receipt in ((envelope(), made()), (forged, made(lane=9)), (envelope(OTHER, OWN), made(OTHER, OWN))):
+            yield place(receipt, data)
+
+    async def read_models(swarm):
+        return [ManifestRecord(MANIFEST, OWN.peer_id, 1, 1, "gpt2", "gpt2", 4, 8, 8)]
+
+    async def read_directory(swarm, manifest, now_s):
+        return SimpleNamespace(servers=[announcement(OWN), announcement(OTHER)])
+
+    reader = ModuleType("dht.receipts.reader")
+    reader.collect_receipts = collect_receipts
+    monkeypatch.setitem(sys.modules, "dht.receipts.reader", reader)
+    for name, fake in (("Swarm", FakeSwarm), ("read_models", read_models), ("read_directory", read_directory)):
+        monkeypatch.setattr(swarm_receipts, name, fake)
+    return calls
+
+
+async def test_a_swarm_s_receipts_are_checked_again_and_named(asked, tmp_path, capsys):
+    assert await run_swarm_receipts(JoinCode(()), ReceiptsOptions(tmp_path, form="json")) == OK
+    said = capsys.readouterr()
+    found = [json.loads(line) for line in said.out.splitlines()]
+    assert {fields["provider"] for fields in found} == {OWN.peer_id, OTHER.peer_id}
+    assert {fields["model"] for fields in found} == {f"gpt2@{MANIFEST.hex()[:8]}"}
+    assert "1 records that are no receipts" in said.err
+    ((providers, _),) = asked
+    assert providers == tuple(sorted((OWN.peer_id, OTHER.peer_id)))
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_only_the_providers_that_are_named_are_read(asked, tmp_path, capsys):
+    options = ReceiptsOptions(tmp_path, providers=(OWN.peer_id,), consumers=(OTHER.peer_id,), form="json")
+    assert await run_swarm_receipts(JoinCode(()), options) == OK
+    assert asked[0][0] == (OWN.peer_id,)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UserError), contextlib.redirect_stderr(sys.stdout):
+        await run_swarm_receipts(JoinCode(()), replace(options, providers=("x",)))
+
+
+async def test_a_ledger_is_filled_again_with_its_own_receipts(asked, tmp_path, capsys):
+    identity = Identity.load_or_create(tmp_path / "identity")
+    with Ledger.open(tmp_path / LEDGER) as ledger:
+        ledger.note_unsigned_end(OWN.peer_id, UnsignedEnd(OTHER.peer_id, False, MANIFEST, 1, 1))
+    options = ReceiptsOptions(tmp_path, form="json", repair=True)
+    for num in (2, 0):
+        assert await run_swarm_receipts(JoinCode(()), options) == OK
+        assert f"{num} receipts were added to the ledger." in capsys.readouterr().err
+    assert identity.peer_id in asked[0][0]
+    with Ledger.open(tmp_path / LEDGER) as ledger:
+        assert {signed.envelope for signed in ledger.newest(OWN.peer_id)} == {envelope(), envelope(OTHER, OWN)}
+        assert ledger.owners() == [OWN.peer_id]
+
+
+async def test_what_contradicts_the_ledger_is_left_out(asked, tmp_path, capsys):
+    with Ledger.open(tmp_path / LEDGER) as ledger:
+        ledger.append(OWN.peer_id, envelope(amount=65))
+    assert await run_swarm_receipts(JoinCode(()), ReceiptsOptions(tmp_path, repair=True)) == OK
+    assert "1 receipts were added to the ledger; 1 contradict what it holds" in capsys.readouterr().err
+
+
+def test_no_epoch_is_asked_for_that_the_dht_holds_no_more():
+    rules = Rules()
+    now_s = EPOCH_BEGAN + 10
+    assert epochs(rules, None, now_s) == range(EPOCH - 56, EPOCH + 1)
+    assert epochs(rules, EPOCH_BEGAN - 1, now_s) == range(EPOCH - 1, EPOCH + 1)
+    assert epochs(rules, 0, now_s) == range(EPOCH - 56, EPOCH + 1)
+    assert epochs(Rules(epoch_s=5, window_epochs=8), None, 20) == range(5)
