@@ -93,16 +93,19 @@ class StepLog:
         """
         self._fold(answered)
         waiting = [mark for mark in self._marks if mark.number > answered]
-        yield from self._history(waiting[0].position if waiting else self.length, stages)
+        yield from self._history(waiting[0].position if waiting else self.length, stages, answered)
         for mark in waiting:
             again = self._piece(mark.position, mark.tokens)
             yield replace(again, crop=mark.crop, number=mark.number, logits_to_keep=mark.logits_to_keep)
         yield from self._beside
 
-    def _history(self, length: int, stages: int) -> Iterator[Step]:
+    def _history(self, length: int, stages: int, answered: int) -> Iterator[Step]:
+        """Yield the history; the last piece has the number of the last step in it, so that its end is seen."""
         at_once = min(_PIECE_TOKENS, max_step_tokens(len(self._parts[0])))
         for position in range(0, length, at_once):
-            yield replace(self._piece(position, min(at_once, length - position)), replay=stages)
+            tokens = min(at_once, length - position)
+            number = answered if position + tokens == length else 0
+            yield replace(self._piece(position, tokens), replay=stages, number=number)
 
     def _piece(self, position: int, tokens: int) -> Step:
         shape = (len(self._parts[0]), tokens, self._width)

@@ -242,7 +242,8 @@ class Step:
     replay: int = field(default=0, metadata={"check": _uint(2**16)})
     """The step is history for so many stages from this one on, which run and keep it; nobody answers. 0: it is none."""
     number: int = field(default=0, metadata={"check": _uint(2**32)})
-    """The step's number in its session, from 1, when it is sent again: who has run it passes over it. 0: the next."""
+    """The step's number in its session, from 1, when it is sent again: who has run it passes over it. Of the last piece
+    of a history, the number of the last step in it. 0: the next, or history of which more comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,7 +346,7 @@ class Alive:
     taken: int = field(metadata={"check": _uint(2**32)})
     """Steps that the stage has admitted, those answered before it was opened included."""
     handed_on: int = field(metadata={"check": _uint(2**32)})
-    """Steps of them whose outputs it has handed on."""
+    """Steps of them whose outputs it has handed on; 0 while it has not the whole history of those before it."""
 
 
 MAX_DRAIN_S = 2**20

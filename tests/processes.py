@@ -162,8 +162,11 @@ def run_command(
 
 def children_of(pid: int) -> list[int]:
     """Return the ids of the direct children of ``pid`` (Linux)."""
-    tasks = Path(f"/proc/{pid}/task")
-    return [int(child) for task in tasks.glob("*/children") for child in task.read_text().split()]
+    children: list[int] = []
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # It ended just now.
+            children += map(int, thread.read_text().split())
+    return children
 
 
 def is_running(pid: int) -> bool:

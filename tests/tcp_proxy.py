@@ -141,7 +141,11 @@ class TcpProxy:
         await self._cut(lambda connection: True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        dialer = self._name_of(writer.get_extra_info("peername")[1])
+        peer = writer.get_extra_info("peername")
+        if peer is None:  # It has gone already.
+            writer.transport.abort()
+            return
+        dialer = self._name_of(peer[1])
         if self._conditions(dialer).refuses or len(self._connections) >= MAX_CONNECTIONS:
             _reset(writer)
             return

@@ -12,6 +12,7 @@ replaced in the same way between two steps, and serves until then.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import time
@@ -101,6 +102,8 @@ class Chain:
         self._handing = asyncio.Lock()
         """Held while steps are sent in order, and by a repair, so that none is sent meanwhile."""
         self._lost: dict[StageLink, NodeError] = {}
+        self._starved: set[StageLink] = set()
+        """Lost through no fault of theirs."""
         self._has_lost = asyncio.Event()
         self._leaving: set[StageLink] = set()
         """Stages that have asked for somebody to take their place."""
@@ -362,13 +365,23 @@ class Chain:
     async def _replace_lost(self, planner: Planner) -> Repaired:
         """Put other stages in the place of the first ones that are lost, and let them catch up."""
         await self._probe([link for link in self._links if link not in self._lost])  # They might all be gone.
-        self._has_lost.clear()
         for link, reason in self._lost.items():
-            planner.failed(link.stage.peer_id, reason)
+            if link not in self._starved:
+                planner.failed(link.stage.peer_id, reason)
+        self._lose_starved()
+        self._has_lost.clear()
         await asyncio.gather(*(link.cut() for link in self._lost))
         if self._links[0] in self._lost:
             await self._drop_push()
         return await self._replace(planner, set(self._lost))
+
+    def _lose_starved(self) -> None:
+        """Note stages as lost that had not the whole history yet from a stage that is lost: nobody can complete it."""
+        for before, link in itertools.pairwise(self._links):
+            is_behind = link.alive is not None and link.alive.handed_on < self._answered
+            if is_behind and before in self._lost and link not in self._lost:
+                self._starved.add(link)
+                self._lost[link] = StageLost(f"The stage {link.stage} has lost its history; {RETRYABLE_WORDS}.")
 
     async def _replace(self, planner: Planner, old: Set[StageLink], *, are_leaving: bool = False) -> Repaired:
         """Put other stages in the place of the first ones of ``old`` that stand together."""
@@ -383,6 +396,7 @@ class Chain:
         for link in replaced:
             self._past_bytes = [self._past_bytes[0] + link.bytes_out, self._past_bytes[1] + link.bytes_in]
             self._lost.pop(link, None)
+            self._starved.discard(link)
         self._links[found.first : found.last + 1] = found.links
         for link in found.links:
             link.watch(self._take, self._lose)

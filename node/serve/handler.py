@@ -324,7 +324,7 @@ class Handler:
         cache = span.new_cache(opened.max_length, opened.batch, buffers)
         work = EndWork(served.ends, opened) if served.ends and _wants_ends(opened) else None
         computation = Computation(span, cache, self._chain(opened, client), work)
-        live = Live(state, computation, frames, time.monotonic(), [slot], opened.batch, handed_on=opened.steps)
+        live = Live(state, computation, frames, time.monotonic(), [slot], opened.batch)
         try:
             live.log_bytes = admission.lease_log(opened, opened.batch, 0)
         except Refused:

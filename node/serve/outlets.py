@@ -61,7 +61,8 @@ class Live:
     log_bytes: int = 0
     """Memory promised to the log."""
     handed_on: int = 0
-    """Steps whose outputs have been handed on, those included that were answered before the session was opened here."""
+    """Steps whose outputs have been handed on; those answered before the session was opened here count with the end of
+    their history."""
     running: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a step is run: one at a time, also where a new previous stage follows an old one."""
     handing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -70,6 +71,13 @@ class Live:
     """Hands the log over to another next stage."""
     output: Output | None = None
     """The last step's output, for a repeated step."""
+
+    def count(self, step: Step) -> None:
+        """Count a step, or the end of a history, whose output has been handed on for the first time."""
+        if not step.replay:
+            self.handed_on = max(self.handed_on, self.state.opened.steps) + 1
+        elif step.number:
+            self.handed_on = step.number
 
 
 class Streams:
@@ -152,15 +160,17 @@ class Outlets:
         if log is None:
             if not step.replay:
                 await self.tell_client(live, Result(step.session, step.position, shape, codec, payload))
-            live.handed_on += is_new
+            if is_new or step.replay:
+                live.count(step)
             return
         pushed = dataclasses.replace(step, shape=shape, codec=codec, payload=payload, replay=max(0, step.replay - 1))
         async with live.handing:
             if step.replay:
                 log.append_history(shape, payload)
+                live.count(step)
             elif is_new:
                 log.append(pushed)
-                live.handed_on += 1
+                live.count(step)
             is_wanted = not step.replay or pushed.replay
             if not is_wanted or live.next is None:  # Without a next stage the client knows: it will name another.
                 return

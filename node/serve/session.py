@@ -155,8 +155,10 @@ class StageSession:
     def _check_history(self, step: Step) -> None:
         if self.taken != self.opened.steps:
             raise SessionError("History comes before the first step.")
-        if step.crop is not None or step.rows is not None or step.number:
-            raise SessionError("History comes as it stands, without crop, rows or number.")
+        if step.crop is not None or step.rows is not None:
+            raise SessionError("History comes as it stands, without crop and rows.")
+        if step.number not in (0, self.opened.steps):
+            raise SessionError(f"The history ends with step {self.opened.steps}, not with step {step.number}.")
 
     def _is_repeat(self, step: Step) -> bool:
         """A step with a crop is computed again instead: cropping back to it makes it idempotent anyway."""

@@ -116,8 +116,8 @@ def test_a_long_history_comes_in_pieces_for_as_many_stages_as_need_it():
     log = StepLog(SESSION, "ids", 1, 2, 2000)
     log.append(Step(SESSION, 0, (2, 1000, 1), "ids", bytes(2 * 1000 * 4)))
     pieces = list(log.replay(1, stages=3))
-    assert [(piece.position, piece.shape[1], piece.replay) for piece in pieces] == [
-        (0, 256, 3), (256, 256, 3), (512, 256, 3), (768, 232, 3),
+    assert [(piece.position, piece.shape[1], piece.replay, piece.number) for piece in pieces] == [
+        (0, 256, 3, 0), (256, 256, 3, 0), (512, 256, 3, 0), (768, 232, 3, 1),
     ]  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def test_a_log_that_begins_with_a_history_hands_it_on():
     log.append(Step(SESSION, 3, (1, 1, 1), "ids", b"dddd"))
     assert log.count == 10
     history, again = log.replay(9, stages=1)
-    assert (bytes(history.payload), history.replay) == (b"aaaabbbbcccc", 1)
+    assert (bytes(history.payload), history.replay, history.number) == (b"aaaabbbbcccc", 1, 9)
     assert again == replace(again, position=3, number=10, payload=b"dddd", replay=0)
 
 

@@ -178,6 +178,43 @@ async def test_a_stage_that_never_catches_up_is_waited_for_only_as_long_as_a_ste
         claiming.cancel()
 
 
+class AsksFor(NobodyThere):
+    """A planner that notes for which blocks it is asked, and who is said to have failed."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked, self.failures = [], []
+
+    async def plan(self, start, end, without):
+        self.asked.append((start, end))
+        return await super().plan(start, end, without)
+
+    def failed(self, peer_id, reason):
+        self.failures.append(peer_id)
+
+
+@pytest.mark.parametrize(("handed_on", "asked"), [(0, (0, 4)), (1, (0, 2))])
+async def test_a_stage_that_loses_who_gives_it_its_history_is_replaced_with_it(handed_on, asked):
+    planner = AsksFor()
+    async with chain_of_two_stages(planner, 0.5) as (chain, first, last):
+
+        async def answer_probes():
+            while (frame := await last.receive()) is not None:
+                if isinstance(frame, Probe):
+                    await last.send(Alive(SESSION, frame.tag, 1, handed_on))
+
+        answering = asyncio.create_task(answer_probes())
+        answered = send_one(chain, 0)
+        await last.send(answer(0))
+        await asyncio.wait_for(answered, 10)
+        lost = send_one(chain, 1)
+        await first.close()
+        await asyncio.wait_for(lost, 10)
+        answering.cancel()
+    assert planner.asked[0] == asked
+    assert set(planner.failures) == {"first"}
+
+
 async def test_nobody_is_asked_again_and_again_for_a_leaving_stage_that_is_gone():
     planner = NobodyThere()
     async with chain_of_two_stages(planner, 10) as (_, first, _):

@@ -611,7 +611,7 @@ async def test_the_history_and_the_steps_not_answered_go_to_another_next_stage(s
         await control.send(Replay(session, 5, OTHER, (second,), answered=2, stages=1))
         new = await second_streams.get()
         history, again = await new.receive(), await new.receive()
-        assert (history.position, history.shape[1], history.replay, history.number) == (0, 13, 1, 0)
+        assert (history.position, history.shape[1], history.replay, history.number) == (0, 13, 1, 2)
         assert bytes(history.payload) == b"".join(bytes(each.payload) for each in sent[:2])
         assert (again.position, again.number, again.replay) == (13, 3, 0)
         assert bytes(again.payload) == bytes(sent[2].payload)
@@ -735,6 +735,34 @@ async def test_a_step_that_waits_for_its_bandwidth_counts_as_taken_and_not_as_lo
             if sign.taken:
                 break
         assert (sign.taken, sign.handed_on) == (1, 0)
+
+
+async def test_a_stage_has_handed_on_nothing_before_it_has_the_whole_history(server):
+    hidden = random_text(20)
+    session, control, _ = await server.open(previous=STAGE, steps=4)
+    push, _ = await server.dial(STAGE)
+
+    async def handed_on():
+        await asyncio.sleep(0.1)
+        await control.send(Probe(session, 1))
+        return (await control.receive()).handed_on
+
+    await push.send(text_step(session, hidden[:, :8], replay=1))
+    assert await handed_on() == 0
+    await push.send(text_step(session, hidden[:, 8:15], 8, replay=1, number=4))
+    assert await handed_on() == 4
+    await push.send(text_step(session, hidden[:, 15:], 15, number=5))
+    assert (await control.receive()).position == 15
+    assert await handed_on() == 5
+
+
+async def test_a_history_that_ends_with_another_step_than_was_said_is_refused(server):
+    session, control, _ = await server.open(previous=STAGE, steps=4)
+    push, _ = await server.dial(STAGE)
+    await push.send(text_step(session, random_text(8), replay=1, number=5))
+    refusal = await control.receive()
+    assert (refusal.session, refusal.code) == (session, "protocol")
+    assert "ends with step 4, not with step 5" in refusal.message
 
 
 async def test_a_handler_that_is_closed_ends_streams_without_a_session_too(server):
