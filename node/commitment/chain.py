@@ -41,10 +41,6 @@ class _Edge:
     """Segments before this one are not compared here."""
     began: int = 0
     """Steps that had been sent when the edge came to be."""
-    is_fed_again: bool = False
-    """Whether the stage before sends again, in segment ``since``, what it sent to a lost one."""
-    num_resent: int = 0
-    """Chunks of that which it has reported."""
     given: dict[tuple[int, int], tuple[Chunk, int]] = field(default_factory=dict)
     """By segment and index: chunks that only the side that gave them has reported, and the number of steps after which
     the other side must have."""
@@ -82,6 +78,8 @@ class _Reporter:
     tree: CompactRange = field(default_factory=CompactRange)
     next: tuple[int, int] = (0, 0)
     """Segment and index of its next leaf of what it has computed, unless a segment begins."""
+    resent: dict[int, int] = field(default_factory=dict)
+    """For the segments in which it was to send again what lost stages had: how many chunks it has reported."""
 
 
 class ChainCheck:
@@ -173,7 +171,7 @@ class ChainCheck:
         if first == 0:
             self._again = Tap(self._codec, begins)
         else:
-            self._edges[first].is_fed_again = True
+            self._stages[first - 1].resent[begins] = 0
         return begins
 
     def check(self, stage: int, leaves: Sequence[Leaf], steps: int) -> bytes:
@@ -234,10 +232,9 @@ class ChainCheck:
 
     def _check_resent(self, stage: int, leaf: Leaf, steps: int) -> None:
         reporter, edge = self._stages[stage], self._edges[stage + 1]
-        is_asked_for = edge.is_fed_again and (leaf.segment, leaf.index) == (edge.since, edge.num_resent)
-        if not is_asked_for or leaf.index >= self._num_positions:
+        if reporter.resent.get(leaf.segment) != leaf.index or leaf.index >= self._num_positions:
             raise StageAtFault(reporter.peer_id, "commits to having sent again what nobody asked for")
-        edge.num_resent += 1
+        reporter.resent[leaf.segment] += 1
         taken = edge.give(leaf.chunk_out, steps, WINDOW)
         if taken not in (None, leaf.chunk_out):
             raise StageAtFault(reporter.peer_id, f"commits to other bytes of chunk {leaf.index} than it has signed for")

@@ -155,7 +155,7 @@ class Session:
     def __init__(self, identities, num_stages, codec="float32", ends="", rows=1, stage_class=lambda number: Stage):
         self.identities = iter(identities)
         self.codec, self.ends, self.width = codec, ends, WIDTHS[codec]
-        self.rows, self.length = rows, 0
+        self.rows, self.rows_answered, self.length = rows, rows, 0
         self.answered = 0
         self.waiting = deque()
         self.inbox = deque()
@@ -220,20 +220,20 @@ class Session:
         _, codec, shape, payload = self.inbox.popleft()
         step, segment = self.waiting.popleft()
         self.answered += 1
+        self.rows_answered = step.shape[0]
         self.check.answered(step, segment, codec, shape, payload)
 
     def replace(self, first, last, num_new):
         """Put new stages in the place of lost ones."""
+        self.let_catch_up()
         before = self.stages[first - 1] if first else None
-        self.let_catch_up(first)
         behind = self.stages[last + 1] if last + 1 < len(self.stages) else None
         new = [next(self.identities) for _ in range(num_new)]
         self.peers[first : last + 1] = [identity.peer_id for identity in new]
         segment = self.check.replaced(first, last, self.peers[first : first + num_new])
-        rows = self.rows_answered()
         stages = []
         for place, identity in enumerate(new, start=first):
-            opened = self.opened(place, place + 1, self.peers, place, self.answered, rows)
+            opened = self.opened(place, place + 1, self.peers, place, self.answered, self.rows_answered)
             stages.append(Stage(self, identity, opened, segment))
         self.stages[first : last + 1] = stages
         if behind is not None:
@@ -250,19 +250,12 @@ class Session:
             self.check.resent(step)
             stages[0].inbox.append(("step", step, step_segment))
 
-    def let_catch_up(self, first):
-        """Let the stages before a lost one run what history they were given; see ``_catch_up`` in ``chain``."""
-        stages = self.stages[:first]
-        while any(message[0] == "step" and message[1].replay for stage in stages for message in stage.inbox):
-            for stage in stages:
+    def let_catch_up(self):
+        """Let stages run what history they were given; see ``_catch_up`` in ``chain``."""
+        while any(message[0] == "step" and message[1].replay for stage in self.stages for message in stage.inbox):
+            for stage in self.stages:
                 if stage.inbox:
                     stage.work()
-
-    def rows_answered(self):
-        """Rows before the steps that are not answered."""
-        return self.rows_before if self.waiting else self.rows
-
-    rows_before = 1
 
     # What happens by itself.
 

@@ -19,13 +19,11 @@ class AnySession(RuleBasedStateMachine):
     )  # fmt: skip
     def begin(self, stages, codec, rows, ends):
         self.session = Session(IDENTITIES, stages, codec, ends, rows)
-        self.session.rows_before = rows
 
     @precondition(lambda self: not self.session.waiting and self.session.length < MAX_LENGTH - 300)
     @rule(data=st.data())
     def call(self, data):
         session = self.session
-        session.rows_before = session.rows
         rows = crop = None
         if session.length and data.draw(st.booleans(), "crop"):
             crop = data.draw(st.integers(max(0, session.length - 70), session.length))
