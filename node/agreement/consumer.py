@@ -78,9 +78,13 @@ class ConsumerAccount:
         self._provider_id = peer_id_to_bytes(offer.provider)
         self._sent: deque[_Sent] = deque()
         """Steps that no checkpoint has counted."""
+        self._history, self._history_steps = _Own(), 0
+        """What is left of the history that the stage was handed, and the number of the last step in it."""
         self._begun: set[tuple[int, WorkKind]] = set()
         """Slots in which the session has been counted as one."""
         self._number = self._steps = 0
+        self._begins_s = float("inf")
+        """When the first of what is not signed for was sent."""
         self._answers: dict[int, tuple[bytes, Cosign]] = {}
         self._since_tokens = self._steps_past_due = 0
         self._due_since_s: float | None = None
@@ -94,7 +98,7 @@ class ConsumerAccount:
         """Note what the stage is given to do.
 
         Args:
-            number: of the step; that of the last answered one for a history that is handed over.
+            number: of the step.
             kind: of work.
             tokens: rows times positions.
             bytes_in: what the stage takes for it.
@@ -102,6 +106,20 @@ class ConsumerAccount:
             now_s: unix time, s.
         """
         self._sent.append(_Sent(number, kind, tokens, bytes_in, bytes_out, now_s))
+        self._begins_s = min(self._begins_s, now_s)
+
+    def handed_history(self, steps: int, tokens: int, bytes_in: int, bytes_out: int, now_s: float) -> None:
+        """Note the history that a new stage is given, in pieces: it is prefill, whatever it was before.
+
+        Args:
+            steps: number of the last step in it.
+            tokens: rows times positions.
+            bytes_in: what the stage takes for it.
+            bytes_out: what it gives: nothing, unless it hands the history on to another new stage.
+            now_s: unix time, s.
+        """
+        self._history, self._history_steps = _Own(tokens, bytes_in, bytes_out), steps
+        self._begins_s = min(self._begins_s, now_s)
 
     def answered(self, tokens: int, now_s: float) -> None:
         """Note that a step has been answered, so that the stage has handed it on."""
@@ -136,13 +154,14 @@ class ConsumerAccount:
         if checkpoint.number != self._number + 1:
             return None
         receipts = [self._read(*pair) for pair in zip(checkpoint.receipts, checkpoint.signatures, strict=True)]
-        self._demand(
-            bool(receipts) and len({receipt.slot for receipt in receipts}) == len(receipts), "asks for nothing"
-        )
-        own, earliest = self._own_until(checkpoint.steps)
+        is_sound = len({receipt.slot for receipt in receipts}) == len(receipts) > 0
+        self._demand(is_sound, "has no receipt in a checkpoint, or two for one slot")
+        own = self._own_until(checkpoint.steps)
         for receipt in receipts:
-            self._check_receipt(receipt, root, earliest, now_s)
+            self._check_receipt(receipt, root, now_s)
             self._subtract(receipt, own[receipt.work_kind])
+        if checkpoint.steps <= self._history_steps:  # The rest of it is still being computed.
+            self._history = own[WorkKind.PREFILL]
         return self._answer(checkpoint, receipts)
 
     def repeated(self, checkpoint: Checkpoint) -> Cosign | None:
@@ -169,20 +188,20 @@ class ConsumerAccount:
         self._demand(self._verify(self._provider_id, Kind.RECEIPT, body, signature), "does not sign its own receipt")
         return receipt
 
-    def _own_until(self, steps: int) -> tuple[dict[WorkKind, _Own], float]:
-        """Take what was sent up to a step; return it by kind, and when the first of it was sent."""
+    def _own_until(self, steps: int) -> dict[WorkKind, _Own]:
+        """Take what was sent up to a step, by kind; return it."""
         self._demand(steps >= self._steps, "counts fewer steps than before")
         own = {kind: _Own() for kind in WorkKind}
-        earliest = self._sent[0].t if self._sent else float("inf")
+        own[WorkKind.PREFILL], self._history = self._history, _Own()
         while self._sent and self._sent[0].number <= steps:
             sent = self._sent.popleft()
             mine = own[sent.kind]
             mine.tokens += sent.tokens
             mine.bytes_in += sent.bytes_in
             mine.bytes_out += sent.bytes_out
-        return own, earliest
+        return own
 
-    def _check_receipt(self, receipt: Receipt, root: bytes, earliest: float, now_s: float) -> None:
+    def _check_receipt(self, receipt: Receipt, root: bytes, now_s: float) -> None:
         offer, base = self._offer, self._base(receipt)
         parties = (receipt.provider, receipt.consumer, receipt.lane)
         self._demand(parties == (offer.provider, offer.consumer, offer.lane), "has a receipt for somebody else")
@@ -191,7 +210,7 @@ class ConsumerAccount:
         self._demand(receipt.commitment == root, "has signed another root than that of its chunks")
         self._demand(receipt.objection(self._rules, now_s) is None, "has a receipt of the wrong epoch")
         self._demand(receipt.t_last <= now_s + MAX_SKEW_S, "is ahead of time; one of the clocks is wrong")
-        first = earliest if base is None else base.t_last
+        first = self._begins_s if base is None else base.t_last
         self._demand(receipt.t_last >= min(first, now_s) - MAX_SKEW_S, "is behind time; one of the clocks is wrong")
         if base is None:
             self._demand(receipt.t_first >= min(first, now_s) - MAX_SKEW_S, "begins before the session")
@@ -207,7 +226,7 @@ class ConsumerAccount:
         return self._lane.signed.get((receipt.epoch, receipt.work_kind))
 
     def _subtract(self, receipt: Receipt, own: _Own) -> None:
-        """Take what a receipt adds from what was sent; nothing may become negative, neither what it adds nor the rest."""
+        """Take what a receipt adds from what was sent; neither may become negative."""
         base = self._base(receipt)
         tokens = receipt.amount - (base.amount if base else 0)
         bytes_in = receipt.bytes_in - (base.bytes_in if base else 0)
@@ -232,6 +251,7 @@ class ConsumerAccount:
         self._answers[checkpoint.number] = (checkpoint.to_body(), answer)
         self._answers.pop(checkpoint.number - MAX_ANSWERS, None)
         self._since_tokens, self._due_since_s = 0, None
+        self._begins_s = self._sent[0].t if self._sent else float("inf")
         return answer
 
     def _forget(self, epoch: int) -> None:

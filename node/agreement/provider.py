@@ -23,7 +23,7 @@ from node.agreement.checkpoint import Checkpoint, Cosign
 from node.agreement.exposure import COSIGN_TIMEOUT_S, UNITS, exposure_of
 from node.agreement.offers import Lane, Sign, Tally, Verify
 from node.commitment.chunks import Leaf
-from node.errors import LocalError, Refused, SessionError
+from node.errors import LocalError, SessionError
 
 Reserve: TypeAlias = Callable[[Slot, int], None]
 """Writes down that a number is going to be signed with; it must be on disk when this returns."""
@@ -92,7 +92,7 @@ class ProviderAccount:
         Args:
             kind: of the step.
             tokens: rows times positions.
-            now_s: monotonic or unix time, s; the same as in ``check_patience``.
+            now_s: monotonic or unix time, s; the same as in ``has_waited_too_long``.
         """
         exposure = self.exposure
         is_possible = not exposure or exposure + exposure_of(kind, tokens) <= self._cap
@@ -102,14 +102,9 @@ class ProviderAccount:
             self._waits_since_s = now_s
         return is_possible
 
-    def check_patience(self, now_s: float) -> None:
-        """Pass while a step may wait for signatures.
-
-        Raises:
-            Refused: it has waited for too long; the session ends, unsigned.
-        """
-        if self._waits_since_s is not None and now_s - self._waits_since_s > COSIGN_TIMEOUT_S:
-            raise Refused("unsigned", "Your signature for the work so far has not come; sign checkpoints to go on.")
+    def has_waited_too_long(self, now_s: float) -> bool:
+        """Say whether a step has waited for signatures for too long: the session ends as refused, ``unsigned``."""
+        return self._waits_since_s is not None and now_s - self._waits_since_s > COSIGN_TIMEOUT_S
 
     def count(
         self, kind: WorkKind, tokens: int, bytes_in: int, bytes_out: int, now_s: float, *, known_tokens: int = 0
