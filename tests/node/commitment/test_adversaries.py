@@ -304,3 +304,43 @@ def test_a_stage_that_refuses_unsigned_input_stands_where_it_stood():
 def test_nobody_but_the_adversary_is_ever_named(evil, place, stages, calls, backwards):
     named, reason = found(evil, place, [[64], *calls], num_stages=stages, reports_backwards=backwards)
     assert named in (None, place), reason
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    evil=st.sampled_from([*BY_THE_NEXT_STAGE, *BY_THE_CLIENT]), place=st.integers(0, 2), data=st.data(),
+    calls=st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=4), min_size=2, max_size=10),
+)  # fmt: skip
+def test_nobody_but_the_adversary_is_named_while_others_are_replaced(evil, place, data, calls):
+    session = Session(IDENTITIES, 3, stage_class=lambda number: evil if number == place else Stage)
+    named, peer_id, when = "", session.peers[place], data.draw(st.integers(0, len(calls) - 1))
+    try:
+        for number, tokens in enumerate(calls):
+            session.call(tokens)
+            if number == when:
+                session.replace(*[data.draw(st.sampled_from(sorted({0, 1, 2} - {place})))] * 2, 1)
+            session.settle()
+            session.report_all()
+        session.end()
+    except StageAtFault as fault:
+        named = fault.peer_id
+    assert named in ("", peer_id)
+
+
+def test_a_stage_that_sends_other_bytes_again_than_it_signs_for_is_named_by_the_new_one():
+    session = Session(IDENTITIES, 3, stage_class=lambda number: SendsOther if number == 0 else Stage)
+    session.call([10])
+    session.settle()  # No chunk is complete, so nobody has noticed.
+    session.replace(1, 1, 1)
+    session.call([64])
+    with pytest.raises(StageAtFault, match="has not signed for chunk 0") as caught:
+        session.settle()
+    assert caught.value.peer_id == session.peers[0]
+
+
+def test_vouchers_of_a_segment_that_has_passed_are_worth_nothing():
+    session = Session(IDENTITIES, 3, stage_class=lambda number: VouchesForAnotherSegment if number == 0 else Stage)
+    session.call([64])
+    session.replace(2, 2, 1)
+    with pytest.raises(StageAtFault, match="has not signed for chunk 0"):
+        session.settle()

@@ -1,6 +1,6 @@
 """Whatever a session does, every stage commits to having taken what the one before commits to having given."""
 
-from hypothesis import Phase, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -79,4 +79,4 @@ class AnySession(RuleBasedStateMachine):
 
 
 TestAnySession = AnySession.TestCase
-TestAnySession.settings = settings(max_examples=150, stateful_step_count=30, deadline=None, phases=(Phase.generate,))
+TestAnySession.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
