@@ -103,7 +103,9 @@ class ChainCheck:
         self._sent, self._got = Tap(codec), Tap(codec)
         self._again: Tap | None = None
         """What the client itself sends again, to a new first stage."""
-        self._num_sent = self._num_answered = self._num_positions = 0
+        self.num_sent = 0
+        """Steps so far, as ``open`` and ``adopt`` tell them to stages whose neighbours are replaced."""
+        self._num_answered = self._num_positions = 0
         self._is_sealed = False
         """Whether the session is over: a report from before its end then lacks what has come after it."""
 
@@ -114,7 +116,7 @@ class ChainCheck:
 
     def sent(self, step: Step, segment: int) -> None:
         """Note a new step, in the order of their numbers."""
-        self._num_sent += 1
+        self.num_sent += 1
         self._num_positions += step.shape[1]
         if self._again is not None and segment > self._again.segment:
             self._give(self._again.seal())
@@ -166,8 +168,8 @@ class ChainCheck:
         begins = self.segment + 1
         self.segment = begins + 1
         self._stages[first : last + 1] = [_Reporter(peer, peer_id_to_bytes(peer), next=(begins, 0)) for peer in peers]
-        edges = [_Edge(begins, self._num_sent) for _ in peers]
-        self._edges[first : last + 2] = [*edges, _Edge(begins + 1, self._num_sent)]
+        edges = [_Edge(begins, self.num_sent) for _ in peers]
+        self._edges[first : last + 2] = [*edges, _Edge(begins + 1, self.num_sent)]
         if first == 0:
             self._again = Tap(self._codec, begins)
         else:
@@ -186,7 +188,7 @@ class ChainCheck:
             StageAtFault: a stage, this one or the one before, has not kept to the protocol.
         """
         reporter = self._stages[stage]
-        if len(leaves) > MAX_LEAVES or steps > self._num_sent:
+        if len(leaves) > MAX_LEAVES or steps > self.num_sent:
             raise StageAtFault(reporter.peer_id, "reports more than there is")
         for leaf in leaves:
             if leaf.is_resent:
@@ -248,7 +250,7 @@ class ChainCheck:
     def _give(self, chunks: Sequence[Chunk]) -> None:
         """Note what the client has sent; the first stage cannot have reported it before."""
         for chunk in chunks:
-            self._edges[0].give(chunk, self._num_sent, 0)
+            self._edges[0].give(chunk, self.num_sent, 0)
 
     def _get(self, chunk: Chunk) -> None:
         given = self._edges[-1].take(chunk, self._num_answered, WINDOW)

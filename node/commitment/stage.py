@@ -44,9 +44,19 @@ class StageCommitment:
         verify: checks signatures.
         previous: peer that vouches for what comes; empty: the client, which does not.
         segment: in which the stage begins.
+        steps_left: of a stage that takes another one's place: steps, without history, that had been sent and not
+            answered before; those after them are in a later segment.
     """
 
-    def __init__(self, session: bytes, codec: str, verify: Verify, previous: str = "", segment: int = 0) -> None:
+    def __init__(
+        self,
+        session: bytes,
+        codec: str,
+        verify: Verify,
+        previous: str = "",
+        segment: int = 0,
+        steps_left: int | None = None,
+    ) -> None:
         self._session = session
         self._codec = codec
         self._verify = verify
@@ -56,6 +66,8 @@ class StageCommitment:
         self._out = Tap(codec, segment)
         self._again: Tap | None = None
         """What goes to a new next stage, until it is what comes out."""
+        self._passing, self._steps_left = segment, steps_left
+        """The last segment from before a repair, and how many steps may still come in it; None: any number."""
         self._unvouched_until = 0
         """Chunks of segments before this one need no voucher."""
         self._vouchers: dict[tuple[int, int], bytes] = {}
@@ -80,8 +92,13 @@ class StageCommitment:
         """Take a step that is going to be computed.
 
         Raises:
-            StageAtFault: the stage before has not signed for what it sent; nothing has changed here.
+            StageAtFault: the stage before has not signed for what it sent, or holds a segment back; nothing has
+                changed here.
         """
+        is_counted = self._steps_left is not None and bool(self._previous_id)
+        is_passing = is_counted and segment <= self._passing and not step.replay
+        if is_passing and not self._steps_left:
+            raise StageAtFault(self._previous, "does not hand on that a segment has begun")
         before = self._in.copy() if self._previous_id else self._in
         closed = self._in.add(step, segment, step.codec, step.shape, step.payload)
         try:
@@ -92,6 +109,8 @@ class StageCommitment:
         for chunk in closed:
             self._vouchers.pop((chunk.segment, chunk.index), None)
         self._taken.extend(vouched)
+        if is_passing and self._steps_left is not None:
+            self._steps_left -= 1
         self._is_inside = True
 
     def give(self, step: Step, segment: int, codec: str, shape: tuple[int, ...], payload: Payload) -> list[Chunk]:
@@ -112,14 +131,20 @@ class StageCommitment:
         self._again = None
         return ended
 
-    def adopt(self, previous: str, segment: int) -> None:
-        """Note that steps come from another stage, which began in ``segment``; what it vouches for begins after that.
+    def adopt(self, previous: str, segment: int, steps_left: int) -> None:
+        """Note that steps come from another stage; what it vouches for begins after the segment that it began in.
 
         Until then chunks hold what the old stage sent and what the new one did, so that neither can sign for them.
+
+        Args:
+            previous: the other stage.
+            segment: in which it began.
+            steps_left: steps that had been sent by then and are not taken here; those after them are in a later one.
         """
         self._previous = previous
         self._previous_id = peer_id_to_bytes(previous) if previous else b""
         self._unvouched_until = segment + 1
+        self._passing, self._steps_left = segment, steps_left
         self._vouchers.clear()
 
     def relink(self, segment: int) -> None:

@@ -52,14 +52,14 @@ class NumberedLog:
 class Stage:
     """One stage; adversaries change what it pushes, vouches for or reports."""
 
-    def __init__(self, session, identity, opened, segment=0):
+    def __init__(self, session, identity, opened, segment=0, steps_left=None):
         self.session = session
         self.identity = identity
         self.is_first, self.is_last = opened.start == 0, not opened.next
         width = session.width
         self.state = StageSession(opened, width, 2**32)
         self.commitment = StageCommitment(
-            SESSION, opened.codec, verify, "" if self.is_first else opened.previous, segment
+            SESSION, opened.codec, verify, "" if self.is_first else opened.previous, segment, steps_left
         )
         self.inbox = deque()
         self.reports = deque()
@@ -239,12 +239,12 @@ class Session:
         stages = []
         for place, identity in enumerate(new, start=first):
             opened = self.opened(place, place + 1, self.peers, place, self.answered, self.rows_answered)
-            stages.append(Stage(self, identity, opened, segment))
+            stages.append(Stage(self, identity, opened, segment, self.check.num_sent - self.answered))
         self.stages[first : last + 1] = stages
         if behind is not None:
             behind.inbox.clear()
             behind.state.previous = stages[-1].peer_id
-            behind.commitment.adopt(stages[-1].peer_id, segment)
+            behind.commitment.adopt(stages[-1].peer_id, segment, self.check.num_sent - behind.state.taken)
         else:
             self.inbox.clear()
         self.link()

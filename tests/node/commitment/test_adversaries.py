@@ -201,6 +201,13 @@ class CountsTooManySteps(Stage):
         self.reports.append((leaves, root, steps + 1))
 
 
+class HoldsSegmentsBack(Stage):
+    """Commits to a new segment and does not tell the next stage of it."""
+
+    def push(self, step, segment):
+        super().push(step, 0)
+
+
 BY_THE_NEXT_STAGE = [
     SendsOther, VouchesForNothing, VouchesOld, VouchesForAnotherSession, VouchesForAnotherSegment,
     VouchesInAnotherDomain, OthersVouch, ReordersRows, ChangesHeadersBehindItsCommitment,
@@ -308,7 +315,8 @@ def test_nobody_but_the_adversary_is_ever_named(evil, place, stages, calls, back
 
 @settings(max_examples=60, deadline=None)
 @given(
-    evil=st.sampled_from([*BY_THE_NEXT_STAGE, *BY_THE_CLIENT]), place=st.integers(0, 2), data=st.data(),
+    evil=st.sampled_from([*BY_THE_NEXT_STAGE, *BY_THE_CLIENT, *[HoldsSegmentsBack] * 5]), place=st.integers(0, 2),
+    data=st.data(),
     calls=st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=4), min_size=2, max_size=10),
 )  # fmt: skip
 def test_nobody_but_the_adversary_is_named_while_others_are_replaced(evil, place, data, calls):
@@ -317,7 +325,7 @@ def test_nobody_but_the_adversary_is_named_while_others_are_replaced(evil, place
     try:
         for number, tokens in enumerate(calls):
             session.call(tokens)
-            if number == when:
+            if number in (when, 2 * when):
                 session.replace(*[data.draw(st.sampled_from(sorted({0, 1, 2} - {place})))] * 2, 1)
             session.settle()
             session.report_all()
@@ -344,3 +352,22 @@ def test_vouchers_of_a_segment_that_has_passed_are_worth_nothing():
     session.replace(2, 2, 1)
     with pytest.raises(StageAtFault, match="has not signed for chunk 0"):
         session.settle()
+
+
+def decode(session, count):
+    for _ in range(count):
+        session.call([1])
+        session.settle()
+        session.report_all()
+
+
+@pytest.mark.parametrize("replaced", [0, 1, 2])
+def test_a_stage_that_holds_a_segment_back_is_named_whoever_was_replaced(replaced):
+    evil = 1 if replaced != 1 else 0
+    session = Session(IDENTITIES, 3, stage_class=lambda number: HoldsSegmentsBack if number == evil else Stage)
+    session.call([30])
+    session.settle()
+    session.replace(replaced, replaced, 1)
+    with pytest.raises(StageAtFault) as caught:
+        decode(session, 200)
+    assert caught.value.peer_id == session.peers[evil]

@@ -91,13 +91,25 @@ def test_vouchers_for_nothing_are_forgotten():
 def test_what_a_lost_stage_left_open_needs_no_voucher_until_the_segment_of_the_new_one_has_passed():
     stage = StageCommitment(SESSION, "float32", verify, BEFORE.peer_id)
     run(stage, step_of(0, 10))
-    stage.adopt(BEFORE.peer_id, 1)
+    stage.adopt(BEFORE.peer_id, 1, 1)
     run(stage, step_of(10, 60))
     (leaf,), _ = stage.report()
     assert (leaf.voucher, leaf.segment) == (b"", 0)
     run(stage, step_of(70, 1), 2)
     with pytest.raises(StageAtFault):
         run(stage, step_of(71, 64), 2)
+
+
+def test_a_stage_that_holds_a_segment_back_after_a_repair_is_named():
+    adopting = StageCommitment(SESSION, "float32", verify, BEFORE.peer_id)
+    adopting.adopt(BEFORE.peer_id, 1, 1)
+    replacing = StageCommitment(SESSION, "float32", verify, BEFORE.peer_id, 1, 1)
+    for stage in (adopting, replacing):
+        for segment in (0, 0):
+            run(stage, step_of(0, 3, replay=1), segment)  # History is not counted.
+        run(stage, step_of(6, 1))
+        with pytest.raises(StageAtFault, match="does not hand on that a segment has begun"):
+            run(stage, step_of(7, 1))
 
 
 def test_what_is_sent_again_is_committed_to_without_input_and_vouched_for_in_a_segment_of_its_own():
