@@ -70,6 +70,15 @@ class SessionError(RemoteError):
     """A frame is well-formed but not allowed in the session's present state."""
 
 
+class StageAtFault(RemoteError):
+    """One stage of a session, known by name, has not kept to what it agreed to."""
+
+    def __init__(self, peer_id: str, reason: str) -> None:
+        super().__init__(f"The stage {peer_id} {reason}.")
+        self.peer_id = peer_id
+        self.reason = reason
+
+
 class UnavailableError(NodeError):
     """A peer, a block or a resource is not there now."""
 

@@ -1,0 +1,60 @@
+"""How much a provider works for a consumer before it has signatures for it, and what counts as what. Pure.
+
+Exposure is what has been served and is signed for by one side only. It is counted in sixteenths of a token, because a
+token of a long prompt costs about a sixteenth of one that is generated alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dht.work import WorkKind
+from node.wire import Step
+
+PREFILL_ABOVE = 16
+"""Steps of more positions per row than this are prefill."""
+UNITS = 16
+"""Exposure of one decoded token."""
+CHECKPOINT_TOKENS = 64
+"""A checkpoint is due when so many tokens have gone through since the last one."""
+NEWCOMER_TOKENS = 16
+"""The same for a consumer without history."""
+HISTORY_TOKENS = 256
+"""Tokens that a consumer must have signed for to have a history."""
+COSIGN_TIMEOUT_S = 5.0
+"""A step waits so long for the signatures for what was before it."""
+CHECKPOINT_TIMEOUT_S = 2.0
+"""A checkpoint that is due comes within this time."""
+CHECKPOINT_STEPS = 2
+"""Or before so many more steps are answered."""
+
+
+def kind_of(step: Step) -> WorkKind:
+    """Return what a step counts as; a history that is handed over is prefill, however short its pieces."""
+    return WorkKind.PREFILL if step.replay or step.shape[1] > PREFILL_ABOVE else WorkKind.DECODE
+
+
+def exposure_of(kind: WorkKind, tokens: int) -> int:
+    """Return the exposure of ``tokens`` (rows times positions), in sixteenths of a token."""
+    return tokens if kind is WorkKind.PREFILL else tokens * UNITS
+
+
+def tokens_between_checkpoints(signed_tokens: int) -> int:
+    """Return after how many tokens a checkpoint is due for a consumer that has signed for ``signed_tokens`` so far."""
+    return CHECKPOINT_TOKENS if signed_tokens >= HISTORY_TOKENS else NEWCOMER_TOKENS
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a provider has seen of a consumer's signatures."""
+
+    unsigned_ends: int = 0
+    """Sessions that ended with something unsigned, less those since that did not."""
+
+    def cap(self, signed_tokens: int) -> int:
+        """Return the most exposure for this consumer, in sixteenths of a token; one step is always possible."""
+        return tokens_between_checkpoints(signed_tokens) * UNITS >> min(self.unsigned_ends, 16)
+
+    def after(self, *, is_settled: bool) -> Standing:
+        """Return the standing after a session: halved by an unsigned one, doubled by one that is settled."""
+        return Standing(max(0, self.unsigned_ends - 1) if is_settled else self.unsigned_ends + 1)

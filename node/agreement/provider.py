@@ -1,0 +1,240 @@
+"""A provider's account of one session: what it counts, when it asks for signatures, and when it stops. Pure.
+
+    can_run() ──> step ──> count() ──> is_due()? ──> checkpoint() ─────────> consumer
+        ^                                                                       │
+        └── exposure falls <── cosigned() <──────────── co-signatures ──────────┘
+
+Checkpoints are numbered and answered one by one; one that is repeated has the same bytes. A sequence number is
+reserved, by a callback that writes it down, before anything is signed with it. State does not grow with the session.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from dht.identity import peer_id_to_bytes
+from dht.records import Envelope, Kind
+from dht.rules import Rules
+from dht.work import MAX_AMOUNT_PER_S, Receipt, Slot, WorkKind, work_of
+from node.agreement.checkpoint import Checkpoint, Cosign
+from node.agreement.exposure import COSIGN_TIMEOUT_S, UNITS, exposure_of
+from node.agreement.offers import Lane, Sign, Tally, Verify
+from node.commitment.chunks import Leaf
+from node.errors import LocalError, SessionError
+
+Reserve: TypeAlias = Callable[[Slot, int], None]
+"""Writes down that a number is going to be signed with; it must be on disk when this returns."""
+
+MAX_UNANSWERED = 32
+"""Checkpoints without an answer; exposure allows fewer."""
+
+
+@dataclass(slots=True)
+class _Unanswered:
+    checkpoint: Checkpoint
+    exposure: int
+    """Of what it counts and the ones before it do not."""
+    tokens: int
+    """Of the same."""
+
+
+class ProviderAccount:
+    """What one provider counts in one session.
+
+    Args:
+        lane: opened for the session's offer.
+        rules: of the swarm.
+        cap: most exposure, in sixteenths of a token (``Standing.cap``).
+        every: tokens between checkpoints (``tokens_between_checkpoints``).
+        sign: with the provider's key.
+        verify: checks the consumer's signatures.
+        reserve: called before each signature over a receipt.
+    """
+
+    def __init__(
+        self, lane: Lane, rules: Rules, *, cap: int, every: int, sign: Sign, verify: Verify, reserve: Reserve
+    ) -> None:
+        self.signed_tokens = 0
+        """Tokens of this session that the consumer has signed for."""
+        self._lane = lane
+        self._offer = lane.offer
+        self._consumer_id = peer_id_to_bytes(lane.offer.consumer)
+        self._rules = rules
+        self._cap = cap
+        self._every = every
+        self._sign = sign
+        self._verify = verify
+        self._reserve = reserve
+        self._begun: set[tuple[int, WorkKind]] = set()
+        """Slots in which the session has been counted as one."""
+        self._changed: set[tuple[int, WorkKind]] = set()
+        self._since_tokens = self._since_counted = self._since_exposure = self._last_cost = 0
+        self._number = 0
+        self._unanswered: deque[_Unanswered] = deque()
+        self._waits_since_s: float | None = None
+
+    @property
+    def exposure(self) -> int:
+        """What has been served and is not signed for, in sixteenths of a token."""
+        return self._since_exposure + sum(entry.exposure for entry in self._unanswered)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether everything that was counted is signed by both."""
+        return not self._changed and not self._unanswered
+
+    def can_run(self, kind: WorkKind, tokens: int, now_s: float) -> bool:
+        """Say whether a step may be run now. Where not, a checkpoint is due if none is on the way.
+
+        Args:
+            kind: of the step.
+            tokens: rows times positions.
+            now_s: monotonic or unix time, s; the same as in ``has_waited_too_long``.
+        """
+        exposure = self.exposure
+        is_possible = not exposure or exposure + exposure_of(kind, tokens) <= self._cap
+        if is_possible:
+            self._waits_since_s = None
+        elif self._waits_since_s is None:
+            self._waits_since_s = now_s
+        return is_possible
+
+    def has_waited_too_long(self, now_s: float) -> bool:
+        """Say whether a step has waited for signatures for too long: the session ends as refused, ``unsigned``."""
+        return self._waits_since_s is not None and now_s - self._waits_since_s > COSIGN_TIMEOUT_S
+
+    def count(
+        self, kind: WorkKind, tokens: int, bytes_in: int, bytes_out: int, now_s: float, *, known_tokens: int = 0
+    ) -> None:
+        """Count a step that has been run.
+
+        Args:
+            kind: of work.
+            tokens: rows times positions.
+            bytes_in: its payload.
+            bytes_out: the payload that was handed on for it.
+            now_s: unix time, s.
+            known_tokens: of ``tokens``, those that were taken from a prefix and not computed.
+        """
+        self._lane.epoch = max(self._lane.epoch, self._rules.epoch_of(now_s))  # Clocks are set back; epochs are not.
+        slot = (self._lane.epoch, kind)
+        tally = self._lane.tallies.setdefault(slot, Tally(int(now_s), int(now_s)))
+        if slot not in self._begun:
+            self._begun.add(slot)
+            tally.sessions += 1
+        tally.amount += tokens - known_tokens
+        tally.bytes_in += bytes_in
+        tally.bytes_out += bytes_out
+        tally.t_last = max(tally.t_last, int(now_s))
+        self._changed.add(slot)
+        self._last_cost = exposure_of(kind, tokens - known_tokens)
+        self._since_tokens += tokens
+        self._since_counted += tokens - known_tokens
+        self._since_exposure += self._last_cost
+
+    def is_due(self, now_s: float, *, is_last: bool = False) -> bool:
+        """Say whether a checkpoint is due: enough has been counted, the next step may not fit, or an epoch has ended.
+
+        To be asked after every step that was counted, while a step waits, and about once a second.
+
+        Args:
+            now_s: unix time, s.
+            is_last: the session ends, or moves on.
+        """
+        if not self._changed or len(self._unanswered) >= MAX_UNANSWERED:
+            return False
+        epoch = self._rules.epoch_of(now_s)
+        return (
+            is_last
+            or self._waits_since_s is not None
+            or self._since_tokens >= self._every
+            or self.exposure + max(UNITS, self._last_cost) > self._cap
+            or any(counted < epoch for counted, _ in self._changed)
+        )
+
+    def checkpoint(self, leaves: Sequence[Leaf], root: bytes, steps: int) -> Checkpoint:
+        """Make the next checkpoint.
+
+        Args:
+            leaves: that the stage commits to since the last one.
+            root: over all of them and those before.
+            steps: number of the last step that was counted.
+        """
+        if not self._changed:
+            raise LocalError("There is nothing to sign for.")
+        receipts = [self._receipt(slot, root) for slot in sorted(self._changed)]
+        for receipt in receipts:
+            self._reserve(receipt.slot, receipt.seq)
+        bodies = tuple(receipt.to_body() for receipt in receipts)
+        signatures = tuple(self._sign(Kind.RECEIPT, body) for body in bodies)
+        self._number += 1
+        made = Checkpoint(self._number, steps, tuple(leaves), bodies, signatures)
+        self._unanswered.append(_Unanswered(made, self._since_exposure, self._since_counted))
+        self._changed.clear()
+        self._since_tokens = self._since_counted = self._since_exposure = 0
+        return made
+
+    def unanswered(self) -> tuple[Checkpoint, ...]:
+        """Return the checkpoints without an answer, to be sent again as they were."""
+        return tuple(entry.checkpoint for entry in self._unanswered)
+
+    def cosigned(self, answer: Cosign) -> tuple[Envelope, ...]:
+        """Take a consumer's answer; return the envelopes that it completes. One that is repeated completes nothing.
+
+        Raises:
+            SessionError: it is no answer to a checkpoint of this session, or not signed as it should be.
+        """
+        if not 1 <= answer.number <= self._number:
+            raise SessionError(f"There is no checkpoint {answer.number} to sign for.")
+        entry = next((entry for entry in self._unanswered if entry.checkpoint.number == answer.number), None)
+        if entry is None:
+            return ()
+        made = entry.checkpoint
+        is_signed = len(answer.signatures) == len(made.receipts) and all(
+            self._verify(self._consumer_id, Kind.RECEIPT, body, signature)
+            for body, signature in zip(made.receipts, answer.signatures, strict=True)
+        )
+        if not is_signed:
+            raise SessionError(f"Checkpoint {answer.number} is not signed with the key of the session's client.")
+        self._unanswered.remove(entry)
+        self._waits_since_s = None
+        self.signed_tokens += entry.tokens
+        self._forget_past_epochs(made)
+        pairs = zip(made.signatures, answer.signatures, strict=True)
+        return tuple(Envelope(Kind.RECEIPT, body, pair) for body, pair in zip(made.receipts, pairs, strict=True))
+
+    def _receipt(self, slot: tuple[int, WorkKind], root: bytes) -> Receipt:
+        (epoch, kind), tally, offer = slot, self._lane.tallies[slot], self._offer
+        tally.seq += 1
+        return Receipt(
+            provider=offer.provider,
+            consumer=offer.consumer,
+            epoch=epoch,
+            lane=offer.lane,
+            work_kind=kind,
+            seq=tally.seq,
+            manifest=offer.manifest,
+            start=offer.start,
+            end=offer.end,
+            profile=offer.profile,
+            sessions=tally.sessions,
+            amount=tally.amount,
+            work=work_of(kind, tally.amount, offer.start, offer.end),
+            bytes_in=tally.bytes_in,
+            bytes_out=tally.bytes_out,
+            commitment=root,
+            t_first=tally.t_first,
+            t_last=max(tally.t_last, tally.t_first + tally.amount // MAX_AMOUNT_PER_S),
+        )
+
+    def _forget_past_epochs(self, answered: Checkpoint) -> None:
+        """Drop the counters of epochs that are over and signed."""
+        newest = max(epoch for epoch, _ in self._lane.tallies)
+        waiting = {Receipt.from_body(body).epoch for entry in self._unanswered for body in entry.checkpoint.receipts}
+        for slot in [slot for slot in self._lane.tallies if slot[0] < newest]:
+            if slot[0] not in waiting and slot not in self._changed:
+                del self._lane.tallies[slot]
+                self._begun.discard(slot)
