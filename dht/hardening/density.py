@@ -1,4 +1,4 @@
-"""Say how large a swarm is from what look-ups found, how far a record's region reaches, and which ids crowd around a key.
+"""Say how large a swarm is from what look-ups found, how far a region reaches, and which ids crowd around a key.
 
 Ids of honest members are spread evenly, so the distances from any point to the nearest of them tell how many there are.
 Whoever grinds keys can crowd around a point that he chose, not around points that others draw: the size is the median
@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 
 ID_BITS = 160
-ID_SPACE = 2**ID_BITS
+ID_SPACE: int = 2**ID_BITS
 
 REGION_NODES = 20
 """Members that are expected within a region, and the fewest that it takes in, where there are so many."""
@@ -53,7 +53,7 @@ def estimate_size(distances: Sequence[int], beam: int) -> float:
     squares = sum(share * share for share in shares)
     if squares == 0.0:
         return float(ID_SPACE)
-    return sum(rank * share for rank, share in enumerate(shares, 1)) / squares
+    return float(sum(rank * share for rank, share in enumerate(shares, 1)) / squares)
 
 
 class Density:

@@ -67,7 +67,8 @@ def test_no_distances_break_the_estimate_the_choice_or_the_alarm(distances, radi
     assert size >= 0
     is_crowded(distances, max(1.0, size))
     chosen = choose(distances, radius)
-    assert chosen == sorted(set(chosen)) and len(chosen) <= MAX_REGION_NODES
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) <= MAX_REGION_NODES
     assert len(chosen) >= min(len(distances), REGION_NODES)
     assert set(range(min(len(distances), REGION_NODES))) <= set(chosen)
 
