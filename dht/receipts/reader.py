@@ -7,17 +7,30 @@ event loop.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+import itertools
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+from dht.errors import BadRecord
 from dht.ident import NUM_SHARDS, Ident
+from dht.identity import peer_id_to_bytes
 from dht.receipts.checking import SignatureChecker
+from dht.receipts.signatures import SignatureJob
 from dht.records import MODELS_KEY, Announcement, Kind, ManifestRecord, SignedRecord
+from dht.rules import Rules
 from dht.swarm import Swarm
+from dht.validation import parse_envelope
 from dht.work import Receipt, receipts_key
 
 KEYS_AT_ONCE = 4
 """Keys that are read at once."""
+
+PART = 256
+"""Envelopes that are decoded before the event loop gets its turn: 10 ms."""
+
+PARTS_AHEAD = 16
+"""Parts whose signatures are being checked while more are decoded."""
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -100,3 +113,54 @@ async def _each(read: Callable[[Item], Awaitable[Found]], items: Sequence[Item])
     for start in range(0, len(items), KEYS_AT_ONCE):
         for found in await asyncio.gather(*map(read, items[start : start + KEYS_AT_ONCE])):
             yield found
+
+
+async def check_envelopes(
+    envelopes: Iterable[bytes], rules: Rules, now_s: float, checker: SignatureChecker
+) -> AsyncIterator[SignedRecord]:
+    """Stream those of many envelopes that are valid receipts, wherever they came from, in their order.
+
+    Args:
+        envelopes: From a snapshot, a ledger or a file; drawn from as they are checked.
+        rules: Of the swarm.
+        now_s: Unix seconds.
+        checker: Checks signatures.
+    """
+    waiting: deque[tuple[list[SignedRecord], asyncio.Task[list[bool]]]] = deque()
+    try:
+        for part in _parts(envelopes, PART):
+            receipts = [_receipt(envelope, rules, now_s) for envelope in part]
+            known = [each for each in receipts if each is not None]
+            check = asyncio.get_running_loop().create_task(checker.check([job for _, job in known]))
+            waiting.append(([signed for signed, _ in known], check))
+            await asyncio.sleep(0)
+            while len(waiting) >= PARTS_AHEAD or (waiting and waiting[0][1].done()):
+                for signed in await _good(*waiting.popleft()):
+                    yield signed
+        while waiting:
+            for signed in await _good(*waiting.popleft()):
+                yield signed
+    finally:
+        for _, check in waiting:
+            check.cancel()
+
+
+def _receipt(envelope: bytes, rules: Rules, now_s: float) -> tuple[SignedRecord, SignatureJob] | None:
+    try:
+        opened, signed = parse_envelope(envelope, rules)
+    except BadRecord:
+        return None
+    receipt = signed.record
+    if not isinstance(receipt, Receipt) or receipt.objection(rules, now_s) is not None or signed.expires_s <= now_s:
+        return None
+    return signed, (opened.kind, opened.body, tuple(map(peer_id_to_bytes, receipt.authors)), opened.signatures)
+
+
+async def _good(known: list[SignedRecord], check: asyncio.Task[list[bool]]) -> list[SignedRecord]:
+    return [signed for signed, is_good in zip(known, await check, strict=True) if is_good]
+
+
+def _parts(envelopes: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
+    rest = iter(envelopes)
+    while part := list(itertools.islice(rest, size)):
+        yield part

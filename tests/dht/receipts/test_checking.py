@@ -1,5 +1,6 @@
 """Which signatures are believed when many are checked at once, in worker processes."""
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -60,3 +61,21 @@ async def test_a_validator_remembers_what_was_checked_beforehand_and_nothing_els
     assert validator.remembers(good.envelope)
     assert not validator.remembers(bad)
     assert validator.validate(as_stored(good))
+
+
+async def test_verdicts_come_although_a_worker_has_been_killed():
+    async with SignatureChecker(many=1) as checker:
+        assert await checker.check(jobs(envelopes(3))) == [True] * 3
+        for worker in checker._workers:
+            await worker.stop()
+        assert await checker.check(jobs([*envelopes(3), forged(envelopes(1)[0])])) == [True] * 3 + [False]
+
+
+async def test_a_check_that_was_given_up_leaves_no_verdict_for_the_next():
+    async with SignatureChecker(num_workers=1, many=1) as checker:
+        given_up = asyncio.get_running_loop().create_task(checker.check(jobs(envelopes(400))))
+        while not checker.has_workers:
+            await asyncio.sleep(0.01)
+        given_up.cancel()
+        await asyncio.gather(given_up, return_exceptions=True)
+        assert await checker.check(jobs([forged(envelopes(1)[0])])) == [False]
