@@ -55,6 +55,9 @@ MAX_ANSWER_BYTES = MAX_MESSAGE_BYTES - 2**18
 MAX_RECORDS_PER_STORE = 2 * MAX_SUBKEYS
 """Most records of one store call, dictionaries counted by their entries."""
 
+RECORDS_PER_CALL = 256
+"""Most records that we send in one call: on a busy machine a thousand new ones take seconds to check."""
+
 CHECKS_AT_ONCE = 32
 """Records that are checked before the event loop gets its turn."""
 
@@ -456,7 +459,7 @@ class AdmittedProtocol(DHTProtocol):
 
 
 def _parts(items: list[tuple[DHTID, Any, float, Any]]) -> Iterator[list[tuple[DHTID, Any, float, Any]]]:
-    """Cut a store call so that no part is longer than p2pd carries."""
+    """Cut a store call so that no part is longer than p2pd carries, or takes long to check."""
     part: list[tuple[DHTID, Any, float, Any]] = []
     size = 0
     for item in items:
@@ -466,7 +469,7 @@ def _parts(items: list[tuple[DHTID, Any, float, Any]]) -> Iterator[list[tuple[DH
             if isinstance(value, DictionaryDHTValue)
             else len(value)
         )
-        if part and size + item_bytes > MAX_ANSWER_BYTES:
+        if part and (size + item_bytes > MAX_ANSWER_BYTES or len(part) == RECORDS_PER_CALL):
             yield part
             part, size = [], 0
         part.append(item)

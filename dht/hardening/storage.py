@@ -3,7 +3,8 @@
 In place of ``DHTLocalStorage``, whose stock behaviour this mends (TRUST 3.5):
 - A: a refused older record still replaces the heap entry, and the stored record is dropped at the older expiry;
 - B: a plain value wipes a key's dictionary: here there are no plain values;
-- C: every repeated store grows the heap by an entry: here a record that is not newer changes nothing;
+- C: every store grows the heap by an entry: here a record that is not newer changes nothing, and what newer ones leave
+  behind is swept out;
 - E: one key takes any number of subkeys: here their number and bytes are bounded, and so are all keys' together;
 - subkeys of mixed types with equal expiry raise in the heap's comparison: here subkeys are bytes.
 
@@ -12,12 +13,14 @@ This file does not know what a record means; the validator has seen every record
 """
 
 import hashlib
+import heapq
 import struct
 import time
 from collections.abc import Iterable
 
 from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue
+from hivemind.utils.timed_storage import TimedStorage
 
 MAX_SUBKEYS = 4096
 """Most records under one key."""
@@ -35,6 +38,9 @@ RECOUNT_S = 60.0
 """Seconds between two counts of all bytes; in between, what expires is not noticed."""
 
 DIGEST_BYTES = 16
+
+SWEPT_AT = 16
+"""Heap entries of replaced records that are let lie in the smallest storage."""
 
 
 class RecordStorage(DHTLocalStorage):
@@ -66,10 +72,12 @@ class RecordStorage(DHTLocalStorage):
             return False
         if not records.store(subkey, value, expiration_time):
             return False
+        _sweep(records)
         self._num_bytes += len(value)
         self._digests.pop(key, None)
         if current is None or records.latest_expiration_time > current.expiration_time:
             super(DHTLocalStorage, self).store(key, records, records.latest_expiration_time)
+            _sweep(self)
         return True
 
     def can_add(self, key: DHTID, records: DictionaryDHTValue, num_bytes: int) -> bool:
@@ -118,6 +126,13 @@ class RecordStorage(DHTLocalStorage):
         self._num_bytes = sum(len(value) for key in list(self.data) for _, value, _ in self.records(key))
         self._digests = {key: self._digests[key] for key in self._digests.keys() & self.data.keys()}
         return self._num_bytes + num_bytes <= MAX_BYTES
+
+
+def _sweep(storage: TimedStorage) -> None:
+    """Drop the heap entries of records that newer ones have replaced, once they are as many as the others."""
+    if len(storage.expiration_heap) > 2 * len(storage.key_to_heap) + SWEPT_AT:
+        storage.expiration_heap = list(storage.key_to_heap.values())
+        heapq.heapify(storage.expiration_heap)
 
 
 def digest_of(places: Iterable[tuple[bytes, float]]) -> bytes:
