@@ -66,6 +66,14 @@ class Density:
         """Take in one look-up of a random id; arguments as for ``estimate_size``."""
         self._samples.append((now_s, estimate_size(distances, beam)))
 
+    def age_s(self, now_s: float) -> float:
+        """Say how old the latest look-up is, in seconds."""
+        return now_s - self._samples[-1][0] if self._samples else math.inf
+
+    def forget(self) -> None:
+        """Let no look-up of the past count: the swarm may have grown."""
+        self._samples.clear()
+
     def num_missing(self, now_s: float) -> int:
         """Say how many look-ups are wanted before the size is known."""
         return max(0, NUM_SAMPLES - len(self._fresh(now_s)))

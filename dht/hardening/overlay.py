@@ -3,8 +3,7 @@
 In place of ``DHTNode``, which cannot be given another protocol class, and whose stock behaviour this mends: ``get``
 merges remote records into the very dictionary that it stores for others, and prefers a stale cached value; ``store``
 tells the last replica's answer instead of what happened; a peer that failed often is shunned for hours; a dead p2pd of
-our own looks like an empty DHT; few replicas at the nearest ids are easily surrounded. The search itself stays
-hivemind's ``traverse_dht``.
+our own looks like an empty DHT; few replicas at the nearest ids are easily surrounded. The search is ``walk``.
 This file does not know kinds of records, only that some stand at a whole region (``regions``) and others at the few
 members nearest to their key. It runs on the event loop.
 """
@@ -18,7 +17,6 @@ from typing import NamedTuple, TypeVar
 
 from hivemind.dht.node import Blacklist
 from hivemind.dht.routing import DHTID
-from hivemind.dht.traverse import traverse_dht
 from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerID
 
 from dht.errors import DaemonDied
@@ -26,6 +24,7 @@ from dht.hardening.findings import Contradicted, Findings, Forestall, StoredReco
 from dht.hardening.protocol import BUCKET_SIZE, CALL_S, NUM_REPLICAS, AdmittedProtocol, dht_id_of
 from dht.hardening.regions import Ask, Regions
 from dht.hardening.storage import MAX_SUBKEYS
+from dht.hardening.walk import find_nearest
 
 logger = logging.getLogger(__name__)
 
@@ -99,35 +98,24 @@ class Overlay:
         Raises:
             DaemonDied: Our own p2pd does not answer.
         """
-        table = self.protocol.routing_table
-        peers: dict[DHTID, PeerID] = dict(
-            table.get_nearest_neighbors(target, BUCKET_SIZE, exclude=self.protocol.node_id)
-        )
-        dead: set[DHTID] = set()
+        table, own_id = self.protocol.routing_table, self.protocol.node_id
+        begin = table.get_nearest_neighbors(target, BUCKET_SIZE, exclude=own_id)
 
-        async def neighbours_of(
-            node_id: DHTID, queries: Collection[DHTID]
-        ) -> dict[DHTID, tuple[tuple[DHTID, ...], bool]]:
-            peer = peers[node_id]
+        async def neighbours_of(peer: PeerID) -> list[PeerID] | None:
             neighbours = None if peer in self._shunned else await ask(peer, target)
             if neighbours is None:
                 self._shunned.register_failure(peer)
-                dead.add(node_id)
-                return dict.fromkeys(queries, ((), False))
+                return None
             self._shunned.register_success(peer)
-            peers.update(neighbours)
-            return {target: (tuple(neighbours), False)}
+            return list(neighbours.values())
 
-        nearest, _ = await traverse_dht(
-            queries=[target],
-            initial_nodes=list(peers),
-            beam_size=BUCKET_SIZE,
-            num_workers=NUM_WORKERS,
-            queries_per_call=1,
-            get_neighbors=neighbours_of,
-            visited_nodes={target: {self.protocol.node_id}},
+        answering = await find_nearest(
+            lambda peer: int(target.xor_distance(dht_id_of(peer))),
+            {peer: int(target.xor_distance(node_id)) for node_id, peer in begin},
+            neighbours_of,
+            beam=BUCKET_SIZE,
+            num_at_once=NUM_WORKERS,
         )
-        answering = [peers[node_id] for node_id in nearest[target] if node_id not in dead]
         if not answering:
             await self._check_daemon()
         return answering

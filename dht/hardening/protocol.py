@@ -380,6 +380,11 @@ class AdmittedProtocol(DHTProtocol):
             logger.debug("%s at %s: %s", call, peer, error)
             await self.update_routing_table(None, peer, responded=False)
             return None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return None  # the admission on which this call waited was given up, because we are leaving
         self._meet(response.peer, peer)
         return response
 

@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 NUM_TARGETS = 6
 """Look-ups that are spread over a region whose nearest members are not all of it."""
 
+DOUBTED_S = 5.0
+"""Seconds after which a size is measured again before anything is called strange: the swarm may have grown."""
+
 ALARM_S = 60.0
 """Seconds between two lines in the log about crowds; all are counted."""
 
@@ -93,7 +96,7 @@ class Regions:
 
     async def choose(self, key_id: DHTID, members: list[PeerID]) -> list[PeerID]:
         """Choose a region's members among those found near its key, and look for more of them where that is wanted."""
-        size = await self.size()
+        size = await self._size_of_swarm_with(distances_to(key_id, members))
         radius = radius_of(size)
         if is_narrow(distances_to(key_id, members), radius):
             targets = [DHTID(target) for target in spread(int(key_id), radius, NUM_TARGETS)]
@@ -104,6 +107,15 @@ class Regions:
         if is_crowded(distances, size):
             self._alarm(key_id, distances, radius)
         return [members[index] for index in choose(distances, radius)]
+
+    async def _size_of_swarm_with(self, distances: list[int]) -> float:
+        """Give the swarm's size, measured anew where the nearest members are not what it was a while ago."""
+        size = await self.size()
+        is_strange = is_narrow(distances, radius_of(size)) or is_crowded(distances, size)
+        if is_strange and self._density.age_s(time.monotonic()) > DOUBTED_S:
+            self._density.forget()
+            size = await self.size()
+        return size
 
     def _alarm(self, key_id: DHTID, distances: list[int], radius: int) -> None:
         self.num_crowded += 1

@@ -113,6 +113,10 @@ class ReceiptPublisher:
             self._forget(fresh)
             return sum(num > 0 for num in num_holding)
 
+    def published_seq(self, signed: SignedRecord) -> int:
+        """Say which of a receipt's slot enough members took; 0: none yet."""
+        return self._seqs.get((signed.key, signed.subkey), 0)
+
     def _fresh(self, envelopes: Sequence[bytes], rules: Rules) -> list[SignedRecord]:
         fresh = []
         for envelope in envelopes:
@@ -121,7 +125,7 @@ class ReceiptPublisher:
             except BadRecord as error:
                 logger.warning("a receipt of our own is no receipt: %s", error)
                 continue
-            if isinstance(signed.record, Receipt) and self._seqs.get((signed.key, signed.subkey), 0) < _seq(signed):
+            if isinstance(signed.record, Receipt) and self.published_seq(signed) < _seq(signed):
                 fresh.append(signed)
         return fresh
 
