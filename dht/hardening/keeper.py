@@ -11,6 +11,7 @@ This file does not know which kinds of records are kept so, nor what they mean. 
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable, Iterable
@@ -40,6 +41,12 @@ MAX_FAR_KEYS = 16
 
 MAX_RECORDS = 8192
 """Most records that one round sends to one member."""
+
+MAX_FALSE = 3
+"""Digests of one member that differ from ours although it holds the same, after which it is left alone for the round."""
+
+CARE_S = 60.0
+"""Seconds that one member may take in a round."""
 
 MAX_PEERS = 8
 """Members that are asked at once."""
@@ -113,7 +120,7 @@ class Keeper:
         for key, members in (await self._holders(due)).items():
             for peer in members:
                 asked.setdefault(peer, []).append(key)
-        await in_turns(lambda peer: self._care(peer, asked[peer]), asked, MAX_PEERS)
+        await in_turns(lambda peer: self._care_in_time(peer, asked[peer]), asked, MAX_PEERS)
 
     def _kept_keys(self) -> list[DHTID]:
         """List the keys of which the first record is of a kind that is kept: a key has records of one kind."""
@@ -144,9 +151,15 @@ class Keeper:
             await asyncio.sleep(0)
         return {key: [peer for peer in peers if peer != protocol.p2p.peer_id] for key, peers in holders.items()}
 
+    async def _care_in_time(self, peer: PeerID, keys: list[DHTID]) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CARE_S):
+                await self._care(peer, keys)
+
     async def _care(self, peer: PeerID, keys: list[DHTID]) -> None:
         """Bring a member to hold what we hold under the keys, and ourselves to hold what it holds."""
         lacking: Lacking = []
+        num_false = 0
         for start in range(0, len(keys), MAX_KEYS_PER_CALL):
             part = keys[start : start + MAX_KEYS_PER_CALL]
             answer = await self._protocol.call_held(peer, part)
@@ -154,9 +167,12 @@ class Keeper:
                 return
             for key in part:
                 digest = answer[key][0]
-                if digest != self._protocol.storage.digest(key):
-                    lacking.extend(await self._lacking(peer, key, is_empty=not digest))
-            if len(lacking) >= MAX_RECORDS:
+                if digest != self._protocol.storage.digest(key) and num_false < MAX_FALSE:
+                    num_taken = self.num_taken
+                    missing = await self._lacking(peer, key, is_empty=not digest)
+                    num_false += not missing and self.num_taken == num_taken
+                    lacking.extend(missing)
+            if len(lacking) >= MAX_RECORDS or num_false >= MAX_FALSE:
                 break
         if lacking:
             stored = await self._overlay.store_by_id(peer, lacking[:MAX_RECORDS])

@@ -5,7 +5,7 @@ import random
 
 from hivemind.dht.routing import DHTID
 
-from dht.hardening.keeper import ROUNDS_PER_EPOCH, Keeper
+from dht.hardening.keeper import MAX_FALSE, ROUNDS_PER_EPOCH, Keeper
 from dht.identity import Identity
 from dht.parameters import JoinCode
 from dht.records import seal
@@ -85,6 +85,19 @@ async def test_a_holder_that_lies_about_what_it_holds_spoils_nothing():
         await keeper(holder).round([key_id(signed)])
         assert holds(holder, signed)
         assert holds(fresh, signed)
+
+
+async def test_a_member_whose_digests_differ_for_nothing_is_not_read_for_ever():
+    async with testnet(2) as (holder, liar):
+        batch = [sealed(P, C, epochs_ago=epochs_ago) for epochs_ago in range(20)]
+        for signed in batch:
+            for node in (holder, liar):
+                put(node, signed)
+        liar._overlay.protocol.storage.digest = lambda key: b"another digest.."
+        finds, stores = (calls_of(liar, f"DHTProtocol.rpc_{name}") for name in ("find", "store"))
+        await keeper(holder).round([key_id(signed) for signed in batch])
+        assert len(finds) == MAX_FALSE
+        assert stores == []
 
 
 async def test_announcements_are_left_to_their_owners():
