@@ -43,7 +43,7 @@ MAX_RECORDS = 8192
 """Most records that one round sends to one member."""
 
 MAX_FALSE = 3
-"""Digests of one member that differ from ours although it holds the same, after which it is left alone for the round."""
+"""Digests of one member that differ from ours for nothing, after which it is left alone for the round."""
 
 CARE_S = 60.0
 """Seconds that one member may take in a round."""
