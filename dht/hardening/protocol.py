@@ -144,7 +144,7 @@ class _AdmittedStub:
         return await self._call(self._stub.rpc_held, request, timeout)
 
     async def _call(self, method: Callable[..., Awaitable[Any]], request: Any, timeout: float) -> Any:
-        await self._ensure(self._peer)
+        await self._admit()
         try:
             return await method(request, timeout=timeout)
         except PeerUnreachable:
@@ -152,8 +152,17 @@ class _AdmittedStub:
             raise
         except NotAdmitted:
             self._forget(self._peer)
-            await self._ensure(self._peer)
+            await self._admit()
             return await method(request, timeout=timeout)
+
+    async def _admit(self) -> None:
+        try:
+            await self._ensure(self._peer)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise PeerUnreachable("the admission was given up: we are leaving") from None
 
 
 class AdmittedProtocol(DHTProtocol):
@@ -380,11 +389,6 @@ class AdmittedProtocol(DHTProtocol):
             logger.debug("%s at %s: %s", call, peer, error)
             await self.update_routing_table(None, peer, responded=False)
             return None
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            return None  # the admission on which this call waited was given up, because we are leaving
         self._meet(response.peer, peer)
         return response
 

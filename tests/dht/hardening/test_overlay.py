@@ -82,3 +82,19 @@ async def test_work_is_done_for_every_item_and_for_so_many_at_once():
     await in_turns(work, [], 3)
     assert sorted(done) == list(range(20))
     assert most == 3
+
+
+async def test_who_leaves_in_the_middle_of_a_publication_gets_an_answer_and_no_stray_cancellation():
+    async with testnet(4) as (node, *others):
+        giving_up = asyncio.Event()
+
+        async def given_up(peer: str) -> None:
+            greeting = asyncio.get_running_loop().create_task(asyncio.sleep(60))
+            giving_up.set()
+            asyncio.get_running_loop().call_later(0.05, greeting.cancel)
+            await asyncio.shield(greeting)
+
+        node._overlay.protocol._ensure = given_up
+        assert await node.store_many([sealed(P, C)]) == [1]
+        assert giving_up.is_set()
+        assert not any(other._overlay.protocol.storage for other in others)
