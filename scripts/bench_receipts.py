@@ -154,21 +154,12 @@ async def publishing(join: str, num_nodes: int, num_receipts: int, seed: int) ->
     replicas, own_ms, daemon_ms, wall_ms = [], [], [], []
     async with Swarm(provider, join=JoinCode.parse(join), client_mode=True) as swarm:
         rules = swarm.validator.rules
+        epoch = rules.epoch_of(time.time())
         for batch in range(ROUNDS):
-            receipts = [
-                made(
-                    rng, provider, consumers[lane % 20], batch * num_receipts + lane, rules, rules.epoch_of(time.time())
-                )
-                for lane in range(num_receipts)
-            ]
-            signed = [
-                seal(
-                    replace(each, t_last=each.t_first + 100),
-                    provider,
-                    consumers[(each.lane - batch * num_receipts) % 20],
-                )
-                for each in receipts
-            ]
+            signed = []
+            for lane in range(batch * num_receipts, (batch + 1) * num_receipts):
+                consumer = consumers[lane % len(consumers)]
+                signed.append(seal(made(rng, provider, consumer, lane, rules, epoch), provider, consumer))
             own, daemon, wall = time.process_time(), cpu_seconds([swarm._daemon.pid]), time.perf_counter()  # noqa: SLF001
             replicas += await swarm.store_many(signed)
             own_ms.append((time.process_time() - own) / num_receipts * 1e3)
