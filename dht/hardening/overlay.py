@@ -186,7 +186,7 @@ class Overlay:
             wave = candidates[: NUM_REPLICAS - num_holding]
             del candidates[: len(wave)]
             stored = await asyncio.gather(*(self.store_at(peer, [record]) for peer in wave))
-            num_holding += sum(stored[0] for stored in stored)
+            num_holding += sum(answer[0] for answer in stored)
         return num_holding
 
     async def publish_many(self, records: Sequence[Placed]) -> list[int]:

@@ -31,8 +31,10 @@ from hivemind.p2p import P2PContext
 from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerID
 from hivemind.proto import dht_pb2
 
-from dht.errors import DhtError, NotAdmitted, PeerUnreachable, ProtocolViolation
+from dht.errors import DhtError, NotAdmitted, ProtocolViolation
+from dht.hardening.admitted_stub import AdmittedStub
 from dht.hardening.control import MAX_MESSAGE_BYTES, Control
+from dht.hardening.dictionary import unpack_dictionary
 from dht.hardening.findings import Contradicted, Findings, StoredRecord
 from dht.hardening.storage import DIGEST_BYTES, MAX_SUBKEYS, RecordStorage
 from dht.identity import peer_id_to_str
@@ -61,8 +63,6 @@ RECORDS_PER_CALL = 256
 CHECKS_AT_ONCE = 32
 """Records that are checked before the event loop gets its turn."""
 
-_DICTIONARY_CODE = 0x50  # hivemind's msgpack extension type of a dictionary value
-
 _REMEMBERED_PEERS = 2**14
 
 
@@ -85,84 +85,6 @@ def _read_peer(peer_bytes: bytes) -> tuple[PeerID, DHTID, str] | None:
 
 def _contradicted_unheard(_: bytes, __: bytes) -> None:
     """Do nothing with a contradiction."""
-
-
-def unpack_dictionary(packed: bytes, *, wrapped: bool) -> list[StoredRecord]:
-    """Read a dictionary of records as hivemind packs it, without ever building its objects.
-
-    Args:
-        packed: msgpack extension 0x50 around ``[maxsize, latest expiry, [[subkey, value, expiry], ...]]``.
-        wrapped: False when the extension's header has been taken off.
-
-    Raises:
-        ProtocolViolation: Anything else.
-    """
-    try:
-        if wrapped:
-            outer = msgpack.unpackb(packed, ext_hook=lambda code, data: (code, data), max_ext_len=len(packed))
-            if not isinstance(outer, tuple) or outer[0] != _DICTIONARY_CODE:
-                raise ProtocolViolation("no dictionary of records")
-            packed = outer[1]
-        fields = msgpack.unpackb(packed, max_ext_len=0, max_map_len=0, max_array_len=MAX_SUBKEYS, raw=True)
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise ProtocolViolation("no dictionary of records") from error
-    if not isinstance(fields, list) or len(fields) != 3 or not isinstance(fields[2], list):
-        raise ProtocolViolation("no dictionary of records")
-    return [_checked_entry(entry) for entry in fields[2]]
-
-
-def _checked_entry(entry: object) -> StoredRecord:
-    if not isinstance(entry, list) or len(entry) != 3:
-        raise ProtocolViolation("no dictionary of records")
-    subkey, value, expires_s = entry
-    if not isinstance(subkey, bytes) or not isinstance(value, bytes) or not isinstance(expires_s, int | float):
-        raise ProtocolViolation("no dictionary of records")
-    return subkey, value, float(expires_s)
-
-
-class _AdmittedStub:
-    """Calls to one peer, each after admission; a peer that forgot us is asked to admit us once more."""
-
-    def __init__(
-        self, stub: Any, ensure: Callable[[str], Awaitable[None]], forget: Callable[[str], None], peer: PeerID
-    ):
-        self._stub = stub
-        self._ensure = ensure
-        self._forget = forget
-        self._peer = peer.to_base58()
-
-    async def rpc_ping(self, request: dht_pb2.PingRequest, timeout: float) -> dht_pb2.PingResponse:
-        return await self._call(self._stub.rpc_ping, request, timeout)
-
-    async def rpc_store(self, request: dht_pb2.StoreRequest, timeout: float) -> dht_pb2.StoreResponse:
-        return await self._call(self._stub.rpc_store, request, timeout)
-
-    async def rpc_find(self, request: dht_pb2.FindRequest, timeout: float) -> dht_pb2.FindResponse:
-        return await self._call(self._stub.rpc_find, request, timeout)
-
-    async def rpc_held(self, request: dht_pb2.FindRequest, timeout: float) -> dht_pb2.FindResponse:
-        return await self._call(self._stub.rpc_held, request, timeout)
-
-    async def _call(self, method: Callable[..., Awaitable[Any]], request: Any, timeout: float) -> Any:
-        await self._admit()
-        try:
-            return await method(request, timeout=timeout)
-        except PeerUnreachable:
-            self._forget(self._peer)  # so that the next call looks first whether anyone is there
-            raise
-        except NotAdmitted:
-            self._forget(self._peer)
-            await self._admit()
-            return await method(request, timeout=timeout)
-
-    async def _admit(self) -> None:
-        try:
-            await self._ensure(self._peer)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            raise PeerUnreachable("the admission was given up: we are leaving") from None
 
 
 class AdmittedProtocol(DHTProtocol):
@@ -222,10 +144,10 @@ class AdmittedProtocol(DHTProtocol):
         del namespace
         return f"DHTProtocol.{method_name}"
 
-    def get_stub(self, peer: PeerID) -> _AdmittedStub:
+    def get_stub(self, peer: PeerID) -> AdmittedStub:
         """Give the calls to ``peer``, which admit it first."""
         stub = super(DHTProtocol, self).get_stub(self.p2p, peer)
-        return _AdmittedStub(stub, self._ensure, self._forget, peer)
+        return AdmittedStub(stub, self._ensure, self._forget, peer)
 
     def _refuse_strangers(self, context: P2PContext) -> None:
         if not self._is_admitted(context.remote_id.to_base58()):

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dht.errors import ProtocolViolation
-from dht.hardening.protocol import MAX_ANSWER_BYTES, RECORDS_PER_CALL, _parts, unpack_dictionary
+from dht.hardening.dictionary import unpack_dictionary
+from dht.hardening.protocol import MAX_ANSWER_BYTES, RECORDS_PER_CALL, _parts
 
 entries = st.lists(st.tuples(st.binary(max_size=70), st.binary(max_size=50), st.floats(0, 2e9)), max_size=20)
 
