@@ -51,6 +51,9 @@ CARE_S = 60.0
 MAX_PEERS = 8
 """Members that are asked at once."""
 
+KEYS_AT_ONCE = 256
+"""Keys that are looked at before the event loop gets its turn."""
+
 Lacking = list[tuple[DHTID, StoredRecord]]
 
 
@@ -113,7 +116,7 @@ class Keeper:
         Raises:
             DaemonDied: Our own p2pd does not answer.
         """
-        due = self.take_due(self._kept_keys()) if keys is None else list(keys)
+        due = self.take_due(await self._kept_keys()) if keys is None else list(keys)
         if not due:
             return
         asked: dict[PeerID, list[DHTID]] = {}
@@ -122,10 +125,12 @@ class Keeper:
                 asked.setdefault(peer, []).append(key)
         await in_turns(lambda peer: self._care_in_time(peer, asked[peer]), asked, MAX_PEERS)
 
-    def _kept_keys(self) -> list[DHTID]:
+    async def _kept_keys(self) -> list[DHTID]:
         """List the keys of which the first record is of a kind that is kept: a key has records of one kind."""
         kept = []
-        for key, (records, _) in list(self._protocol.storage.items()):
+        for number, (key, (records, _)) in enumerate(list(self._protocol.storage.items())):
+            if number % KEYS_AT_ONCE == 0:
+                await asyncio.sleep(0)
             first = next(iter(records.items()), None)
             if first is not None and self._is_kept(first[1].value):
                 kept.append(key)

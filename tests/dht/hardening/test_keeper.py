@@ -103,9 +103,9 @@ async def test_a_member_whose_digests_differ_for_nothing_is_not_read_for_ever():
 async def test_announcements_are_left_to_their_owners():
     async with testnet(2) as (node, _):
         assert await node.store(seal(announcement(node._identity), node._identity))
-        assert keeper(node)._kept_keys() == []
+        assert await keeper(node)._kept_keys() == []
         put(node, sealed(P, C))
-        assert keeper(node)._kept_keys() == [key_id(sealed(P, C))]
+        assert await keeper(node)._kept_keys() == [key_id(sealed(P, C))]
 
 
 async def test_every_key_is_due_about_once_an_epoch_and_not_all_at_once():
