@@ -25,7 +25,7 @@ def dictionary(*entries: tuple[object, object, float]) -> bytes:
     return msgpack.packb(msgpack.ExtType(0x50, MSGPackSerializer.dumps([float("inf"), 1e18, items])))
 
 
-async def test_12_a_rogue_replica_spoils_no_read_and_poisons_no_holder():
+async def test_a_rogue_replica_spoils_no_read_and_poisons_no_holder():
     signed, other = sealed(P, C, seq=2, amount=128, work=512), sealed(P, D)
     stale, newer = sealed(P, C), sealed(P, C, seq=9, amount=999, work=3996)
     opened = Envelope.from_bytes(newer.envelope)
@@ -62,7 +62,7 @@ async def test_12_a_rogue_replica_spoils_no_read_and_poisons_no_holder():
         assert len(reader._overlay.protocol.routing_table.uid_to_peer_id) == 3
 
 
-async def test_13_an_id_that_is_chosen_stands_in_no_honest_routing_table_and_is_given_nothing():
+async def test_an_id_that_is_chosen_stands_in_no_honest_routing_table_and_is_given_nothing():
     """For announcements and plain calls: tests/dht/test_attackers.py."""
     signed = sealed(P, C)
     async with testnet(4) as (publisher, attacker, accomplice, honest):
@@ -91,7 +91,7 @@ async def test_13_an_id_that_is_chosen_stands_in_no_honest_routing_table_and_is_
             assert all(dht_id_of(peer) == node_id for node_id, peer in table.uid_to_peer_id.items())
 
 
-async def test_14_a_thousand_ground_keys_around_a_record_neither_hide_it_nor_keep_it_from_honest_members():
+async def test_a_thousand_ground_keys_around_a_record_neither_hide_it_nor_keep_it_from_honest_members():
     signed = sealed(P, C)
     key = key_id(signed)
     async with testnet(8) as honest:

@@ -35,7 +35,7 @@ async def send(attacker: Swarm, victim: Swarm, key: DHTID, records: list[SignedR
     return sum(stored)
 
 
-async def test_15_a_flood_fills_one_key_of_its_own_and_nothing_else():
+async def test_a_flood_fills_one_key_of_its_own_and_nothing_else():
     own = await asyncio.to_thread(lambda: [sealed(ATTACKER, C, lane=lane) for lane in range(10_000)])
     honest = [sealed(P, C), sealed(P, D)]
     async with testnet(3) as (attacker, victim, reader):
@@ -57,7 +57,7 @@ async def test_15_a_flood_fills_one_key_of_its_own_and_nothing_else():
         assert time.monotonic() - began < 30
 
 
-async def test_16_a_hundred_thousand_stores_of_the_same_leave_memory_flat():
+async def test_a_hundred_thousand_stores_of_the_same_leave_memory_flat():
     signed = sealed(P, C)
     async with testnet(2) as (attacker, victim):
         storage = victim._overlay.protocol.storage
