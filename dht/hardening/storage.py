@@ -106,13 +106,14 @@ class RecordStorage(DHTLocalStorage):
 
     def digest(self, key: DHTID) -> bytes:
         """Hash the places and expiries of what stands under a key; no bytes where nothing does."""
+        standing = self.get(key)
+        if standing is None or not len(standing.value):
+            self._digests.pop(key, None)
+            return b""
         known = self._digests.get(key)
         if known is not None and time.time() < known[1]:
             return known[0]
         records = self.records(key)
-        if not records:
-            self._digests.pop(key, None)
-            return b""
         digest = digest_of((subkey, expires_s) for subkey, _, expires_s in records)
         self._digests[key] = digest, min(expires_s for _, _, expires_s in records)
         return digest

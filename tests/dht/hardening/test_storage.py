@@ -127,6 +127,11 @@ def test_a_digest_is_that_of_the_places_and_expiries_and_of_nothing_else(monkeyp
     assert one.digest(KEY) != other.digest(KEY)
     one.store_subkey(KEY, b"a", b"another", NOW + 999)
     assert one.digest(KEY) == other.digest(KEY)
+    two = RecordStorage()
+    two.store_subkey(KEY, b"a", b"record", NOW + 1)
+    assert two.digest(KEY) != b""
+    two.clear()
+    assert two.digest(KEY) == b""
     monkeypatch.setattr("hivemind.utils.timed_storage.get_dht_time", lambda: NOW + 500)
     monkeypatch.setattr("dht.hardening.storage.time.time", lambda: NOW + 500)
     assert one.digest(KEY) == storage_module.digest_of([(b"a", NOW + 999)])
