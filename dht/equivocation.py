@@ -24,6 +24,7 @@ class Equivocation(Record):
 
     KIND: ClassVar[int] = Kind.EQUIVOCATION
     MAX_BYTES: ClassVar[int] = 1024
+    IS_REGIONAL: ClassVar[bool] = True
 
     accused: str  # peer id that signed both
     first: bytes  # body of one receipt, the smaller of both as a byte string

@@ -76,6 +76,7 @@ class Ident(Record):
 
     KIND: ClassVar[int] = Kind.IDENT
     MAX_BYTES: ClassVar[int] = 256
+    IS_REGIONAL: ClassVar[bool] = True
 
     peer: str  # peer id of the node, the only author
     created_epoch: int  # epoch that the identity counts from; it stays when the record is renewed
@@ -139,6 +140,7 @@ class Succession(Record):
 
     KIND: ClassVar[int] = Kind.SUCCESSION
     MAX_BYTES: ClassVar[int] = 320
+    IS_REGIONAL: ClassVar[bool] = True
 
     old: str  # peer id that ends, first author
     new: str  # peer id that takes its place, second author

@@ -8,6 +8,7 @@ This file does not know what is signed, nor anything of the network. It runs at 
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import secrets
 import tempfile
@@ -28,7 +29,11 @@ _PEER_ID_PREFIX = bytes.fromhex("002408011220")  # identity multihash, 36 bytes 
 _KEY_FILE_PREFIX = bytes.fromhex("08011240")  # PrivateKey{key_type: Ed25519, data: 64 bytes}
 _DOMAIN = b"efed/trust/1"
 
+_REMEMBERED_IDS = 2**14
+"""Peer ids whose other form is remembered: every record is read and written with them, and base58 costs 10 us."""
 
+
+@functools.lru_cache(_REMEMBERED_IDS)
 def peer_id_to_str(peer_id: bytes) -> str:
     """Write a binary peer id in base58 ("12D3KooW...").
 
@@ -41,6 +46,7 @@ def peer_id_to_str(peer_id: bytes) -> str:
     return text
 
 
+@functools.lru_cache(_REMEMBERED_IDS)
 def peer_id_to_bytes(peer_id: str) -> bytes:
     """Read a base58 peer id.
 

@@ -91,6 +91,8 @@ class Record(ABC):
     """Number of the kind."""
     MAX_BYTES: ClassVar[int]
     """Longest envelope of this kind, in bytes."""
+    IS_REGIONAL: ClassVar[bool] = False
+    """Whether it must outlive its author: it stands at a whole region, and its holders store it again."""
 
     @property
     @abstractmethod

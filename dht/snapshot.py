@@ -32,6 +32,7 @@ class Snapshot(Record):
 
     KIND: ClassVar[int] = Kind.SNAPSHOT
     MAX_BYTES: ClassVar[int] = 256
+    IS_REGIONAL: ClassVar[bool] = True
 
     publisher: str  # peer id, the only author
     first_epoch: int  # oldest epoch whose receipts are in it

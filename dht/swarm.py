@@ -5,7 +5,7 @@
      ├── Membership                                 who belongs; streams among members
      ├── Circuits, and in a bootstrap Relay         connections to members that no one can dial
      ├── Charter                                    the swarm's rules
-     └── Overlay over AdmittedProtocol              records among members
+     └── Overlay over AdmittedProtocol, Keeper      records among members, and what keeps them there
 
 This file does not know models, sessions or what travels in streams. It runs on the caller's event loop.
 """
@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Self
@@ -30,7 +31,9 @@ from dht.errors import (
 )
 from dht.hardening.control import Control, address_bytes
 from dht.hardening.daemon import Daemon, DaemonOptions
-from dht.hardening.overlay import Overlay
+from dht.hardening.findings import Forestall
+from dht.hardening.keeper import Keeper
+from dht.hardening.overlay import Overlay, Placed
 from dht.hardening.protocol import AdmittedProtocol
 from dht.identity import Identity
 from dht.membership.circuits import Circuits, Verdict
@@ -49,7 +52,7 @@ from dht.membership.speed import Speed
 from dht.parameters import PUBLIC_NAME, JoinCode, SwarmParameters, parameters_hash, split_address
 from dht.records import Announcement, KeyPart, Record, SignedRecord, key_bytes
 from dht.rules import Rules
-from dht.validation import RecordValidator, parse_envelope
+from dht.validation import REGISTRY, RecordValidator, is_regional, parse_envelope
 
 __all__ = ["LAST_WORD_S", "Stream", "Swarm"]
 
@@ -228,6 +231,9 @@ class Swarm:
         await self._reserve_relays()
         watch = asyncio.get_running_loop().create_task(self._watch())
         stack.push_async_callback(_cancelled, watch)
+        if not client_mode:
+            self._keeper = Keeper(self._overlay, lambda: self.validator.rules, is_regional, random.SystemRandom())
+            stack.push_async_callback(_cancelled, asyncio.get_running_loop().create_task(self._keeper.run()))
 
     def _mark_leaving(self) -> None:
         self._leaving = True
@@ -348,7 +354,21 @@ class Swarm:
         Raises:
             DaemonDied: Our own p2pd has ended.
         """
+        if type(signed.record).IS_REGIONAL:
+            return (await self.store_many([signed]))[0] > 0
         return await self._overlay.publish(signed.key, signed.subkey, signed.envelope, signed.expires_s) > 0
+
+    async def store_many(self, records: Sequence[SignedRecord]) -> list[int]:
+        """Publish records of regional kinds at all members of their regions, in few calls.
+
+        Returns:
+            For each how many members hold it now; 0 when a newer one stands there or it breaks the rules.
+
+        Raises:
+            DaemonDied: Our own p2pd has ended.
+        """
+        placed = [Placed(signed.key, signed.subkey, signed.envelope, signed.expires_s) for signed in records]
+        return await self._overlay.publish_many(placed)
 
     async def fetch(self, kind: int, key_parts: Sequence[KeyPart]) -> list[Record]:
         """Read the newest record of each subkey under a key, from all members that should hold some.
@@ -363,17 +383,40 @@ class Swarm:
         Raises:
             DaemonDied: Our own p2pd has ended.
         """
-        records = []
-        for envelope in await self._overlay.collect(key_bytes(kind, tuple(key_parts))):
+        records = [signed.record for signed in await self.read(kind, key_parts)]
+        for record in records:
+            if isinstance(record, Announcement):
+                self._membership.learn(record.owner, record.addresses, own_word=True)
+        return records
+
+    async def read(
+        self, kind: int, key_parts: Sequence[KeyPart], *, forestall: Forestall | None = None
+    ) -> list[SignedRecord]:
+        """Read as ``fetch`` does, and keep what was signed.
+
+        Args:
+            kind: Number of the kind.
+            key_parts: Parts of the key, as the kind defines them.
+            forestall: Checks signatures elsewhere where many come at once; those that it finds good must be
+                remembered by our validator.
+
+        Raises:
+            DaemonDied: Our own p2pd has ended.
+        """
+        key, is_regional = key_bytes(kind, tuple(key_parts)), REGISTRY[kind].IS_REGIONAL
+        found = []
+        for envelope in await self._overlay.collect(key, is_regional=is_regional, forestall=forestall):
             try:
                 _, placed = parse_envelope(envelope, self.validator.rules)
             except BadRecord:
                 continue
             if int(kind) == placed.record.KIND and placed.expires_s > time.time():
-                records.append(placed.record)
-                if isinstance(placed.record, Announcement):
-                    self._membership.learn(placed.record.owner, placed.record.addresses, own_word=True)
-        return records
+                found.append(placed)
+        return found
+
+    def on_contradiction(self, contradicted: Callable[[bytes, bytes], None]) -> None:
+        """Name who is told of two signed envelopes that claim one place and time, stored here or read elsewhere."""
+        self._overlay.on_contradiction(contradicted)
 
     # -- streams -----------------------------------------------------------------------------------------------------
 

@@ -79,6 +79,15 @@ def parse_envelope(envelope: bytes, rules: Rules = DEFAULT_RULES) -> tuple[Envel
     return opened, place(kind.from_body(opened.body), envelope, rules)
 
 
+def is_regional(envelope: bytes) -> bool:
+    """Say whether an envelope is of a kind that stands at a whole region; of one that was validated before."""
+    try:
+        kind = REGISTRY.get(Envelope.from_bytes(envelope).kind)
+    except BadRecord:
+        return False
+    return kind is not None and kind.IS_REGIONAL
+
+
 class RecordValidator(RecordValidatorBase):
     """Accept registered records under their own key and subkey, with their own expiry and signatures; nothing else.
 
@@ -149,6 +158,16 @@ class RecordValidator(RecordValidatorBase):
             return "owner"
         return None if self._signed(opened, placed.record, value) else "signature"
 
+    def remembers(self, envelope: bytes) -> bool:
+        """Say whether an envelope's signatures were found good before."""
+        return hashlib.sha256(envelope).digest() in self._verified
+
+    def remember(self, envelope: bytes) -> None:
+        """Take an envelope's signatures for good from now on."""
+        self._verified[hashlib.sha256(envelope).digest()] = None
+        if len(self._verified) > REMEMBERED:
+            self._verified.popitem(last=False)
+
     def _signed(self, opened: Envelope, record: Record, envelope: bytes) -> bool:
         digest = hashlib.sha256(envelope).digest()
         if digest in self._verified:
@@ -161,9 +180,7 @@ class RecordValidator(RecordValidatorBase):
                 return False
         if not record.is_proven():
             return False
-        self._verified[digest] = None
-        if len(self._verified) > REMEMBERED:
-            self._verified.popitem(last=False)
+        self.remember(envelope)
         return True
 
     def sign_value(self, record: DHTRecord) -> bytes:

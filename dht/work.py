@@ -67,6 +67,7 @@ class Receipt(Record):
 
     KIND: ClassVar[int] = Kind.RECEIPT
     MAX_BYTES: ClassVar[int] = 420
+    IS_REGIONAL: ClassVar[bool] = True
 
     provider: str  # peer id of who worked, first author
     consumer: str  # peer id of whom it was for, second author

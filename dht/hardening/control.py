@@ -16,6 +16,7 @@ import contextlib
 import logging
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ from dht.errors import (
     ProtocolViolation,
     UnavailableError,
 )
-from dht.identity import peer_id_to_bytes
+from dht.identity import peer_id_to_bytes, peer_id_to_str
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,9 @@ MAX_STREAMS_PER_PEER = 512
 
 READ_LIMIT_BYTES = 2**16
 """Bytes that a stream reads ahead of its consumer; frames of any length pass through ``readexactly``."""
+
+CONNECTED_S = 0.1
+"""Seconds for which the list of connected peers is believed, unless something happens to a connection."""
 
 HANDSHAKE_S = 5.0
 """Seconds within which p2pd must say who a new inbound stream is from."""
@@ -81,6 +85,7 @@ class Control:
         self._server: asyncio.Server | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._closed = False
+        self._connected: tuple[float, frozenset[str]] | None = None  # monotonic seconds, ids
         self.peer_id: PeerID | None = None
 
     async def open(self) -> None:
@@ -164,6 +169,7 @@ class Control:
                 addrs=[address_bytes(each) for each in addresses],
             ),
         )
+        self._connected = None
         try:
             async with asyncio.timeout(timeout_s):
                 await self._ask(request)
@@ -172,13 +178,21 @@ class Control:
 
     async def disconnect(self, peer_id: str) -> None:
         """Close the connections to a peer, if there are any."""
+        self._connected = None
         peer = p2pd_pb2.DisconnectRequest(peer=PeerID.from_base58(peer_id).to_bytes())
         await self._ask(p2pd_pb2.Request(type=p2pd_pb2.Request.DISCONNECT, disconnect=peer))
 
     async def connected_peers(self) -> set[str]:
-        """Give the ids of the peers that we have a connection with."""
-        response = await self._ask(p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS))
-        return {PeerID(peer.id).to_base58() for peer in response.peers}
+        """Give the ids of the peers that we have a connection with, as they were a moment ago.
+
+        Every DHT call asks for them first, and a look-up makes many at once.
+        """
+        known = self._connected
+        if known is None or time.monotonic() - known[0] > CONNECTED_S:
+            asked_s = time.monotonic()
+            response = await self._ask(p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS))
+            known = self._connected = asked_s, frozenset(_peer_text(peer.id) for peer in response.peers)
+        return set(known[1])
 
     async def seen_at(self, peer_id: str) -> list[str]:
         """Give the addresses at the far ends of our connections to a peer; a translated one is its router's."""
@@ -350,6 +364,7 @@ class Control:
         elif future is None or future.done():
             pass  # the caller gave up before the answer came
         elif message.HasField("daemonError"):
+            self._connected = None
             future.set_exception(PeerUnreachable(message.daemonError.message))
         elif not message.HasField("callUnaryResponse"):
             future.set_result(b"")
@@ -438,3 +453,11 @@ async def _read_framed(reader: asyncio.StreamReader) -> bytes:
     if length > 2 * MAX_MESSAGE_BYTES:
         raise ProtocolViolation("a control message is longer than p2pd sends")
     return await reader.readexactly(length)
+
+
+def _peer_text(peer_id: bytes) -> str:
+    """Write a peer's id; ours are remembered, foreign ones are of other kinds."""
+    try:
+        return peer_id_to_str(peer_id)
+    except ValueError:
+        return str(PeerID(peer_id).to_base58())

@@ -1,4 +1,4 @@
-"""Answer and ask the three DHT calls (ping, store, find) among admitted peers only.
+"""Answer and ask the DHT's calls (ping, store, find, and our own: held) among admitted peers only.
 
 A subclass of ``DHTProtocol``, whose stock behaviour this mends:
 - anyone who can connect may call: here every call, both ways, needs an admitted peer;
@@ -7,15 +7,19 @@ A subclass of ``DHTProtocol``, whose stock behaviour this mends:
 - values are unpacked with extension types before they are checked, and a mixed dictionary raises inside the storing
   node: here a dictionary is read field by field, with byte subkeys, and the validator sees each record first;
 - peers may push values into our cache: here there is no cache;
-- a call with everything a new neighbour should hold may be longer than p2pd carries: here it is split.
+- a node that meets another walks all that it stores and sends it some unasked: here nothing is sent (``keeper`` asks);
+- a call with many records may be longer than p2pd carries: here it is split;
+- whether a peer holds a record can be found only by reading all under its key: here a peer is asked for a digest.
 
 This file does not know how admission is won, nor what records mean. It runs on the event loop.
 """
 
 import asyncio
+import functools
 import logging
 import math
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgpack
@@ -27,9 +31,12 @@ from hivemind.p2p import P2PContext
 from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerID
 from hivemind.proto import dht_pb2
 
-from dht.errors import DhtError, NotAdmitted, PeerUnreachable, ProtocolViolation
+from dht.errors import DhtError, NotAdmitted, ProtocolViolation
+from dht.hardening.admitted_stub import AdmittedStub
 from dht.hardening.control import MAX_MESSAGE_BYTES, Control
-from dht.hardening.storage import MAX_SUBKEYS, RecordStorage
+from dht.hardening.dictionary import unpack_dictionary
+from dht.hardening.findings import Contradicted, Findings, StoredRecord
+from dht.hardening.storage import DIGEST_BYTES, MAX_SUBKEYS, RecordStorage
 from dht.identity import peer_id_to_str
 
 logger = logging.getLogger(__name__)
@@ -50,84 +57,34 @@ MAX_ANSWER_BYTES = MAX_MESSAGE_BYTES - 2**18
 MAX_RECORDS_PER_STORE = 2 * MAX_SUBKEYS
 """Most records of one store call, dictionaries counted by their entries."""
 
+RECORDS_PER_CALL = 256
+"""Most records that we send in one call: on a busy machine a thousand new ones take seconds to check."""
+
 CHECKS_AT_ONCE = 32
 """Records that are checked before the event loop gets its turn."""
 
-_DICTIONARY_CODE = 0x50  # hivemind's msgpack extension type of a dictionary value
-
-StoredRecord = tuple[bytes, bytes, float]
-"""Subkey, envelope, expiry in unix seconds."""
+_REMEMBERED_PEERS = 2**14
 
 
+@functools.lru_cache(_REMEMBERED_PEERS)
 def dht_id_of(peer: PeerID) -> DHTID:
     """Give the one DHT id that a peer may have."""
     return DHTID.generate(source=peer.to_bytes())
 
 
-def unpack_dictionary(packed: bytes, *, wrapped: bool) -> list[StoredRecord]:
-    """Read a dictionary of records as hivemind packs it, without ever building its objects.
-
-    Args:
-        packed: msgpack extension 0x50 around ``[maxsize, latest expiry, [[subkey, value, expiry], ...]]``.
-        wrapped: False when the extension's header has been taken off.
-
-    Raises:
-        ProtocolViolation: Anything else.
-    """
+@functools.lru_cache(_REMEMBERED_PEERS)
+def _read_peer(peer_bytes: bytes) -> tuple[PeerID, DHTID, str] | None:
+    """Read a peer's id: as hivemind has it, its DHT id, and as text; None where it is none."""
     try:
-        if wrapped:
-            outer = msgpack.unpackb(packed, ext_hook=lambda code, data: (code, data), max_ext_len=len(packed))
-            if not isinstance(outer, tuple) or outer[0] != _DICTIONARY_CODE:
-                raise ProtocolViolation("no dictionary of records")
-            packed = outer[1]
-        fields = msgpack.unpackb(packed, max_ext_len=0, max_map_len=0, max_array_len=MAX_SUBKEYS, raw=True)
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise ProtocolViolation("no dictionary of records") from error
-    if not isinstance(fields, list) or len(fields) != 3 or not isinstance(fields[2], list):
-        raise ProtocolViolation("no dictionary of records")
-    return [_checked_entry(entry) for entry in fields[2]]
+        text = peer_id_to_str(peer_bytes)
+    except ValueError:
+        return None
+    peer = PeerID(peer_bytes)
+    return peer, dht_id_of(peer), text
 
 
-def _checked_entry(entry: object) -> StoredRecord:
-    if not isinstance(entry, list) or len(entry) != 3:
-        raise ProtocolViolation("no dictionary of records")
-    subkey, value, expires_s = entry
-    if not isinstance(subkey, bytes) or not isinstance(value, bytes) or not isinstance(expires_s, int | float):
-        raise ProtocolViolation("no dictionary of records")
-    return subkey, value, float(expires_s)
-
-
-class _AdmittedStub:
-    """Calls to one peer, each after admission; a peer that forgot us is asked to admit us once more."""
-
-    def __init__(
-        self, stub: Any, ensure: Callable[[str], Awaitable[None]], forget: Callable[[str], None], peer: PeerID
-    ):
-        self._stub = stub
-        self._ensure = ensure
-        self._forget = forget
-        self._peer = peer.to_base58()
-
-    async def rpc_ping(self, request: dht_pb2.PingRequest, timeout: float) -> dht_pb2.PingResponse:
-        return await self._call(self._stub.rpc_ping, request, timeout)
-
-    async def rpc_store(self, request: dht_pb2.StoreRequest, timeout: float) -> dht_pb2.StoreResponse:
-        return await self._call(self._stub.rpc_store, request, timeout)
-
-    async def rpc_find(self, request: dht_pb2.FindRequest, timeout: float) -> dht_pb2.FindResponse:
-        return await self._call(self._stub.rpc_find, request, timeout)
-
-    async def _call(self, method: Callable[..., Awaitable[Any]], request: Any, timeout: float) -> Any:
-        await self._ensure(self._peer)
-        try:
-            return await method(request, timeout=timeout)
-        except PeerUnreachable:
-            self._forget(self._peer)  # so that the next call looks first whether anyone is there
-            raise
-        except NotAdmitted:
-            self._forget(self._peer)
-            await self._ensure(self._peer)
-            return await method(request, timeout=timeout)
+def _contradicted_unheard(_: bytes, __: bytes) -> None:
+    """Do nothing with a contradiction."""
 
 
 class AdmittedProtocol(DHTProtocol):
@@ -137,8 +94,9 @@ class AdmittedProtocol(DHTProtocol):
     _rpc_handlers = None
     _stub_type = None
 
-    _tasks: set[asyncio.Task[None]]
+    _tasks: set[asyncio.Task[object]]
     _num_checked = 0
+    contradicted: Contradicted
 
     @classmethod
     async def launch(
@@ -174,6 +132,7 @@ class AdmittedProtocol(DHTProtocol):
         self.client_mode, self.record_validator, self.authorizer = client_mode, validator, None
         self._is_admitted, self._ensure, self._forget, self._named = is_admitted, ensure, forget, named
         self._tasks = set()
+        self.contradicted = _contradicted_unheard
         self.node_info = dht_pb2.NodeInfo(node_id=b"" if client_mode else self.node_id.to_bytes())
         if not client_mode:
             await self.add_p2p_handlers(control)
@@ -185,10 +144,10 @@ class AdmittedProtocol(DHTProtocol):
         del namespace
         return f"DHTProtocol.{method_name}"
 
-    def get_stub(self, peer: PeerID) -> _AdmittedStub:
+    def get_stub(self, peer: PeerID) -> AdmittedStub:
         """Give the calls to ``peer``, which admit it first."""
         stub = super(DHTProtocol, self).get_stub(self.p2p, peer)
-        return _AdmittedStub(stub, self._ensure, self._forget, peer)
+        return AdmittedStub(stub, self._ensure, self._forget, peer)
 
     def _refuse_strangers(self, context: P2PContext) -> None:
         if not self._is_admitted(context.remote_id.to_base58()):
@@ -228,9 +187,15 @@ class AdmittedProtocol(DHTProtocol):
 
     async def _store_record(self, key: bytes, subkey: bytes, value: bytes, expires_s: float) -> bool:
         await self._pause()
+        key_id = DHTID.from_bytes(key)
+        standing = self.storage.standing(key_id, subkey)
+        if standing is not None and (standing[1] > expires_s or standing == (value, expires_s)):
+            return bool(standing[1] == expires_s)  # nothing would change, so nothing need be checked
         if not self.is_valid(key, subkey, value, expires_s):
             return False
-        stored: bool = self.storage.store_subkey(DHTID.from_bytes(key), subkey, value, expires_s)
+        if standing is not None and standing[1] == expires_s:
+            self.contradicted(standing[0], value)
+        stored: bool = self.storage.store_subkey(key_id, subkey, value, expires_s)
         return stored
 
     def is_valid(self, key: bytes, subkey: bytes, value: bytes, expires_s: float) -> bool:
@@ -257,18 +222,38 @@ class AdmittedProtocol(DHTProtocol):
                     room -= len(value)
                     result.type, result.value = dht_pb2.FOUND_DICTIONARY, value
                     result.expiration_time = standing.expiration_time
-            for node_id, peer in self.routing_table.get_nearest_neighbors(key, k=BUCKET_SIZE, exclude=asker):
-                result.nearest_node_ids.append(node_id.to_bytes())
-                result.nearest_peer_ids.append(peer.to_bytes())
+            self._name_neighbours(result, key, asker)
             response.results.append(result)
         return response
+
+    async def rpc_held(self, request: dht_pb2.FindRequest, context: P2PContext) -> dht_pb2.FindResponse:
+        """Answer with a digest of what stands here under each key, and, where one key is asked for, with neighbours."""
+        self._refuse_strangers(context)
+        self._meet(request.peer, context.remote_id)
+        if len(request.keys) > MAX_KEYS_PER_CALL or any(len(key) != 20 for key in request.keys):
+            raise ProtocolViolation("a held call asks for too much")
+        response = dht_pb2.FindResponse(results=[], peer=self.node_info)
+        for key in map(DHTID.from_bytes, request.keys):
+            result = dht_pb2.FindResult(type=dht_pb2.FOUND_REGULAR, value=self.storage.digest(key))
+            if len(request.keys) == 1:
+                self._name_neighbours(result, key, dht_id_of(context.remote_id))
+            response.results.append(result)
+        return response
+
+    def _name_neighbours(self, result: dht_pb2.FindResult, key: DHTID, asker: DHTID) -> None:
+        for node_id, peer in self.routing_table.get_nearest_neighbors(key, k=BUCKET_SIZE, exclude=asker):
+            result.nearest_node_ids.append(node_id.to_bytes())
+            result.nearest_peer_ids.append(peer.to_bytes())
 
     def _meet(self, info: dht_pb2.NodeInfo, peer: PeerID) -> None:
         """Put a member that called us into the routing table, if it answers calls itself."""
         if info.node_id and info.node_id == dht_id_of(peer).to_bytes():
-            task = asyncio.get_running_loop().create_task(self.update_routing_table(dht_id_of(peer), peer))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._spawn(self.update_routing_table(dht_id_of(peer), peer))
+
+    def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def shutdown(self) -> None:
         """Stop what this side still does; p2pd ends right after, so its handlers need not be taken off one by one."""
@@ -280,28 +265,56 @@ class AdmittedProtocol(DHTProtocol):
     # -- asking ------------------------------------------------------------------------------------------------------
 
     async def call_find(
-        self, peer: PeerID, keys: Collection[DHTID]
+        self, peer: PeerID, keys: Collection[DHTID], findings: Mapping[DHTID, Findings] = MappingProxyType({})
     ) -> dict[DHTID, tuple[list[StoredRecord], dict[DHTID, PeerID]]] | None:
         """Ask a peer for records and neighbours; None when it does not answer.
+
+        Args:
+            peer: Whom to ask.
+            keys: For what.
+            findings: Of some of the keys; take in what is believed, and save checking what they know already.
 
         Returns:
             For each key the records that the validator lets pass, and the neighbours whose id is their own.
         """
         keys = list(keys)
+        response = await self._ask(peer, "rpc_find", keys)
+        if response is None:
+            return None
+        answers: dict[DHTID, tuple[list[StoredRecord], dict[DHTID, PeerID]]] = {key: ([], {}) for key in keys}
+        for key, result in zip(keys, response.results, strict=False):
+            found = findings[key] if key in findings else Findings(self.contradicted, MAX_SUBKEYS)
+            answers[key] = (await self._believed(key, result, found), self._neighbours(result, peer))
+        return answers
+
+    async def call_held(
+        self, peer: PeerID, keys: Sequence[DHTID]
+    ) -> dict[DHTID, tuple[bytes, dict[DHTID, PeerID]]] | None:
+        """Ask a peer for digests of what it holds, as ``RecordStorage.digest`` makes them; None: it does not answer.
+
+        Returns:
+            For each key the digest, and, where there is one key alone, neighbours whose id is their own.
+        """
+        response = await self._ask(peer, "rpc_held", keys)
+        if response is None:
+            return None
+        answers: dict[DHTID, tuple[bytes, dict[DHTID, PeerID]]] = {key: (b"", {}) for key in keys}
+        for key, result in zip(keys, response.results, strict=False):
+            answers[key] = (bytes(result.value[:DIGEST_BYTES]), self._neighbours(result, peer))
+        return answers
+
+    async def _ask(self, peer: PeerID, call: str, keys: Sequence[DHTID]) -> dht_pb2.FindResponse | None:
         request = dht_pb2.FindRequest(keys=[key.to_bytes() for key in keys], peer=self.node_info)
         try:
-            response = await self.get_stub(peer).rpc_find(request, timeout=CALL_S)
+            response = await getattr(self.get_stub(peer), call)(request, timeout=CALL_S)
         except (DhtError, TimeoutError, OSError) as error:
-            logger.debug("find at %s: %s", peer, error)
+            logger.debug("%s at %s: %s", call, peer, error)
             await self.update_routing_table(None, peer, responded=False)
             return None
         self._meet(response.peer, peer)
-        answers: dict[DHTID, tuple[list[StoredRecord], dict[DHTID, PeerID]]] = {key: ([], {}) for key in keys}
-        for key, result in zip(keys, response.results, strict=False):
-            answers[key] = (await self._believed(key, result), self._neighbours(result, peer))
-        return answers
+        return response
 
-    async def _believed(self, key: DHTID, result: dht_pb2.FindResult) -> list[StoredRecord]:
+    async def _believed(self, key: DHTID, result: dht_pb2.FindResult, findings: Findings) -> list[StoredRecord]:
         if result.type != dht_pb2.FOUND_DICTIONARY:
             return []
         try:
@@ -311,10 +324,14 @@ class AdmittedProtocol(DHTProtocol):
             return []
         key_id = key.to_bytes()
         believed = []
+        await findings.prepare([record for record in records if not findings.knows(record)])
         for record in records:
-            await self._pause()
-            if self.is_valid(key_id, *record):
-                believed.append(record)
+            if not findings.knows(record):
+                await self._pause()
+                if not self.is_valid(key_id, *record):
+                    continue
+                findings.take(record)
+            believed.append(record)
         return believed
 
     async def _pause(self) -> None:
@@ -326,15 +343,13 @@ class AdmittedProtocol(DHTProtocol):
     def _neighbours(self, result: dht_pb2.FindResult, named_by: PeerID) -> dict[DHTID, PeerID]:
         neighbours = {}
         pairs = zip(result.nearest_node_ids, result.nearest_peer_ids, strict=False)
+        own_id, namer = self.node_id.to_bytes(), peer_id_to_str(named_by.to_bytes())
         for node_id, peer_bytes in list(pairs)[:BUCKET_SIZE]:
-            try:
-                peer_id_to_str(peer_bytes)
-            except ValueError:
-                continue
-            peer = PeerID(peer_bytes)
-            if node_id == dht_id_of(peer).to_bytes() and node_id != self.node_id.to_bytes():
-                neighbours[dht_id_of(peer)] = peer
-                self._named(peer.to_base58(), named_by.to_base58())
+            known = _read_peer(peer_bytes)
+            if known is not None and node_id == known[1].to_bytes() != own_id:
+                peer, peer_dht_id, name = known
+                neighbours[peer_dht_id] = peer
+                self._named(name, namer)
         return neighbours
 
     async def call_store(
@@ -364,13 +379,18 @@ class AdmittedProtocol(DHTProtocol):
         """Note that a peer did or did not answer, if the id it goes by is its own."""
         if peer_id == self.p2p.peer_id or (node_id is not None and node_id != dht_id_of(peer_id)):
             return
-        if responded and node_id is None:
-            return
-        await super().update_routing_table(node_id, peer_id, responded=responded)
+        if responded and node_id is not None:
+            asked = self.routing_table.add_or_update_node(node_id, peer_id)
+            if asked is not None:  # its bucket is full: whoever was silent longest there gives way if it is gone
+                self._spawn(self.call_ping(asked[1]))
+        elif not responded:
+            known = self.routing_table.get(peer_id=peer_id)
+            if known is not None:
+                del self.routing_table[known]
 
 
 def _parts(items: list[tuple[DHTID, Any, float, Any]]) -> Iterator[list[tuple[DHTID, Any, float, Any]]]:
-    """Cut a store call so that no part is longer than p2pd carries."""
+    """Cut a store call so that no part is longer than p2pd carries, or takes long to check."""
     part: list[tuple[DHTID, Any, float, Any]] = []
     size = 0
     for item in items:
@@ -380,7 +400,7 @@ def _parts(items: list[tuple[DHTID, Any, float, Any]]) -> Iterator[list[tuple[DH
             if isinstance(value, DictionaryDHTValue)
             else len(value)
         )
-        if part and size + item_bytes > MAX_ANSWER_BYTES:
+        if part and (size + item_bytes > MAX_ANSWER_BYTES or len(part) == RECORDS_PER_CALL):
             yield part
             part, size = [], 0
         part.append(item)

@@ -93,6 +93,7 @@ async def test_every_call_of_the_dht_is_refused_to_a_stranger():
         calls = {
             "DHTProtocol.rpc_ping": (dht_pb2.PingRequest(), dht_pb2.PingResponse),
             "DHTProtocol.rpc_find": (dht_pb2.FindRequest(keys=[key.to_bytes()]), dht_pb2.FindResponse),
+            "DHTProtocol.rpc_held": (dht_pb2.FindRequest(keys=[key.to_bytes()]), dht_pb2.FindResponse),
             "DHTProtocol.rpc_store": (dht_pb2.StoreRequest(keys=[key.to_bytes()]), dht_pb2.StoreResponse),
         }
         assert set(node._control._unary_handlers) == set(calls)

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dht.errors import ProtocolViolation
-from dht.hardening.protocol import MAX_ANSWER_BYTES, _parts, unpack_dictionary
+from dht.hardening.dictionary import unpack_dictionary
+from dht.hardening.protocol import MAX_ANSWER_BYTES, RECORDS_PER_CALL, _parts
 
 entries = st.lists(st.tuples(st.binary(max_size=70), st.binary(max_size=50), st.floats(0, 2e9)), max_size=20)
 
@@ -70,3 +71,6 @@ def test_a_store_call_is_cut_where_p2pd_would_not_carry_it():
     assert [item for part in parts for item in part] == items
     assert all(sum(len(item[1]) for item in part) <= MAX_ANSWER_BYTES for part in parts)
     assert list(_parts([])) == []
+    many = [(number, b"value", 1.0, b"subkey") for number in range(1000)]
+    assert [item for part in _parts(many) for item in part] == many
+    assert max(len(part) for part in _parts(many)) == RECORDS_PER_CALL

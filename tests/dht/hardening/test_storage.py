@@ -116,3 +116,46 @@ def test_whatever_the_order_the_latest_expiry_of_each_owner_stands(stores):
             assert stored == (known == (later_s, value))
     assert standing(storage) == {owner: value for owner, (_, value) in latest.items()}
     assert len(storage.expiration_heap) <= 1 + len(stores)
+
+
+def test_replacing_a_record_again_and_again_grows_nothing():
+    storage = RecordStorage()
+    for seq in range(2000):
+        assert storage.store_subkey(KEY, b"owner", b"record", NOW + seq)
+    assert len(storage.get(KEY).value.expiration_heap) < 50
+    assert len(storage.expiration_heap) < 50
+    assert standing(storage) == {b"owner": b"record"}
+
+
+def test_a_digest_is_that_of_the_places_and_expiries_and_of_nothing_else(monkeypatch):
+    one, other = RecordStorage(), RecordStorage()
+    assert one.digest(KEY) == b""
+    for storage, subkeys in ((one, (b"a", b"b")), (other, (b"b", b"a"))):
+        for subkey in subkeys:
+            storage.store_subkey(KEY, subkey, b"record", NOW + ord(subkey))
+    assert one.digest(KEY) == other.digest(KEY) != b""
+    other.store_subkey(KEY, b"a", b"record", NOW + 999)
+    assert one.digest(KEY) != other.digest(KEY)
+    one.store_subkey(KEY, b"a", b"another", NOW + 999)
+    assert one.digest(KEY) == other.digest(KEY)
+    two = RecordStorage()
+    two.store_subkey(KEY, b"a", b"record", NOW + 1)
+    assert two.digest(KEY) != b""
+    two.clear()
+    assert two.digest(KEY) == b""
+    monkeypatch.setattr("hivemind.utils.timed_storage.get_dht_time", lambda: NOW + 500)
+    monkeypatch.setattr("dht.hardening.storage.time.time", lambda: NOW + 500)
+    assert one.digest(KEY) == storage_module.digest_of([(b"a", NOW + 999)])
+
+
+def test_all_keys_together_hold_no_more_bytes_than_a_node_gives(monkeypatch):
+    monkeypatch.setattr(storage_module, "MAX_BYTES", 1000)
+    storage = RecordStorage()
+    keys = [DHTID.generate(source=bytes([number])) for number in range(20)]
+    stored = [storage.store_subkey(key, b"owner", bytes(100), NOW + 60) for key in keys]
+    assert stored == [True] * 10 + [False] * 10
+    assert storage.store_subkey(keys[0], b"owner", bytes(100), NOW + 61), "what stands there is renewed"
+    monkeypatch.setattr("hivemind.utils.timed_storage.get_dht_time", lambda: NOW + 60.5)
+    assert not storage.store_subkey(keys[11], b"owner", bytes(100), NOW + 90)
+    monkeypatch.setattr("dht.hardening.storage.time.monotonic", lambda: storage._counted_s + 61)
+    assert storage.store_subkey(keys[11], b"owner", bytes(100), NOW + 90)

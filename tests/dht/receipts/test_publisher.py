@@ -1,0 +1,91 @@
+"""When receipts are published, and that only what is new travels."""
+
+import asyncio
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dht.identity import Identity
+from dht.receipts.publisher import PARTS_OF_EPOCH, ReceiptPublisher, next_publication, period_s
+from dht.records import Kind
+from dht.rules import DEFAULT_RULES, Rules
+from dht.testnet import testnet
+from dht.work import receipts_key
+from tests.dht.receipts.made import Memory, sealed
+
+P, C, D = (Identity.ephemeral() for _ in range(3))
+
+
+@given(st.integers(1, 10**6), st.floats(0, 2e9), st.floats(0, 1))
+def test_the_next_publication_is_within_a_period_and_soon_after_an_epoch_ends(epoch_s, now_s, delay):
+    rules = Rules(epoch_s=epoch_s)
+    due_s = next_publication(rules, now_s, delay)
+    assert now_s < due_s <= now_s + period_s(rules)
+    if rules.epoch_of(due_s) > rules.epoch_of(now_s) and epoch_s >= PARTS_OF_EPOCH:
+        assert due_s <= rules.start_of(rules.epoch_of(now_s) + 1) + max(period_s(rules) / 10, 1e-6 * now_s)
+
+
+def test_an_epoch_of_six_hours_publishes_every_ten_minutes_and_a_short_one_every_second():
+    assert period_s(DEFAULT_RULES) == 600
+    assert period_s(Rules(epoch_s=2)) == 1
+
+
+async def newest(node, provider=P) -> dict[tuple[str, int], int]:
+    epoch = DEFAULT_RULES.epoch_of(time.time())
+    found = await node.fetch(Kind.RECEIPT, receipts_key(provider.peer_id, epoch))
+    return {(record.consumer, record.lane): record.seq for record in found}
+
+
+async def test_only_what_is_newer_than_last_time_is_published_again():
+    async with testnet(4) as (node, *_, reader):
+        source = Memory(sealed(P, C), sealed(P, D), sealed(D, P))
+        publisher = ReceiptPublisher(node, source)
+        assert await publisher.publish() == 3
+        assert await publisher.publish() == 0
+        source.signed[0] = sealed(P, C, seq=4, amount=256, work=1024)
+        assert await publisher.publish() == 1
+        assert await newest(reader) == {(C.peer_id, 7): 4, (D.peer_id, 7): 1}
+
+
+async def test_what_no_member_took_is_tried_again():
+    async with testnet(4) as (node, *others):
+        source = Memory(sealed(P, C))
+        publisher = ReceiptPublisher(node, source)
+        for other in others:
+            other._control._unary_handlers["DHTProtocol.rpc_store"] = _refuse
+        assert await publisher.publish() == 1  # our own storage alone
+        assert await publisher.publish() == 1
+
+
+async def _refuse(request: bytes, remote: object) -> bytes:
+    raise RuntimeError("full")
+
+
+async def test_a_node_publishes_by_itself_and_once_more_when_it_ends(monkeypatch):
+    monkeypatch.setattr("dht.receipts.publisher.period_s", lambda rules: 0.3)
+    async with testnet(2) as (node, reader):
+        source = Memory(sealed(P, C))
+        async with ReceiptPublisher(node, source):
+            async with asyncio.timeout(10):
+                while await newest(reader) != {(C.peer_id, 7): 1}:
+                    await asyncio.sleep(0.05)
+            monkeypatch.setattr("dht.receipts.publisher.period_s", lambda rules: 300.0)
+            await asyncio.sleep(0.4)
+            source.signed = [sealed(P, C, seq=9, amount=256, work=1024)]
+        assert await newest(reader) == {(C.peer_id, 7): 9}
+
+
+@pytest.mark.parametrize("junk", [b"", b"junk"])
+async def test_a_damaged_receipt_of_our_own_holds_nothing_up(junk):
+    async with testnet(2) as (node, reader):
+        source = Memory(sealed(P, C))
+        honest = source.newest_envelopes
+
+        async def damaged(since_epoch: int):
+            return [junk, *await honest(since_epoch)]
+
+        source.newest_envelopes = damaged
+        assert await ReceiptPublisher(node, source).publish() == 1
+        assert len(await newest(reader)) == 1

@@ -1,0 +1,148 @@
+"""A window of receipts from one peer: complete, signed for, and compared with the DHT and with other publishers."""
+
+import random
+import time
+from dataclasses import replace
+
+import pytest
+
+from dht.codec import encode
+from dht.errors import PeerUnreachable, ProtocolViolation
+from dht.identity import Identity
+from dht.receipts.checking import SignatureChecker
+from dht.receipts.snapshots import (
+    PAGE,
+    Content,
+    SnapshotServer,
+    SpotCheck,
+    merge,
+    read_content,
+    read_record,
+    spot_check,
+)
+from dht.records import Envelope, place, seal
+from dht.rules import DEFAULT_RULES
+from dht.snapshot import digest_of
+from dht.testnet import testnet
+from tests.dht.receipts.made import put, sealed
+
+P, C, D, STRANGER = (Identity.ephemeral() for _ in range(4))
+
+
+def window() -> range:
+    epoch = DEFAULT_RULES.epoch_of(time.time())
+    return range(epoch - 2, epoch)
+
+
+def done(count: int, provider=P, consumer=C):
+    return [sealed(provider, consumer, lane=lane, epochs_ago=1 + lane % 2) for lane in range(count)]
+
+
+@pytest.fixture
+async def stage():
+    async with testnet(3) as (publisher, other, reader), SignatureChecker() as checker:
+        server = SnapshotServer(publisher, publisher._identity)
+        await server.start()
+        yield publisher, other, reader, server, checker
+
+
+async def test_a_newcomer_reads_what_a_publisher_has_read(stage):
+    publisher, _, reader, server, checker = stage
+    receipts = done(2 * PAGE + 7)
+    record = await server.publish(window(), [*receipts, receipts[0]])
+    assert await read_record(reader, publisher.peer_id, window()[-1]) == record
+    assert await read_record(reader, publisher.peer_id, window()[0]) is None
+    content = await read_content(reader, record, checker)
+    assert {signed.envelope for signed in content.receipts} == {signed.envelope for signed in receipts}
+
+
+async def test_an_empty_window_is_a_snapshot_too(stage):
+    _, _, reader, server, checker = stage
+    record = await server.publish(window(), [])
+    assert (await read_content(reader, record, checker)).receipts == ()
+
+
+async def test_content_that_is_not_signed_for_is_refused(stage):
+    _, _, reader, server, checker = stage
+    receipts = done(10)
+    record = await server.publish(window(), receipts)
+    for pages in (
+        [encode([signed.envelope for signed in receipts[:9]])],
+        [encode([signed.envelope for signed in [*receipts[:9], receipts[0]]])],
+        [encode([signed.envelope for signed in [*receipts, *done(11)[10:]]])],
+        [encode([b"junk"])],
+        [encode([[1], 2])],
+        [b"\xc1"],
+        [encode([bytes(500)])],
+    ):
+        server._pages = pages
+        with pytest.raises(ProtocolViolation):
+            await read_content(reader, record, checker)
+    for epoch in (record.epoch + 1, -1):
+        server._epoch = epoch
+        with pytest.raises(PeerUnreachable, match="another snapshot"):
+            await read_content(reader, record, checker)
+
+
+async def test_a_publisher_that_vouches_for_what_nobody_signed_or_for_other_epochs_is_refused(stage):
+    _, _, reader, server, checker = stage
+    opened = Envelope.from_bytes(done(1)[0].envelope)
+    forged = replace(opened, signatures=(opened.signatures[0], STRANGER.sign(2, opened.body))).to_bytes()
+    for bad in (place(done(1)[0].record, forged), sealed(P, C, epochs_ago=5)):
+        record = await server.publish(window(), [*done(3), bad])
+        with pytest.raises(ProtocolViolation, match="no receipt of its window"):
+            await read_content(reader, record, checker)
+
+
+async def test_a_snapshot_larger_than_any_is_not_asked_for(stage):
+    _, _, reader, server, checker = stage
+    record = await server.publish(window(), done(1))
+    with pytest.raises(ProtocolViolation, match="more than is read"):
+        await read_content(reader, replace(record, num_receipts=2**40), checker)
+
+
+def content(publisher: Identity, receipts) -> Content:
+    from dht.snapshot import NO_SCORES, Snapshot
+
+    envelopes = [signed.envelope for signed in receipts]
+    record = Snapshot(publisher.peer_id, window()[0], window()[-1], len(envelopes), digest_of(envelopes), NO_SCORES)
+    seal(record, publisher)
+    return Content(record, tuple(receipts))
+
+
+async def test_a_spot_check_finds_what_a_publisher_left_out(stage):
+    _, other, reader, *_ = stage
+    everyone = [Identity.ephemeral() for _ in range(6)]
+    receipts = [signed for provider in everyone for signed in done(4, provider, C)]
+    for signed in receipts:
+        put(other, signed)
+    whole = content(P, receipts)
+    providers = [provider.peer_id for provider in everyone]
+    check = await spot_check(reader, whole, providers, random.Random(1))
+    assert check.is_sound
+    assert check.num_slots >= 12
+    assert check.num_missing == 0
+    without_one = content(P, [signed for signed in receipts if signed.record.provider != providers[0]])
+    assert not (await spot_check(reader, without_one, providers, random.Random(1))).is_sound
+    thinned = content(P, [signed for signed in receipts if signed.record.lane != 2])
+    assert not (await spot_check(reader, thinned, [], random.Random(1))).is_sound
+    newer = sealed(everyone[1], C, lane=1, epochs_ago=2, seq=5, amount=128, work=512)
+    put(other, newer)
+    put(reader, newer)
+    assert (await spot_check(reader, whole, providers, random.Random(1), 40)).num_missing == 1
+
+
+def test_one_in_a_hundred_may_have_come_late():
+    assert SpotCheck(4, 100, 1).is_sound
+    assert not SpotCheck(4, 99, 1).is_sound
+    assert SpotCheck(4, 0, 0).is_sound
+
+
+def test_several_publishers_side_by_side_give_all_that_anyone_has():
+    old, new = sealed(P, C, epochs_ago=1), sealed(P, C, epochs_ago=1, seq=2, amount=128, work=512)
+    rest = [sealed(D, C, lane=lane, epochs_ago=1) for lane in range(3)]
+    one, other, liar = content(P, [new, *rest]), content(C, [old, *rest]), content(D, rest[:1])
+    tally, shares = merge([one, other, liar])
+    assert sorted(tally, key=repr) == sorted((signed.record for signed in [new, *rest]), key=repr)
+    assert shares == {P.peer_id: 1.0, C.peer_id: 0.75, D.peer_id: 0.25}
+    assert merge([])[1] == {}
