@@ -123,7 +123,7 @@ async def test_a_spot_check_finds_what_a_publisher_left_out(stage):
     assert check.num_slots >= 12
     assert check.num_missing == 0
     without_one = content(P, [signed for signed in receipts if signed.record.provider != providers[0]])
-    assert not (await spot_check(reader, without_one, providers, random.Random(1))).is_sound
+    assert not (await spot_check(reader, without_one, providers, random.Random(1), 200)).is_sound
     thinned = content(P, [signed for signed in receipts if signed.record.lane != 2])
     assert not (await spot_check(reader, thinned, [], random.Random(1))).is_sound
     newer = sealed(everyone[1], C, lane=1, epochs_ago=2, seq=5, amount=128, work=512)
