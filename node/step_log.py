@@ -39,6 +39,7 @@ class _Mark:
     tokens: int
     crop: int | None
     logits_to_keep: int
+    segment: int
 
 
 class StepLog:
@@ -77,7 +78,9 @@ class StepLog:
         if step.rows is not None or self._beside:
             self._beside.append(replace(step, payload=bytes(step.payload), number=self.count))
         else:
-            self._marks.append(_Mark(self.count, step.position, step.shape[1], step.crop, step.logits_to_keep))
+            self._marks.append(
+                _Mark(self.count, step.position, step.shape[1], step.crop, step.logits_to_keep, step.segment)
+            )
             self._write(step.shape, step.payload)
 
     def append_history(self, shape: tuple[int, ...], payload: Payload) -> None:
@@ -96,7 +99,13 @@ class StepLog:
         yield from self._history(waiting[0].position if waiting else self.length, stages, answered)
         for mark in waiting:
             again = self._piece(mark.position, mark.tokens)
-            yield replace(again, crop=mark.crop, number=mark.number, logits_to_keep=mark.logits_to_keep)
+            yield replace(
+                again,
+                crop=mark.crop,
+                number=mark.number,
+                logits_to_keep=mark.logits_to_keep,
+                segment=mark.segment,
+            )
         yield from self._beside
 
     def _history(self, length: int, stages: int, answered: int) -> Iterator[Step]:

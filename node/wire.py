@@ -53,6 +53,9 @@ MAX_TOP = 1024
 """Logits of one position that a stage sends."""
 MAX_SCORED_POSITIONS = 128
 """Rows times positions of one step that the last stage computes logits for."""
+MAX_OFFER_BYTES = 256
+MAX_CHECKPOINT_BYTES = 60 * 2**10
+MAX_COSIGN_BYTES = 1024
 MAX_TEMPERATURE = 1000.0
 MAX_SEED = 2**64 - 1
 
@@ -94,6 +97,24 @@ def _blob(size: int) -> Check:
     def check(value: Any) -> bytes:
         if type(value) is not bytes or len(value) != size:
             raise FrameError(f"must be {size} bytes")
+        return value
+
+    return check
+
+
+def _bytes(*sizes: int) -> Check:
+    def check(value: Any) -> bytes:
+        if type(value) is not bytes or len(value) not in sizes:
+            raise FrameError(f"must be {' or '.join(map(str, sizes))} bytes")
+        return value
+
+    return check
+
+
+def _some_bytes(limit: int) -> Check:
+    def check(value: Any) -> bytes:
+        if type(value) is not bytes or len(value) > limit:
+            raise FrameError(f"must be at most {limit} bytes")
         return value
 
     return check
@@ -154,6 +175,9 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 _SESSION = _blob(16)
 _POSITION = _uint(MAX_LENGTH)
+_COUNT = _uint(2**32)
+_SEGMENT = _uint(2**32 - 1)
+_SIGNATURE = _bytes(0, 64)
 
 
 class _Frame(Protocol):
@@ -203,6 +227,14 @@ class Open:
     token), top_k (0: all), top_p (above 0), seed. This and ``top`` only where ``end`` is the model's last block."""
     steps: int = field(default=0, metadata={"check": _uint(2**32)})
     """Steps of the session that were answered before this stage took another one's place."""
+    offer: bytes = field(default=b"", metadata={"check": _some_bytes(MAX_OFFER_BYTES)})
+    """What the client asks for and will sign for (``node.agreement.offers``); empty: it signs for nothing."""
+    offer_signature: bytes = field(default=b"", metadata={"check": _SIGNATURE})
+    """The client's, over the offer."""
+    segment: int = field(default=0, metadata={"check": _SEGMENT})
+    """Segment of the session in which the stage begins (``node.commitment.chunks``)."""
+    sent: int = field(default=0, metadata={"check": _COUNT})
+    """Steps of the session that had been sent when it was opened here; those after them are in a later segment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +246,8 @@ class Accept:
     """The id from ``open``."""
     dtype: str = field(metadata={"check": _text(32)})
     """The dtype that the stage computes in."""
+    agreement: bytes = field(default=b"", metadata={"check": _SIGNATURE})
+    """The stage's signature over the offer; empty where there was none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +278,8 @@ class Step:
     number: int = field(default=0, metadata={"check": _uint(2**32)})
     """The step's number in its session, from 1, when it is sent again: who has run it passes over it. Of the last piece
     of a history, the number of the last step in it. 0: the next, or history of which more comes."""
+    segment: int = field(default=0, metadata={"check": _SEGMENT})
+    """Segment of the session that the step is in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +344,8 @@ class Replay:
     """Steps that the client has the results of; those after them are sent as steps again, those before as history."""
     stages: int = field(metadata={"check": _uint(2**16)})
     """How many stages, from ``next`` on, are new and need the history; at least 1."""
+    segment: int = field(default=0, metadata={"check": _SEGMENT})
+    """Segment of what is sent again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +359,47 @@ class Adopt:
     """Chosen by the client; the answer has the same."""
     previous: str = field(metadata={"check": _peer})
     """Peer that may push steps."""
+    segment: int = field(default=0, metadata={"check": _SEGMENT})
+    """Segment in which that stage begins."""
+    sent: int = field(default=0, metadata={"check": _COUNT})
+    """Steps of the session that had been sent by then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Voucher:
+    """Previous stage to stage, before the step that completes a chunk: what it has sent, signed."""
+
+    KIND: ClassVar[str] = "voucher"
+    session: bytes = field(metadata={"check": _SESSION})
+    """The id from ``open``."""
+    segment: int = field(metadata={"check": _SEGMENT})
+    """Segment of the chunk."""
+    index: int = field(metadata={"check": _SEGMENT})
+    """Its number in the segment."""
+    signature: bytes = field(metadata={"check": _blob(64)})
+    """The sender's, over ``node.commitment.chunks.Chunk.voucher_body``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Stage to client: what it has done since the last one, to be signed for."""
+
+    KIND: ClassVar[str] = "checkpoint"
+    session: bytes = field(metadata={"check": _SESSION})
+    """The id from ``open``."""
+    body: bytes = field(metadata={"check": _some_bytes(MAX_CHECKPOINT_BYTES)})
+    """``node.agreement.checkpoint.Checkpoint``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cosign:
+    """Client to stage: its signatures under the receipts of a checkpoint."""
+
+    KIND: ClassVar[str] = "cosign"
+    session: bytes = field(metadata={"check": _SESSION})
+    """The id from ``open``."""
+    body: bytes = field(metadata={"check": _some_bytes(MAX_COSIGN_BYTES)})
+    """``node.agreement.checkpoint.Cosign``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,15 +461,45 @@ class Reserved:
 
 
 Sendable: TypeAlias = (
-    Open | Accept | Step | Result | Refuse | StageLost | Replay | Adopt | Probe | Alive | Drain | Close
+    Open
+    | Accept
+    | Step
+    | Result
+    | Refuse
+    | StageLost
+    | Replay
+    | Adopt
+    | Probe
+    | Alive
+    | Drain
+    | Close
+    | Voucher
+    | Checkpoint
+    | Cosign
 )
 Frame: TypeAlias = Sendable | Reserved
 
 _FRAMES: dict[str, type[Sendable]] = {
     frame.KIND: frame
-    for frame in (Open, Accept, Step, Result, Refuse, StageLost, Replay, Adopt, Probe, Alive, Drain, Close)
+    for frame in (
+        Open,
+        Accept,
+        Step,
+        Result,
+        Refuse,
+        StageLost,
+        Replay,
+        Adopt,
+        Probe,
+        Alive,
+        Drain,
+        Close,
+        Voucher,
+        Checkpoint,
+        Cosign,
+    )
 }
-RESERVED_KINDS = frozenset({"offer", "checkpoint", "cosign", "reveal", "opening"})
+RESERVED_KINDS = frozenset({"reveal", "opening"})
 NO_SESSION = bytes(16)
 
 

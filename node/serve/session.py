@@ -113,7 +113,14 @@ class StageSession:
         return IDS if self.opened.sampling else self.opened.codec
 
     def receive(self, step: Step) -> Order:
-        """Admit ``step`` and say what to do for it.
+        """Admit ``step`` and say what to do for it; see ``judge``."""
+        order = self.judge(step)
+        if isinstance(order, Compute):
+            self.admit(order)
+        return order
+
+    def judge(self, step: Step) -> Order:
+        """Say what is to be done for ``step``, and change nothing.
 
         Raises:
             SessionError: the step does not fit into the session; the session must end.
@@ -145,12 +152,18 @@ class StageSession:
             )
         if self.opened.embed:
             self._check_ids(step)
-        if kept is not None and self._left_padding:
-            self._left_padding = tuple(self._left_padding[row] for row in kept)
-        crop = length if length < self.length else None
-        self.length, self.batch, self._last = length + tokens, rows, _signature(step)
+        padding = self._left_padding
+        if kept is not None and padding:
+            padding = tuple(padding[row] for row in kept)
+        return Compute(step, length if length < self.length else None, kept, padding)
+
+    def admit(self, order: Compute) -> None:
+        """Let the session stand where it will when a step that was judged just now has been computed."""
+        step = order.step
+        self._left_padding = order.left_padding
+        self.length, self.batch = step.position + step.shape[1], step.shape[0]
+        self._last = _signature(step)
         self.taken += not step.replay
-        return Compute(step, crop, kept, self._left_padding)
 
     def _check_history(self, step: Step) -> None:
         if self.taken != self.opened.steps:

@@ -30,7 +30,9 @@ from node.wire import (
     Accept,
     Adopt,
     Alive,
+    Checkpoint,
     Close,
+    Cosign,
     Drain,
     Open,
     Probe,
@@ -40,6 +42,7 @@ from node.wire import (
     Result,
     StageLost,
     Step,
+    Voucher,
     decode,
     decode_length,
     encode,
@@ -48,7 +51,10 @@ from node.wire import (
     step_session,
 )
 
-FRAME_TYPES = (Open, Accept, Step, Result, Refuse, StageLost, Replay, Adopt, Probe, Alive, Drain, Close)
+FRAME_TYPES = (
+    *(Open, Accept, Step, Result, Refuse, StageLost, Replay, Adopt, Probe, Alive, Drain, Close),
+    *(Voucher, Checkpoint, Cosign),
+)
 
 sessions = st.binary(min_size=16, max_size=16)
 positions = st.integers(0, MAX_LENGTH)
@@ -62,6 +68,8 @@ def peer_of(key):
 PEER = peer_of(bytes(range(32)))
 peers = st.just("") | st.binary(min_size=32, max_size=32).map(peer_of)
 codecs = st.sampled_from(CODECS)
+segments = st.integers(0, 2**32 - 1)
+signatures = st.just(b"") | st.binary(min_size=64, max_size=64)
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 8))
 
 
@@ -102,8 +110,12 @@ frames_of = {
         sampling=st.none()
         | st.tuples(st.floats(0, 1000), st.integers(0, MAX_LENGTH), st.floats(0, 1), st.integers(0, MAX_SEED)),
         steps=counts,
+        offer=st.binary(max_size=256),
+        offer_signature=signatures,
+        segment=segments,
+        sent=counts,
     ),
-    Accept: st.builds(Accept, session=sessions, dtype=st.text(max_size=32)),
+    Accept: st.builds(Accept, session=sessions, dtype=st.text(max_size=32), agreement=signatures),
     Step: with_payload(
         Step,
         (IDS,),
@@ -112,6 +124,7 @@ frames_of = {
         rows=st.none() | st.lists(st.integers(0, MAX_BATCH - 1), max_size=8).map(tuple),
         replay=st.integers(0, 2**16),
         number=counts,
+        segment=segments,
     ),
     Result: with_payload(Result, (IDS, LOGITS)),
     Refuse: st.builds(
@@ -131,12 +144,22 @@ frames_of = {
         next_addresses=st.lists(st.text(max_size=256), max_size=16).map(tuple),
         answered=counts,
         stages=st.integers(0, 2**16),
+        segment=segments,
     ),
-    Adopt: st.builds(Adopt, session=sessions, tag=counts, previous=peers),
+    Adopt: st.builds(Adopt, session=sessions, tag=counts, previous=peers, segment=segments, sent=counts),
     Probe: st.builds(Probe, session=sessions, tag=counts),
     Alive: st.builds(Alive, session=sessions, tag=counts, taken=counts, handed_on=counts),
     Drain: st.builds(Drain, session=sessions, seconds=st.integers(0, 2**20)),
     Close: st.builds(Close, session=sessions),
+    Voucher: st.builds(
+        Voucher,
+        session=sessions,
+        segment=segments,
+        index=segments,
+        signature=st.binary(min_size=64, max_size=64),
+    ),
+    Checkpoint: st.builds(Checkpoint, session=sessions, body=st.binary(max_size=2000)),
+    Cosign: st.builds(Cosign, session=sessions, body=st.binary(max_size=1024)),
 }
 frames = st.one_of(*frames_of.values())
 
@@ -309,6 +332,9 @@ def test_a_payload_on_a_frame_that_carries_none_is_refused(frame_type):
         Alive: Alive(bytes(16), 1, 2, 2),
         Drain: Drain(bytes(16), 3),
         Close: Close(bytes(16)),
+        Voucher: Voucher(bytes(16), 1, 2, bytes(64)),
+        Checkpoint: Checkpoint(bytes(16), b"body"),
+        Cosign: Cosign(bytes(16), b"body"),
     }[frame_type]
     assert decode(body_of(example_of)) == example_of
     with pytest.raises(FrameError, match="may carry none"):
@@ -322,7 +348,8 @@ def test_every_field_without_a_default_is_asked_for(frame_type):
         "session": bytes(16), "manifest": bytes(32), "start": 0, "end": 1, "batch": 1, "left_padding": [],
         "max_length": 8, "codec": "float32", "previous": "", "next": "", "next_addresses": [], "dtype": "float32",
         "position": 0, "shape": [1, 1, 1], "code": "full", "message": "No.", "peer": "", "seconds": 1,
-        "tag": 1, "answered": 0, "stages": 1, "taken": 0, "handed_on": 0,
+        "tag": 1, "answered": 0, "stages": 1, "taken": 0, "handed_on": 0, "segment": 1, "index": 0,
+        "signature": bytes(64), "body": b"",
     }  # fmt: skip
     payload = bytes(4) if frame_type in (Step, Result) else b""
     whole = {"kind": frame_type.KIND} | {name: values[name] for name in required}
@@ -501,11 +528,11 @@ def test_a_size_announced_inside_the_header_allocates_nothing(header):
 
 
 def test_a_header_over_its_bound_is_refused_whatever_the_frame_may_hold():
-    fitting = msgpack.packb({"kind": "offer", "filler": bytes(MAX_HEADER_BYTES - 64)})
+    fitting = msgpack.packb({"kind": "reveal", "filler": bytes(MAX_HEADER_BYTES - 64)})
     assert len(fitting) <= MAX_HEADER_BYTES
     assert isinstance(decode(fitting), Reserved)
     with pytest.raises(FrameError):
-        decode(msgpack.packb({"kind": "offer", "filler": bytes(MAX_HEADER_BYTES)}))
+        decode(msgpack.packb({"kind": "reveal", "filler": bytes(MAX_HEADER_BYTES)}))
 
 
 def test_of_a_large_frame_only_the_header_is_copied():
