@@ -247,6 +247,11 @@ def _add_serve(commands: Commands) -> None:
     _add_model(parser)
     _add_join(parser)
     _add_wanted(parser)
+    parser.add_argument(
+        "--no-receipts",
+        action="store_true",
+        help="serve without counting: clients sign for nothing, and you earn nothing",
+    )
     parser.add_argument("--max-sessions", type=_count, default=256, metavar="N", help="sessions at once (default: 256)")
     parser.add_argument(
         "--max-bandwidth",
@@ -335,6 +340,7 @@ def _serve(arguments: Arguments) -> int:
         balance_every_s=arguments.balance_every,
         drain_timeout_s=arguments.drain_timeout,
         share_prefixes=arguments.share_prefixes,
+        keeps_receipts=not arguments.no_receipts,
         num_threads=arguments.num_threads,
         listen=tuple(arguments.listen or (DEFAULT_LISTEN,)),
         announce=tuple(arguments.announce),

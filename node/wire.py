@@ -594,14 +594,18 @@ def decode(body: Payload) -> Frame:
 
 
 def step_session(head: Payload) -> bytes | None:
-    """Return the session of a step of which only the first ``MAX_HEADER_BYTES`` are here; None for other frames.
+    """Return the session of a step, or of a voucher, which only push streams carry; None for other frames.
+
+    Args:
+        head: the frame's first ``MAX_HEADER_BYTES``.
 
     Raises:
         FrameError: this is not how a frame begins.
     """
     header, _ = _unpack_header(memoryview(head))
     session = header.get("session")
-    return session if header.get("kind") == Step.KIND and isinstance(session, bytes) else None
+    is_pushed = header.get("kind") in (Step.KIND, Voucher.KIND)
+    return session if is_pushed and isinstance(session, bytes) else None
 
 
 def _unpack_header(view: memoryview) -> tuple[dict[Any, Any], int]:

@@ -44,6 +44,11 @@ class AsyncLedger:
         finally:
             self._executor.shutdown(wait=False)
 
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger itself, for callers that may wait for the disk."""
+        return self._ledger
+
     async def ask(self, question: Callable[[Ledger], _T]) -> _T:
         """Call ``question`` with the ledger in its thread: ``await ledger.ask(lambda held: held.newest(own))``."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, question, self._ledger)

@@ -25,8 +25,8 @@ from node.agreement.offers import Lane, Sign, Tally, Verify
 from node.commitment.chunks import Leaf
 from node.errors import LocalError, SessionError
 
-Reserve: TypeAlias = Callable[[Slot, int], None]
-"""Writes down that a number is going to be signed with; it must be on disk when this returns."""
+Reserve: TypeAlias = Callable[[Slot, int], int]
+"""Returns the number to sign with, at least the one it is given; it must be written down, on disk, by then."""
 
 MAX_UNANSWERED = 32
 """Checkpoints without an answer; exposure allows fewer."""
@@ -80,6 +80,11 @@ class ProviderAccount:
     def exposure(self) -> int:
         """What has been served and is not signed for, in sixteenths of a token."""
         return self._since_exposure + sum(entry.exposure for entry in self._unanswered)
+
+    @property
+    def unsigned_tokens(self) -> int:
+        """Tokens that were counted and are not signed for."""
+        return self._since_counted + sum(entry.tokens for entry in self._unanswered)
 
     @property
     def is_settled(self) -> bool:
@@ -166,8 +171,6 @@ class ProviderAccount:
         if not self._changed:
             raise LocalError("There is nothing to sign for.")
         receipts = [self._receipt(slot, root) for slot in sorted(self._changed)]
-        for receipt in receipts:
-            self._reserve(receipt.slot, receipt.seq)
         bodies = tuple(receipt.to_body() for receipt in receipts)
         signatures = tuple(self._sign(Kind.RECEIPT, body) for body in bodies)
         self._number += 1
@@ -208,7 +211,8 @@ class ProviderAccount:
 
     def _receipt(self, slot: tuple[int, WorkKind], root: bytes) -> Receipt:
         (epoch, kind), tally, offer = slot, self._lane.tallies[slot], self._offer
-        tally.seq += 1
+        where = Slot(offer.provider, offer.consumer, epoch, offer.lane, kind)
+        tally.seq = self._reserve(where, tally.seq + 1)
         return Receipt(
             provider=offer.provider,
             consumer=offer.consumer,

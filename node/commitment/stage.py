@@ -178,6 +178,11 @@ class StageCommitment:
         return leaves, self._tree.root()
 
     @property
+    def awaits_voucher(self) -> bool:
+        """Whether the session's last chunk waits for the stage before to sign for it."""
+        return bool(self._sealed)
+
+    @property
     def num_unreported(self) -> int:
         """Leaves that wait for a report."""
         return len(self._leaves)

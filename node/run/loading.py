@@ -22,6 +22,7 @@ from node.model.span import Span, build_quantised_span, build_span
 from node.run.events import Reporter
 from node.run.serve_plan import ServePlan, Wanted
 from node.serve.admission import Served
+from node.serve.contract import Contracts
 from node.serve.handler import Handler
 from node.serve.hours import Hours
 from node.serve.outlets import Dialer
@@ -52,6 +53,8 @@ class ServeOptions:
     balance_every_s: float
     """How often the server looks whether other blocks need it more; 0: it stays where it is."""
     share_prefixes: bool
+    keeps_receipts: bool
+    """Whether work is counted and signed for."""
     num_threads: int | None
     listen: tuple[str, ...]
     announce: tuple[str, ...]
@@ -104,6 +107,7 @@ def make_handler(
     dial: Dialer,
     engine: Engine,
     options: ServeOptions,
+    contracts: Contracts | None,
 ) -> Handler:
     """Return the handler of a loaded span, with what memory is left divided among cache, log and prefixes."""
     spared = plan.memory.end_bytes - (ends.weight_bytes if ends else 0)
@@ -117,6 +121,7 @@ def make_handler(
         span=span,
         manifest=manifest,
         hidden_size=plan.checkpoint.config.hidden_size,
+        weights=plan.weights.held_in,
         num_blocks=plan.checkpoint.num_blocks,
         ends=ends,
         max_sessions=options.max_sessions,
@@ -125,7 +130,7 @@ def make_handler(
         shares_prefixes=options.share_prefixes,
     )
     arena = span.new_arena(num_positions)
-    return Handler(served, engine, dial, arena, PrefixStore(prefix_bytes), num_positions * log_bytes)
+    return Handler(served, engine, dial, arena, PrefixStore(prefix_bytes), num_positions * log_bytes, contracts)
 
 
 def name_of(dtype: torch.dtype) -> str:

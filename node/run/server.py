@@ -19,12 +19,14 @@ import torch
 
 from dht.directory import read_directory
 from dht.errors import DhtError
+from dht.ident import Role
 from dht.identity import Identity
 from dht.records import ServerState
 from dht.swarm import Stream, Swarm
 from node.batching import Limits
 from node.engine import Engine
 from node.errors import NodeError, Refused
+from node.model.checkpoint import Checkpoint
 from node.model.span import Span
 from node.run import control_socket
 from node.run.announcing import Announcing
@@ -35,9 +37,11 @@ from node.run.lifetime import STDIN_ENDED, stop_words, until_stdin_ends
 from node.run.load import tell_load
 from node.run.loading import ServeOptions, load_ends, load_span, make_handler, name_of, open_checkpoint
 from node.run.network_rate import carried_tokens_per_s, measure_network
+from node.run.receipt_keeping import ReceiptKeeping
 from node.run.serve_plan import ServePlan, plan_serving
 from node.run.server_ends import announced, in_words
 from node.serve.balance import choose_span
+from node.serve.contract import Contracts
 from node.serve.handler import Handler
 from node.serve.measure import SpanCost, measure
 from node.serve.patience import Patience
@@ -81,18 +85,32 @@ async def run_server(options: ServeOptions, reporter: Reporter) -> None:
             announcing = Announcing(identity, swarm, plan, statistics, carried)
             announcing.joining(span)
             await exits.enter_async_context(announcing.announcer)
+            contracts = await _keep_receipts(exits, options, identity, swarm, checkpoint)
             engine = await exits.enter_async_context(
                 Engine(
                     limits=_GPU_LIMITS if plan.weights.device.type == "cuda" else Limits(),
                     observe=lambda report: statistics.observe(time.monotonic(), report),
                 )
             )
-            server = _Server(options, reporter, plan, manifest, swarm, engine, announcing, statistics)
+            server = _Server(options, reporter, plan, manifest, swarm, engine, announcing, statistics, contracts)
             await server.load(span)
             bar.__exit__()
             await swarm.serve(PROTOCOL, server.handle)
             reason = await server.serve()
             reporter.say(f"Stopping ({reason}): the announcement is withdrawn.")
+
+
+async def _keep_receipts(
+    exits: contextlib.AsyncExitStack, options: ServeOptions, identity: Identity, swarm: Swarm, checkpoint: Checkpoint
+) -> Contracts | None:
+    if not options.keeps_receipts:
+        return None
+    keeping = await exits.enter_async_context(ReceiptKeeping(options.home, identity, swarm, Role.SERVER))
+    manifest, name = checkpoint.manifest32, checkpoint.name
+    await keeping.ledger.ask(lambda held: held.note_model(manifest, name))
+    contracts = Contracts(identity, keeping.ledger, keeping.rules)
+    exits.push_async_callback(contracts.drained)
+    return contracts
 
 
 def _say_network(bytes_per_s: float | None, reporter: Reporter) -> None:
@@ -119,6 +137,7 @@ class _Server:
         engine: Engine,
         announcing: Announcing,
         statistics: Statistics,
+        contracts: Contracts | None,
     ) -> None:
         self._options = options
         self._reporter = reporter
@@ -128,6 +147,7 @@ class _Server:
         self._engine = engine
         self._announcing = announcing
         self._statistics = statistics
+        self._contracts = contracts
         self._handler: Handler | None = None
         """None while blocks are loaded."""
         self._doors = Doors(options.hours, self._enter_state)
@@ -147,7 +167,9 @@ class _Server:
         cost = await self._engine.submit(lambda: measure(loaded, plan.checkpoint.config.hidden_size))
         gc.collect()
         gc.freeze()  # What start-up made stays; the collector need not walk it again between two steps.
-        handler = make_handler(plan, loaded, ends, self._manifest, self._swarm.dial, self._engine, self._options)
+        handler = make_handler(
+            plan, loaded, ends, self._manifest, self._swarm.dial, self._engine, self._options, self._contracts
+        )
         self._announcing.loaded(handler, cost, announced(ends))
         self._handler = handler
         self._say_what_is_served(loaded, cost)

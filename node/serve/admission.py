@@ -28,6 +28,8 @@ class Served:
     manifest: bytes
     """sha256 identity of the model."""
     hidden_size: int
+    weights: str = ""
+    """What the weights are held in, as it is announced."""
     num_blocks: int = 0
     """Of the whole model; 0 where no ends are offered."""
     ends: Ends | None = None

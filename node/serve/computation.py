@@ -153,6 +153,8 @@ class StepJob:
         self._outputs: list[torch.Tensor] = []
         self._done = 0
         """Positions that have been run."""
+        self.known_positions = 0
+        """Positions of them that were taken from what other sessions have computed."""
 
     @property
     def positions_left(self) -> int:
@@ -184,6 +186,7 @@ class StepJob:
         for output in prefixes.reuse(self._hidden[:, self._done :], cache):
             self._outputs.append(output)
             self._done += output.shape[1]
+            self.known_positions += output.shape[1]
 
     def part(self, positions: int) -> Part:
         """Return the next ``positions`` as a part of a forward pass."""

@@ -26,6 +26,7 @@ from node.model.tensors import codec_of
 from node.serve.admission import Admission, Served
 from node.serve.bandwidth import Bandwidth
 from node.serve.computation import Computation, Output, SpanSteps, StepJob
+from node.serve.contract import Contract, Contracts
 from node.serve.end_work import EndWork
 from node.serve.outlets import Dialer, Live, Outlets, Streams
 from node.serve.prefixes import PrefixChain, PrefixStore, scope_of
@@ -40,6 +41,7 @@ from node.wire import (
     Accept,
     Adopt,
     Close,
+    Cosign,
     Drain,
     Frame,
     Open,
@@ -47,8 +49,10 @@ from node.wire import (
     Refuse,
     Replay,
     Reserved,
+    Sendable,
     StageLost,
     Step,
+    Voucher,
     step_session,
 )
 
@@ -90,10 +94,12 @@ class Handler:
         arena: KeyValueArena,
         prefixes: PrefixStore | None = None,
         log_bytes: int = 2**30,
+        contracts: Contracts | None = None,
     ) -> None:
         self.counters = Counters()
         self._admission = Admission(served, arena.num_positions, log_bytes)
         self._served = served
+        self._contracts = contracts
         self._engine = engine
         self._arena = arena
         self._prefixes = prefixes
@@ -241,19 +247,61 @@ class Handler:
             return
         max_bytes = MAX_HEADER_BYTES + (0 if opened.previous else live.state.max_step_bytes)
         try:
+            await self._agree(live)
             await self._dial_next(live)
-            await self._outlets.tell_client(live, Accept(opened.session, codec_of(self._served.span.dtype)))
+            agreement = live.contract.agreement if live.contract is not None else b""
+            await self._outlets.tell_client(live, Accept(opened.session, codec_of(self._served.span.dtype), agreement))
             live.is_accepted = True
             self._tell_leaving(live)
             while (frame := await frames.receive(max_bytes)) is not None and not isinstance(frame, Close):
                 await self._obey_client(live, frame)
+            if frame is not None and live.contract is not None:
+                await self._settle(live, live.contract, frames)
         except (RemoteError, Refused, ComputeFailed) as error:
             await self._end(live, error)
         finally:
             await self._end(live)
 
+    async def _agree(self, live: Live) -> None:
+        """Agree with the client on what is counted and signed for, where this server does that."""
+        if self._contracts is None:
+            return
+        opened, client = live.state.opened, live.client.peer_id
+        if not opened.previous:
+            raise Refused(
+                "bad_offer", "Where work is counted, steps come on a stream of their own: name a previous peer."
+            )
+
+        async def tell(frame: Sendable) -> None:
+            await self._outlets.tell_client(live, frame)
+
+        live.contract = await self._contracts.begin(opened, client, self._served.weights, tell)
+
+    async def _settle(self, live: Live, contract: Contract, frames: FrameStream) -> None:
+        """Have the rest signed for by a client that has ended its session."""
+        await self._outlets.vouch_last(live)
+        settling = asyncio.create_task(contract.settle())
+        try:
+            while not settling.done():
+                reading = asyncio.create_task(frames.receive(MAX_HEADER_BYTES))
+                await asyncio.wait({settling, reading}, return_when=asyncio.FIRST_COMPLETED)
+                if not reading.done():
+                    reading.cancel()
+                    await asyncio.gather(reading, return_exceptions=True)
+                    break
+                frame = reading.result()
+                if frame is None:
+                    break
+                if isinstance(frame, Cosign):
+                    contract.cosigned(frame)
+        finally:
+            settling.cancel()
+            await asyncio.gather(settling, return_exceptions=True)
+
     async def _obey_client(self, live: Live, frame: Frame) -> None:
         match frame:
+            case Cosign() if frame.session == live.state.opened.session and live.contract is not None:
+                live.contract.cosigned(frame)
             case Step() if live.state.opened.previous:
                 raise SessionError("Steps of this session come from the previous stage, not from the client.")
             case Step() if frame.session == live.state.opened.session:
@@ -280,9 +328,12 @@ class Handler:
         max_bytes = MAX_HEADER_BYTES + live.state.max_step_bytes
         try:
             while (frame := await frames.receive(max_bytes)) is not None:  # an idle session is ended from outside
-                if not isinstance(frame, Step) or frame.session != session:
+                if not isinstance(frame, Step | Voucher) or frame.session != session:
                     raise SessionError("A push stream carries the steps of one session and nothing else.")
-                await self._run(live, frame)
+                if isinstance(frame, Step):
+                    await self._run(live, frame)
+                elif live.contract is not None:
+                    live.contract.vouch(frame)
         except RemoteError as error:
             has_failed_inside = live.state.taken != live.handed_on  # Admitted, and not handed on: it cannot go on.
             if frames.peer_id == live.client.peer_id or has_failed_inside or not self._is_open(live):
@@ -302,6 +353,8 @@ class Handler:
     async def _adopt(self, live: Live, order: Adopt) -> None:
         """Take steps from another previous stage from now on."""
         live.state.previous = order.previous
+        if live.contract is not None:
+            live.contract.adopt(order.previous, order.segment, order.sent, live.state.taken)
         old, live.previous = live.previous, None
         if old is not None:
             await old.close()
@@ -368,21 +421,31 @@ class Handler:
             if not self._is_open(live):
                 raise UnavailableError("The session has ended.")
             live.last_used_s = time.monotonic()
-            order = live.state.receive(step)
+            order = live.state.judge(step)
             if isinstance(order, Known):
                 return
+            if isinstance(order, Compute):
+                if live.contract is not None:
+                    live.contract.take(step)  # Raises before anything has changed.
+                live.state.admit(order)
+                if live.contract is not None:
+                    await live.contract.allow(step)
             # Only now, when the step is admitted: whoever asks sees that it is not lost, but slow.
             await self._streams.pay(len(step.payload), lambda: self._is_open(live))
+            known_positions = 0
             if isinstance(order, Compute):
-                output = await self._compute(live, order)
+                output, known_positions = await self._compute(live, order)
                 live.output = output if len(output[0]) <= _MAX_KEPT_BYTES else None
             elif live.output is None:
                 raise SessionError("The output of a step this long is not kept: crop the session and step again.")
             else:
                 output = live.output
-            await self._outlets.hand_on(live, order, output)
+            await self._outlets.hand_on(live, order, output, known_positions)
+            if live.contract is not None:
+                await live.contract.check()
 
-    async def _compute(self, live: Live, order: Compute) -> Output:
+    async def _compute(self, live: Live, order: Compute) -> tuple[Output, int]:
+        """Run a step; return its output, and how many positions of it were not computed but known."""
         opened, client = live.state.opened, live.client.peer_id
         into = None
         if order.rows is not None and len(order.rows) != live.rows:
@@ -392,7 +455,8 @@ class Handler:
         group = self._groups.setdefault((opened.start, opened.end), SpanSteps(live.computation.span))
         live.is_computing = True
         try:
-            output: Output = await self._engine.run(StepJob(group, live.computation, order, client, into))
+            job = StepJob(group, live.computation, order, client, into)
+            output: Output = await self._engine.run(job)
         except NodeError:
             self._returned(live)
             raise
@@ -402,7 +466,7 @@ class Handler:
         live.rows = order.step.shape[0]
         while len(live.slots) > 1:
             self.slots.release(live.slots.pop(0))
-        return output
+        return output, job.known_positions
 
     def _returned(self, live: Live) -> None:
         """Note that the engine has let go of a session's slots.
@@ -435,6 +499,8 @@ class Handler:
         live.output = live.log = None
         self._admission.release_log(live.log_bytes)
         self._admission.leave(live.client.peer_id)
+        if live.contract is not None:
+            await live.contract.close()
         if not self._sessions:
             self._is_empty.set()
         if live.relinking is not None:

@@ -17,11 +17,12 @@ from dht.errors import DhtError
 from node.errors import SessionError, UnavailableError
 from node.serve.bandwidth import Bandwidth
 from node.serve.computation import Computation, Output
+from node.serve.contract import Contract
 from node.serve.session import Compute, Order, StageSession
 from node.serve.slots import Slot
 from node.step_log import StepLog
 from node.transport import ByteStream, FrameStream
-from node.wire import PROTOCOL, Alive, Replay, Result, Sendable, StageLost, Step
+from node.wire import PROTOCOL, Alive, Replay, Result, Sendable, StageLost, Step, Voucher
 
 
 class Dialer(Protocol):
@@ -71,6 +72,8 @@ class Live:
     """Hands the log over to another next stage."""
     output: Output | None = None
     """The last step's output, for a repeated step."""
+    contract: Contract | None = None
+    """What the session is bound by; None: nothing, it is not counted."""
 
     def count(self, step: Step) -> None:
         """Count a step, or the end of a history, whose output has been handed on for the first time."""
@@ -147,17 +150,27 @@ class Outlets:
         self._streams = streams
         self._is_open = is_open
 
-    async def hand_on(self, live: Live, order: Order, output: Output) -> None:
+    async def hand_on(self, live: Live, order: Order, output: Output, known_positions: int = 0) -> None:
         """Hand the output of a step on, and keep it for whoever takes the next stage's place.
+
+        Args:
+            live: the session.
+            order: the step.
+            output: what it gives.
+            known_positions: positions of it that were not computed.
 
         Raises:
             UnavailableError: the client, whose it is, is gone.
         """
         (payload, shape), step, codec, log = output, order.step, live.state.output_codec, live.log
+        contract = live.contract if isinstance(order, Compute) else None
         is_new = isinstance(order, Compute) and not step.replay
         if step.replay != 1:  # Before it counts as handed on: the next stage is not late meanwhile.
             await self._pay(live, len(payload))
         if log is None:
+            if contract is not None:
+                contract.give(step, output, codec)
+                contract.count(step, 0 if step.replay else len(payload), known_positions)
             if not step.replay:
                 await self.tell_client(live, Result(step.session, step.position, shape, codec, payload))
             if is_new or step.replay:
@@ -165,6 +178,9 @@ class Outlets:
             return
         pushed = dataclasses.replace(step, shape=shape, codec=codec, payload=payload, replay=max(0, step.replay - 1))
         async with live.handing:
+            vouchers = contract.give(step, output, codec) if contract is not None else []
+            if contract is not None:
+                contract.count(step, len(payload) if step.replay != 1 else 0, known_positions)
             if step.replay:
                 log.append_history(shape, payload)
                 live.count(step)
@@ -175,16 +191,26 @@ class Outlets:
             if not is_wanted or live.next is None:  # Without a next stage the client knows: it will name another.
                 return
             try:
-                await self._push(live, pushed)
+                await self._push(live, *vouchers, pushed)
             except UnavailableError:
                 await self._lose(live)
 
-    async def _push(self, live: Live, step: Step) -> None:
-        """Send a step to the next stage; raises UnavailableError where there is none that takes it."""
+    async def vouch_last(self, live: Live) -> None:
+        """Sign towards the next stage for the session's last chunk."""
+        if live.contract is not None:
+            async with live.handing:
+                vouchers = live.contract.seal()
+                if live.next is not None:
+                    with contextlib.suppress(UnavailableError):
+                        await self._push(live, *vouchers)
+
+    async def _push(self, live: Live, *frames: Step | Voucher) -> None:
+        """Send to the next stage; raises UnavailableError where there is none that takes it."""
         stream = live.next  # It may have been dropped meanwhile.
         if stream is None:
             raise UnavailableError("The next stage was dropped.")
-        await stream.send(step, self._send_timeout_s)
+        for frame in frames:
+            await stream.send(frame, self._send_timeout_s)
 
     async def _pay(self, live: Live, num_bytes: int) -> None:
         await self._streams.pay(num_bytes, lambda: self._is_open(live))
@@ -231,9 +257,12 @@ class Outlets:
             live.next_peer = order.next
             try:
                 await self.connect(live, order.next, order.next_addresses)
+                if live.contract is not None:
+                    live.contract.relink(order.segment)
                 for step in log.replay(order.answered, order.stages):
                     await self._pay(live, len(step.payload))
-                    await self._push(live, step)
+                    vouchers = live.contract.resend(step) if live.contract is not None else []
+                    await self._push(live, *vouchers, step)
                 await self.tell_alive(live, order.tag)
             except (DhtError, UnavailableError):
                 await self._lose(live)

@@ -1,0 +1,81 @@
+"""What a node does for its receipts while it runs: ledger, publication, its own record, an eye on contradictions.
+
+Runs in the event loop; the ledger has a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from pathlib import Path
+from typing import Self
+
+from dht.enrolment import Enrolment
+from dht.ident import Role
+from dht.identity import Identity
+from dht.receipts.async_ledger import AsyncLedger, OwnReceipts
+from dht.receipts.equivocations import EquivocationWatch
+from dht.receipts.ledger import Ledger
+from dht.receipts.publisher import ReceiptPublisher
+from dht.rules import Rules
+from dht.swarm import Swarm
+from node.run.receipts import LEDGER
+
+BEGINNINGS_FILE = "ident.json"
+
+
+class ReceiptKeeping:
+    """An async context manager; inside it, the node's receipts are kept and published.
+
+    Args:
+        home: the node's state directory; None: everything is in memory, for an identity that lives as long.
+        identity: whose receipts they are.
+        swarm: entered.
+        role: what the node does.
+    """
+
+    def __init__(self, home: Path | None, identity: Identity, swarm: Swarm, role: Role) -> None:
+        self._home = home
+        self._identity = identity
+        self._swarm = swarm
+        self._role = role
+        self._exits = contextlib.AsyncExitStack()
+        self.rules: Rules
+        """Of the swarm."""
+        self.ledger: AsyncLedger
+        """Set inside the context, as the rules are."""
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as exits:
+            self.rules = await self._swarm.wait_for_rules()
+            held = await asyncio.to_thread(self._open)
+            self.ledger = await exits.enter_async_context(AsyncLedger(held))
+            source = OwnReceipts(self.ledger, self._identity.peer_id)
+            publisher = ReceiptPublisher(self._swarm, source, delay=random.random())  # noqa: S311 - spreads load
+            await exits.enter_async_context(publisher)
+            await exits.enter_async_context(EquivocationWatch(self._swarm))
+            path = self._home / BEGINNINGS_FILE if self._home is not None else None
+            enrolling = asyncio.create_task(Enrolment(self._swarm, self._identity, self._role, path=path).run())
+            exits.push_async_callback(_cancelled, enrolling)
+            self._exits = exits.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._exits.aclose()
+
+    def _open(self) -> Ledger:
+        path = self._home / LEDGER if self._home is not None else None
+        held = Ledger.open(path)
+        if held.is_new and path is not None and self._has_history():
+            held.raise_floor()  # An older ledger is lost: what it had signed must not be signed again.
+        return held
+
+    def _has_history(self) -> bool:
+        """Say whether the identity has been enrolled before this ledger was begun."""
+        return self._home is not None and (self._home / BEGINNINGS_FILE).exists()
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,332 @@
+"""What binds one session at this server: commitments to its bytes, and an account that its client signs for.
+
+    allow() ──> take() ──> compute ──> give(), count() ──> checkpoint ──> client
+                                                               cosigned() <──┘ ──> ledger
+
+The shell around ``commitment.stage`` and ``agreement.provider``: it has the clock, the key and the ledger, and waits
+for signatures where what was served and not signed for has reached its bound. Runs in the event loop. It knows no
+stream: what is to be sent to the client goes through a function that is passed in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeAlias
+
+from dht.domains import Domain
+from dht.errors import DhtError
+from dht.identity import Identity, verify
+from dht.receipts.async_ledger import AsyncLedger
+from dht.receipts.reservation_table import UnsignedEnd
+from dht.rules import Rules
+from dht.work import Slot, WorkKind
+from node.agreement.checkpoint import Cosign as CosignBody
+from node.agreement.exposure import Standing, kind_of, tokens_between_checkpoints
+from node.agreement.offers import Lane, LaneBook, Offer, accept, profile_digest, read_offer
+from node.agreement.provider import ProviderAccount
+from node.commitment.chunks import Chunk
+from node.commitment.stage import StageCommitment
+from node.errors import Refused, UnavailableError
+from node.serve.computation import Output
+from node.wire import Checkpoint, Cosign, Open, Sendable, Step, Voucher
+
+logger = logging.getLogger(__name__)
+
+Tell: TypeAlias = Callable[[Sendable], Awaitable[None]]
+"""Sends a frame to the session's client; raises UnavailableError where it is gone."""
+
+LAST_SIGNATURES_S = 2.0
+"""How long a session that ends waits for what is still to be signed, s."""
+_LOOK_S = 0.25
+_MAX_STANDINGS = 65_536
+"""Consumers whose sessions ended unsigned, remembered at most."""
+
+
+class Contracts:
+    """What one server has agreed on with whom.
+
+    Args:
+        identity: signs.
+        ledger: keeps what both have signed.
+        rules: of the swarm.
+        clock: unix time, s.
+    """
+
+    def __init__(
+        self, identity: Identity, ledger: AsyncLedger, rules: Rules, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._identity = identity
+        self._ledger = ledger
+        self._rules = rules
+        self._clock = clock
+        self._lanes = LaneBook()
+        self._standings: OrderedDict[str, Standing] = OrderedDict()
+        self._appending: set[asyncio.Task[None]] = set()
+
+    async def begin(self, opened: Open, client: str, weights: str, tell: Tell) -> Contract:
+        """Agree on a session.
+
+        Args:
+            opened: what its client asks for.
+            client: its peer id.
+            weights: what the weights are held in, as it is announced.
+            tell: sends frames to the client.
+
+        Raises:
+            Refused: there is no offer, or not one that can be taken.
+        """
+        if not opened.offer:
+            raise Refused("bad_offer", "This server counts what it does: open with an offer, or use a newer client.")
+        own, now_s = self._identity.peer_id, self._clock()
+        wanted = Offer(
+            session=opened.session,
+            consumer=client,
+            provider=own,
+            manifest=opened.manifest,
+            start=opened.start,
+            end=opened.end,
+            profile=profile_digest(weights, opened.codec, opened.adapter),
+            lane=0,
+            max_tokens=opened.batch * opened.max_length,
+            t=0,
+        )
+        offer = read_offer(opened.offer, opened.offer_signature, wanted, verify, now_s)
+        epoch = self._rules.epoch_of(now_s)
+        slots = [Slot(own, client, epoch, offer.lane, kind) for kind in WorkKind]
+        signed_tokens, was_used = await self._ledger.ask(
+            lambda held: (
+                held.history_of(own, client),
+                any(held.newest_of(own, slot) is not None for slot in slots),
+            )
+        )
+        self._lanes.forget(epoch - 1)
+        lane = self._lanes.open(offer, epoch, was_used=was_used)
+        account = ProviderAccount(
+            lane,
+            self._rules,
+            cap=self._standings.get(client, Standing()).cap(signed_tokens),
+            every=tokens_between_checkpoints(signed_tokens),
+            sign=self._identity.sign,
+            verify=verify,
+            reserve=self._reserve,
+        )
+        return Contract(self, opened, lane, account, tell, self._clock)
+
+    def sign(self, domain: int, body: bytes) -> bytes:
+        """Sign with the server's key."""
+        return self._identity.sign(domain, body)
+
+    def _reserve(self, slot: Slot, seq: int) -> int:
+        """Write down a number before it is signed with; once in sixteen times this waits for the disk."""
+        held, own = self._ledger.ledger, self._identity.peer_id
+        return held.reserve_in_memory(own, slot, seq) or held.reserve(own, slot, seq)
+
+    def keep(self, envelopes: Sequence[bytes]) -> None:
+        """Put receipts that both have signed into the ledger, without waiting."""
+        for envelope in envelopes:
+            task = asyncio.create_task(self._append(envelope))
+            self._appending.add(task)
+            task.add_done_callback(self._appending.discard)
+
+    async def _append(self, envelope: bytes) -> None:
+        try:
+            await self._ledger.append(self._identity.peer_id, envelope)
+        except DhtError as error:
+            logger.warning("a receipt was not kept: %s", error)
+
+    async def end(self, lane: Lane, account: ProviderAccount) -> None:
+        """Note how a session has ended."""
+        is_settled = account.is_settled
+        self._lanes.close(lane, is_settled=is_settled)
+        consumer = lane.offer.consumer
+        standing = self._standings.pop(consumer, Standing()).after(is_settled=is_settled)
+        if standing.unsigned_ends:
+            self._standings[consumer] = standing
+            if len(self._standings) > _MAX_STANDINGS:
+                self._standings.popitem(last=False)
+        if not is_settled:
+            end = UnsignedEnd(
+                consumer,
+                peer_provides=False,
+                manifest=lane.offer.manifest,
+                amount=account.unsigned_tokens,
+                t=int(self._clock()),
+            )
+            await self._ledger.note_unsigned_end(self._identity.peer_id, end)
+
+    async def drained(self) -> None:
+        """Wait until the ledger has taken everything."""
+        await asyncio.gather(*self._appending, return_exceptions=True)
+
+
+class Contract:
+    """The agreement about one session. Made by ``Contracts.begin``; ended by ``close``."""
+
+    def __init__(
+        self,
+        contracts: Contracts,
+        opened: Open,
+        lane: Lane,
+        account: ProviderAccount,
+        tell: Tell,
+        clock: Callable[[], float],
+    ) -> None:
+        self.agreement = accept(opened.offer, contracts.sign)
+        """The server's signature over the offer."""
+        self._contracts = contracts
+        self._opened = opened
+        self._lane = lane
+        self._account = account
+        self._tell = tell
+        self._clock = clock
+        is_new_place = opened.steps > 0 or opened.segment > 0
+        self._commitment = StageCommitment(
+            opened.session,
+            opened.codec,
+            verify,
+            previous="" if opened.previous == lane.offer.consumer else opened.previous,
+            segment=opened.segment,
+            steps_left=opened.sent - opened.steps if is_new_place else None,
+        )
+        self._steps = opened.steps
+        """Number of the last step that was counted."""
+        self._has_news = asyncio.Event()
+        """Set by every co-signature and voucher."""
+        self._is_closed = False
+
+    # Steps.
+
+    async def allow(self, step: Step) -> None:
+        """Wait until a step may be run.
+
+        Raises:
+            Refused: the client does not sign for what it was served.
+            UnavailableError: the session has ended, or the client is gone.
+        """
+        kind, tokens = kind_of(step), step.shape[0] * step.shape[1]
+        while not self._account.can_run(kind, tokens, time.monotonic()):
+            if self._is_closed:
+                raise UnavailableError("The session has ended.")
+            await self.check()
+            if self._account.has_waited_too_long(time.monotonic()):
+                raise Refused("unsigned", "What was done is not signed for; sign checkpoints as they come.")
+            await self._news(_LOOK_S)
+
+    def take(self, step: Step) -> None:
+        """Commit to a step's input.
+
+        Raises:
+            StageAtFault: the stage before has not signed for it; nothing has changed here.
+        """
+        self._commitment.take(step, step.segment)
+
+    def give(self, step: Step, output: Output, codec: str) -> list[Voucher]:
+        """Commit to the output of the step that was taken last; return what is to be pushed before it."""
+        payload, shape = output
+        return self._vouchers(self._commitment.give(step, step.segment, codec, shape, payload))
+
+    def count(self, step: Step, num_bytes_out: int, known_positions: int) -> None:
+        """Count a step whose output was handed on.
+
+        Args:
+            step: as it came.
+            num_bytes_out: of the payload that was handed on; 0 where it was not.
+            known_positions: of each row, those that were taken from a prefix.
+        """
+        rows, tokens, _ = step.shape
+        self._steps += not step.replay
+        self._account.count(
+            kind_of(step),
+            rows * tokens,
+            len(step.payload),
+            num_bytes_out,
+            self._clock(),
+            known_tokens=rows * known_positions,
+        )
+
+    # Repairs.
+
+    def adopt(self, previous: str, segment: int, sent: int, taken: int) -> None:
+        """Note that steps come from another stage; ``sent`` and ``taken`` count steps, by the client and here."""
+        before = "" if previous == self._lane.offer.consumer else previous
+        self._commitment.adopt(before, segment, max(0, sent - taken))
+
+    def relink(self, segment: int) -> None:
+        """Note that everything is sent again, in a segment of its own, to a new next stage."""
+        self._commitment.relink(segment)
+
+    def resend(self, step: Step) -> list[Voucher]:
+        """Take a step that is sent again; return what is to be pushed before it."""
+        return self._vouchers(self._commitment.resend(step))
+
+    def vouch(self, voucher: Voucher) -> None:
+        """Take what the stage before has signed for."""
+        self._commitment.vouch(voucher.segment, voucher.index, voucher.signature)
+        self._has_news.set()
+
+    def _vouchers(self, chunks: Sequence[Chunk]) -> list[Voucher]:
+        session = self._opened.session
+        sign = self._contracts.sign
+        return [
+            Voucher(session, chunk.segment, chunk.index, sign(Domain.CHUNK, chunk.voucher_body(session)))
+            for chunk in chunks
+        ]
+
+    # Signatures.
+
+    async def check(self, *, is_last: bool = False) -> None:
+        """Send a checkpoint if one is due.
+
+        Raises:
+            UnavailableError: the client is gone.
+        """
+        if self._account.is_due(self._clock(), is_last=is_last):
+            leaves, root = self._commitment.report()
+            made = self._account.checkpoint(leaves, root, self._steps)
+            await self._tell(Checkpoint(self._opened.session, made.to_body()))
+
+    def cosigned(self, frame: Cosign) -> None:
+        """Take the client's signatures.
+
+        Raises:
+            RemoteError: they are malformed, or not what they should be.
+        """
+        completed = self._account.cosigned(CosignBody.from_body(frame.body))
+        self._contracts.keep([envelope.to_bytes() for envelope in completed])
+        self._has_news.set()
+
+    def seal(self) -> list[Voucher]:
+        """End the last chunk, because the session does; return what is to be pushed."""
+        return self._vouchers(self._commitment.seal())
+
+    async def settle(self) -> None:
+        """Ask for the last signatures and wait for them, for a while.
+
+        Raises:
+            UnavailableError: the client is gone.
+        """
+        until_s = time.monotonic() + LAST_SIGNATURES_S
+        while self._commitment.awaits_voucher and time.monotonic() < until_s - LAST_SIGNATURES_S / 2:
+            await self._news(_LOOK_S)
+        await self.check(is_last=True)
+        while not self._account.is_settled and time.monotonic() < until_s:
+            await self._news(_LOOK_S)
+
+    async def _news(self, timeout_s: float) -> None:
+        self._has_news.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._has_news.wait()
+        except TimeoutError:
+            pass
+
+    async def close(self) -> None:
+        """Note that the session has ended; doing so twice is fine."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._has_news.set()
+            await self._contracts.end(self._lane, self._account)
