@@ -12,6 +12,7 @@ replaced in the same way between two steps, and serves until then.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -23,7 +24,8 @@ from typing import Any, TypeAlias
 
 from dht.errors import UnavailableError as PeerUnavailable
 from dht.swarm import Swarm
-from node.client.repair import Planner, Repaired, open_replacement, rehearse, unreachable
+from node.client.contract import Dealings, SessionContract
+from node.client.repair import Planner, Repaired, Replacement, open_replacement, rehearse, unreachable
 from node.client.route import Route
 from node.client.silence import Silence
 from node.client.stage_link import (
@@ -34,10 +36,10 @@ from node.client.stage_link import (
     open_links,
     with_rows,
 )
-from node.errors import LocalError, NodeError, Refused, SessionError, StageLost, UnavailableError
+from node.errors import LocalError, NodeError, Refused, SessionError, StageAtFault, StageLost, UnavailableError
 from node.step_log import StepLog
 from node.transport import FrameStream
-from node.wire import PROTOCOL, Drain, Frame, Result, Step
+from node.wire import PROTOCOL, Checkpoint, Drain, Frame, Result, Step
 from node.wire import StageLost as StageLostFrame
 
 __all__ = ["Chain", "SessionShape", "StageFailed", "open_chain"]
@@ -69,6 +71,8 @@ class Chain:
         push: the stream on which steps go to the first stage.
         step_timeout_s: how long a step, or a repair, may take.
         planner: finds stages for lost ones; None: a lost stage ends the session.
+        dealings: makes offers to new stages; None: nothing is signed for.
+        contract: what the stages have agreed to.
     """
 
     def __init__(
@@ -81,8 +85,12 @@ class Chain:
         *,
         step_timeout_s: float,
         planner: Planner | None = None,
+        dealings: Dealings | None = None,
+        contract: SessionContract | None = None,
     ) -> None:
         self.session = session
+        self._dealings = dealings
+        self._contract = contract
         self._swarm = swarm
         self._shape = shape
         self._links = list(links)
@@ -176,7 +184,7 @@ class Chain:
         if self._push is None or self._handing.locked():
             self._spawn(self._send([step]))
             return
-        self._note(step)
+        step = self._note(step)
         try:
             self._push.write(step)
         except UnavailableError as error:
@@ -193,22 +201,26 @@ class Chain:
         if self._lost:
             self._begin_repair()
 
-    def _note(self, step: Step) -> None:
+    def _note(self, step: Step) -> Step:
+        """Put a step into the log; return it as it is to be sent."""
         if self._log is None:
             shape = self._shape
             self._log = StepLog(self.session, step.codec, step.shape[2], shape.batch, shape.max_length)
+        if self._contract is not None:
+            step = self._contract.sent(step)
         self._log.append(step)
+        return step
 
     async def _send(self, steps: Sequence[Step]) -> None:
         for step in steps:
             async with self._handing:
                 if self._failure is not None:
                     return
-                self._note(step)
+                noted = self._note(step)
                 if self._push is None:
                     continue
                 try:
-                    await self._push.send(step)
+                    await self._push.send(noted)
                 except UnavailableError as error:
                     self._lose(self._links[0], error)
 
@@ -236,6 +248,8 @@ class Chain:
                     self._lose(other, StageLost(f"The stage {other.stage} is gone; {RETRYABLE_WORDS}."))
             case Drain() if frame.session == self.session:
                 self._leave(link)
+            case Checkpoint() if frame.session == self.session and link.deal is not None:
+                self._sign(link, frame)
             case _:
                 raise SessionError(f"The stage {link.stage} sent a {type(frame).__name__} frame out of place.")
 
@@ -248,7 +262,42 @@ class Chain:
         self._shape = with_rows(self._shape, step.rows)
         self._silence.answered(time.monotonic(), alone=self._settle is not None)
         self._has_news.set()
+        fault = self._checked(step, result)
         self._deliver(result)
+        if fault is not None:
+            self._blame(fault)
+        self._lose_overdue()
+
+    def _checked(self, step: Step, result: Result) -> StageAtFault | None:
+        try:
+            if self._contract is not None:
+                self._contract.answered(step, result)
+        except StageAtFault as fault:
+            return fault
+        return None
+
+    def _sign(self, link: StageLink, frame: Checkpoint) -> None:
+        """Check what a stage asks a signature for, and give it."""
+        if self._contract is None or link not in self._links:
+            return
+        try:
+            answer = self._contract.checkpoint(self._links.index(link), frame.body)
+        except StageAtFault as fault:
+            self._blame(fault)
+            return
+        if answer is not None:
+            link.tell(answer)
+
+    def _blame(self, fault: StageAtFault) -> None:
+        for link in list(self._links):
+            if link.stage.peer_id == fault.peer_id:
+                self._lose(link, fault)
+
+    def _lose_overdue(self) -> None:
+        """Note stages as lost that should have asked for signatures and have not."""
+        for place in self._contract.overdue() if self._contract is not None else ():
+            link = self._links[place]
+            self._lose(link, StageLost(f"The stage {link.stage} does not sign for what it does; {RETRYABLE_WORDS}."))
 
     def _is_answer(self, result: Result, step: Step) -> bool:
         if result.position != step.position:
@@ -388,9 +437,18 @@ class Chain:
         first = next(index for index, link in enumerate(self._links) if link in old)
         if first:
             await self._catch_up(self._links[first - 1], old)
-        answered, shape = self._answered, replace(self._shape, steps=self._answered)
+        answered, shape, contract = self._answered, replace(self._shape, steps=self._answered), self._contract
+        if contract is not None:
+            shape = replace(shape, segment=contract.next_segment, sent=contract.num_sent)
         found = await open_replacement(
-            self._swarm, planner, self.session, shape, self._links, old, are_leaving=are_leaving
+            self._swarm,
+            planner,
+            self.session,
+            shape,
+            self._links,
+            old,
+            are_leaving=are_leaving,
+            dealings=self._dealings,
         )
         replaced = self._links[found.first : found.last + 1]
         for link in replaced:
@@ -398,6 +456,8 @@ class Chain:
             self._lost.pop(link, None)
             self._starved.discard(link)
         self._links[found.first : found.last + 1] = found.links
+        if contract is not None:
+            self._renew(contract, found, answered)
         for link in found.links:
             link.watch(self._take, self._lose)
         if found.first == 0:
@@ -409,6 +469,20 @@ class Chain:
             replaced_by=tuple(str(link.stage) for link in found.links),
             replayed_tokens=self._log.length if self._log else 0,
             same_drift_class={_drift_class(link) for link in replaced} == {_drift_class(link) for link in found.links},
+        )
+
+    def _renew(self, contract: SessionContract, found: Replacement, answered: int) -> None:
+        """Let the contract know of new stages, before they are given anything."""
+        waiting = list(self._waiting)[: contract.num_sent - answered]
+        length = waiting[0].position if waiting else self._log.length if self._log else 0
+        contract.replaced(
+            found.first,
+            found.last,
+            [link.deal for link in found.links if link.deal is not None],
+            answered=answered,
+            rows=self._shape.batch,
+            history=length,
+            waiting=waiting,
         )
 
     async def _catch_up(self, link: StageLink, old: Set[StageLink]) -> None:
@@ -434,12 +508,15 @@ class Chain:
                     await self._swarm.dial(new.stage.peer_id, PROTOCOL, addresses=new.stage.addresses)
                 )
                 for step in self._log.replay(answered, num_new) if self._log else ():
+                    if self._contract is not None:
+                        self._contract.resent(step)
                     await self._push.send(step, self._step_timeout_s)
             except (PeerUnavailable, UnavailableError) as error:
                 self._lose(new, StageLost(str(error)))
             return
         before = self._links[first - 1]
-        handing = asyncio.create_task(before.replay(new.stage, answered, num_new, self._step_timeout_s))
+        segment = self._contract.next_segment - 2 if self._contract is not None else 0  # That of this repair.
+        handing = asyncio.create_task(before.replay(new.stage, answered, num_new, self._step_timeout_s, segment))
         losing = asyncio.create_task(self._has_lost.wait())
         try:
             while not handing.done() and not losing.done():
@@ -513,11 +590,23 @@ class Chain:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(link.close() for link in self._links), self._drop_push())
+        if self._contract is not None and not self._waiting:
+            with contextlib.suppress(StageAtFault):
+                self._contract.seal()
+        await asyncio.gather(*(link.close() for link in self._links))
+        await self._drop_push()
+        if self._contract is not None:
+            self._contract.close()
 
 
 async def open_chain(
-    swarm: Swarm, route: Route, shape: SessionShape, *, step_timeout_s: float, planner: Planner | None = None
+    swarm: Swarm,
+    route: Route,
+    shape: SessionShape,
+    *,
+    step_timeout_s: float,
+    planner: Planner | None = None,
+    dealings: Dealings | None = None,
 ) -> Chain:
     """Open a session at every stage of ``route`` at once.
 
@@ -525,14 +614,28 @@ async def open_chain(
         StageFailed: a stage is not reachable or refuses; every other stage is closed again.
     """
     session = os.urandom(16)
-    links = await open_links(swarm, route.stages, session, shape, previous=swarm.peer_id, after=None)
+    links = await open_links(swarm, route.stages, session, shape, previous=swarm.peer_id, after=None, dealings=dealings)
     first = route.stages[0]
     try:
         push = FrameStream(await swarm.dial(first.peer_id, PROTOCOL, addresses=first.addresses))
     except PeerUnavailable as error:
         await asyncio.gather(*(link.close() for link in links))
         raise StageFailed(first, error) from error
-    return Chain(swarm, session, shape, links, push, step_timeout_s=step_timeout_s, planner=planner)
+    contract = None
+    if dealings is not None:
+        deals = [link.deal for link in links if link.deal is not None]
+        contract = SessionContract(dealings, session, shape.codec, shape.hidden_size, shape.thin, deals)
+    return Chain(
+        swarm,
+        session,
+        shape,
+        links,
+        push,
+        step_timeout_s=step_timeout_s,
+        planner=planner,
+        dealings=dealings,
+        contract=contract,
+    )
 
 
 def _drift_class(link: StageLink) -> tuple[str, str]:

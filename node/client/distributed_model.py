@@ -99,6 +99,7 @@ class AutoDistributedModelForCausalLM:
         manifest: str | None = None,
         policy: str = Objective.FASTEST,
         only_peers: Iterable[str] | None = None,
+        receipts: bool = True,
     ) -> Any:
         """Load embeddings, norm and head of a model; its blocks run on the swarm's servers.
 
@@ -125,6 +126,8 @@ class AutoDistributedModelForCausalLM:
             policy: which route to take: ``fastest``, the shortest time for one token, or ``widest``, the one whose
                 slowest stage lets the most tokens per second pass, for many sessions at once.
             only_peers: peer ids of the servers that may be used; None: all.
+            receipts: whether to sign for what servers do; most demand it. What is signed is public: who used whom, for
+                how much and when. The client's identity and its ledger are kept in ``EFEDLLM_HOME``.
 
         Returns:
             An object of the family's own class, for example ``LlamaForCausalLM``, with ``generate``,
@@ -154,6 +157,10 @@ class AutoDistributedModelForCausalLM:
             initial_peers=initial_peers or [],
             step_timeout_s=step_timeout_s,
             policy=routes,
+            hidden_size=checkpoint.config.get_text_config().hidden_size,
+            home=default_home(),
+            signs=receipts,
+            name=checkpoint.name,
         )
         if thin:
             _tell(model, server_sampling)

@@ -13,17 +13,19 @@ import time
 import weakref
 from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
+from pathlib import Path
 from typing import Self
 
 from dht.directory import Directory
-from dht.identity import Identity
 from dht.parameters import parse_join
 from dht.swarm import Swarm
 from node.client.chain import Chain, SessionShape, StageFailed, open_chain
+from node.client.contract import Dealings
 from node.client.explain import Explanation, explain
 from node.client.loop_thread import LoopThread
 from node.client.offers import FASTEST, Policy
 from node.client.outlook import Outlook, Wanted
+from node.client.receipt_book import enter_swarm, open_dealings
 from node.client.repair import Repaired, unreachable
 from node.client.route import Route, Stage
 from node.client.thin_terms import ThinTerms
@@ -48,13 +50,15 @@ class Network:
 
     def __init__(
         self, loop: LoopThread, swarm: Swarm, exits: contextlib.AsyncExitStack, *, manifest: bytes, num_blocks: int,
-        step_timeout_s: float, policy: Policy = FASTEST,
+        step_timeout_s: float, policy: Policy = FASTEST, dealings: Dealings | None = None, hidden_size: int = 0,
     ) -> None:  # fmt: skip
         self._loop = loop
         self._swarm = swarm
         self._manifest = manifest
         self._num_blocks = num_blocks
         self._step_timeout_s = step_timeout_s
+        self._dealings = dealings
+        self._hidden_size = hidden_size
         self.outlook = Outlook(swarm, manifest, num_blocks, policy)
         """What is known of the servers; only the loop's thread uses it."""
         exits.push_async_callback(self.outlook.close)
@@ -69,7 +73,8 @@ class Network:
     @classmethod
     def connect(
         cls, *, manifest: bytes, num_blocks: int, join: str | None, initial_peers: Sequence[str],
-        step_timeout_s: float, policy: Policy = FASTEST,
+        step_timeout_s: float, policy: Policy = FASTEST, hidden_size: int = 0, home: Path | None = None,
+        signs: bool = False, name: str = "",
     ) -> Self:  # fmt: skip
         """Join a swarm as a client that serves nothing.
 
@@ -80,6 +85,10 @@ class Network:
             initial_peers: multiaddrs, instead of ``join``.
             step_timeout_s: how long a route may stay silent in one step, s.
             policy: what routes shall be best at, and who may be used.
+            hidden_size: of the model.
+            home: where the client's identity and ledger are kept; None: they live as long as this object.
+            signs: whether to sign for what servers do, which most of them demand.
+            name: of the model, for the ledger's readers.
 
         Raises:
             UserError: neither ``join`` nor ``initial_peers`` is given.
@@ -92,17 +101,21 @@ class Network:
         loop = LoopThread()
         exits = contextlib.AsyncExitStack()
 
-        async def enter() -> Swarm:
-            return await exits.enter_async_context(Swarm(Identity.ephemeral(), join=code, client_mode=True))
+        async def enter() -> tuple[Swarm, Dealings | None]:
+            swarm, identity = await enter_swarm(exits, code, home if signs else None)
+            if not signs:
+                return swarm, None
+            return swarm, await open_dealings(exits, swarm, identity, home, manifest, name)
 
         try:
-            swarm = loop.run(enter())
+            swarm, dealings = loop.run(enter())
         except BaseException:
             loop.stop()
             raise
         return cls(
-            loop, swarm, exits, manifest=manifest, num_blocks=num_blocks, step_timeout_s=step_timeout_s, policy=policy
-        )
+            loop, swarm, exits, manifest=manifest, num_blocks=num_blocks, step_timeout_s=step_timeout_s, policy=policy,
+            dealings=dealings, hidden_size=hidden_size,
+        )  # fmt: skip
 
     def directory(self) -> Directory:
         """Look up who serves the model now."""
@@ -150,7 +163,7 @@ class Network:
             MissingBlocks: some blocks have no server that can be used.
             StageFailed: servers keep refusing.
         """
-        shape = SessionShape(self._manifest, batch, left_padding, max_length, codec, thin)
+        shape = SessionShape(self._manifest, batch, left_padding, max_length, codec, self._hidden_size, thin)
         self.last_route = None
         chain = self._loop.run(self._open_and_keep(shape))
         self.last_route = chain.route
@@ -214,7 +227,14 @@ class Network:
                     raise
                 break  # The failure says more than that blocks are missing once its server is left out.
             try:
-                return await open_chain(self._swarm, route, shape, step_timeout_s=self._step_timeout_s, planner=planner)
+                return await open_chain(
+                    self._swarm,
+                    route,
+                    shape,
+                    step_timeout_s=self._step_timeout_s,
+                    planner=planner,
+                    dealings=self._dealings,
+                )
             except StageFailed as failure:
                 if isinstance(failure.reason, Refused) and failure.reason.code in _HOPELESS_CODES:
                     raise failure.reason from failure

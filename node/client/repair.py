@@ -13,6 +13,7 @@ from typing import Protocol
 
 from dht.errors import DhtError
 from dht.swarm import Swarm
+from node.client.contract import Dealings
 from node.client.route import Stage
 from node.client.stage_link import RETRYABLE_WORDS, SessionShape, StageFailed, StageLink, is_secondary, open_links
 from node.errors import MissingBlocks, NodeError, StageLost
@@ -73,6 +74,7 @@ async def open_replacement(
     lost: Set[StageLink],
     *,
     are_leaving: bool = False,
+    dealings: Dealings | None = None,
 ) -> Replacement:
     """Open stages for the first lost links that stand together; the stage behind them takes steps from the new ones.
 
@@ -89,7 +91,13 @@ async def open_replacement(
     behind = links[last + 1] if last + 1 < len(links) else None
     try:
         new = await open_links(
-            swarm, stages, session, shape, previous=previous, after=behind.stage if behind is not None else None
+            swarm,
+            stages,
+            session,
+            shape,
+            previous=previous,
+            after=behind.stage if behind is not None else None,
+            dealings=dealings,
         )
     except StageFailed as failure:
         if not is_secondary(failure):
@@ -97,7 +105,7 @@ async def open_replacement(
         raise
     try:
         if behind is not None:
-            await behind.adopt(new[-1].stage.peer_id, _ADOPT_TIMEOUT_S)
+            await behind.adopt(new[-1].stage.peer_id, _ADOPT_TIMEOUT_S, shape.segment, shape.sent)
     except BaseException:  # Being cancelled included: nobody else knows these.
         await asyncio.gather(*(link.close() for link in new))
         raise

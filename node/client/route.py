@@ -27,6 +27,8 @@ class Stage:
     addresses: tuple[str, ...]
     drift_class: str = field(default="", compare=False)
     """What decides how its results are rounded: dtype of the weights and version of the software."""
+    weights: str = field(default="", compare=False)
+    """What its weights are held in, as it announces it."""
 
     def __str__(self) -> str:
         return f"{self.start}:{self.end} on {self.peer_id}"
@@ -101,7 +103,7 @@ def as_route(plan: Plan) -> Route:
         server = plan.offers[run.server].server
         begin, end = int(plan.graph.cuts[run.begin]), int(plan.graph.cuts[run.end])
         drift_class = f"{server.dtype} {server.version}"
-        stages.append(Stage(server.owner, begin, end, tuple(server.addresses), drift_class))
+        stages.append(Stage(server.owner, begin, end, tuple(server.addresses), drift_class, server.dtype))
     return Route(tuple(stages))
 
 

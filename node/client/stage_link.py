@@ -13,13 +13,16 @@ from dataclasses import dataclass, replace
 
 from dht.errors import UnavailableError as PeerUnavailable
 from dht.swarm import Swarm
+from node.client.contract import Deal, Dealings
 from node.client.route import Stage
 from node.client.thin_terms import ThinTerms
 from node.errors import NodeError, Refused, SessionError, StageLost, UnavailableError
 from node.transport import FrameStream
-from node.wire import PROTOCOL, Accept, Adopt, Alive, Close, Frame, Open, Probe, Refuse, Replay
+from node.wire import PROTOCOL, Accept, Adopt, Alive, Close, Cosign, Frame, Open, Probe, Refuse, Replay
 
 _OPEN_TIMEOUT_S = 10.0
+_SETTLE_S = 2.5
+"""A stage has so long to ask for the last signatures of a session."""
 _GRACE_S = 0.05
 """When this process was held up itself, the answer may be here and not yet read."""
 RETRYABLE_WORDS = "try again, or let the swarm grow"
@@ -34,10 +37,16 @@ class SessionShape:
     left_padding: tuple[int, ...]
     max_length: int
     codec: str
+    hidden_size: int = 0
+    """Of the model."""
     thin: ThinTerms | None = None
     """What the ends of the route do for a client without weights; None: nothing."""
     steps: int = 0
     """Steps that were answered before: 0, unless the stage takes another one's place."""
+    segment: int = 0
+    """Segment in which the stage begins: 0, unless it takes another one's place."""
+    sent: int = 0
+    """Steps that were sent before."""
 
 
 class StageFailed(UnavailableError):
@@ -52,8 +61,10 @@ class StageFailed(UnavailableError):
 class StageLink:
     """An open stage. Made by ``open_link``; ended by ``close`` or ``cut``."""
 
-    def __init__(self, stage: Stage, session: bytes, frames: FrameStream, dtype: str) -> None:
+    def __init__(self, stage: Stage, session: bytes, frames: FrameStream, dtype: str, deal: Deal | None = None) -> None:
         self.stage = stage
+        self.deal = deal
+        """What it has agreed to; None: nothing is signed for."""
         self.dtype = dtype
         """What the stage computes in."""
         self.alive: Alive | None = None
@@ -111,23 +122,29 @@ class StageLink:
         tag = next(self._tags)
         return await self._ask(Probe(self._session, tag), tag, timeout_s)
 
-    async def adopt(self, previous: str, timeout_s: float) -> Alive:
+    async def adopt(self, previous: str, timeout_s: float, segment: int = 0, sent: int = 0) -> Alive:
         """Tell the stage that steps come from the peer ``previous`` from now on.
+
+        Args:
+            previous: the peer.
+            timeout_s: for the answer.
+            segment: in which it begins.
+            sent: steps that have been sent so far.
 
         Raises:
             StageLost: it did not confirm in time.
         """
         tag = next(self._tags)
-        return await self._ask(Adopt(self._session, tag, previous), tag, timeout_s)
+        return await self._ask(Adopt(self._session, tag, previous, segment, sent), tag, timeout_s)
 
-    async def replay(self, new: Stage, answered: int, num_stages: int, timeout_s: float) -> Alive:
-        """Tell the stage to hand its outputs to ``new``, all of them; return when it has done so.
+    async def replay(self, new: Stage, answered: int, num_stages: int, timeout_s: float, segment: int = 0) -> Alive:
+        """Tell the stage to hand its outputs to ``new``, all of them, in ``segment``; return when it has done so.
 
         Raises:
             StageLost: it did not say so in time.
         """
         tag = next(self._tags)
-        order = Replay(self._session, tag, new.peer_id, new.addresses, answered, num_stages)
+        order = Replay(self._session, tag, new.peer_id, new.addresses, answered, num_stages, segment)
         return await self._ask(order, tag, timeout_s)
 
     async def _ask(self, frame: Probe | Adopt | Replay, tag: int, timeout_s: float) -> Alive:
@@ -146,11 +163,21 @@ class StageLink:
             raise StageLost(f"The stage {self.stage} does not answer; {RETRYABLE_WORDS}.")
         return answer.result()
 
+    def tell(self, frame: Cosign) -> None:
+        """Send a frame without waiting; one that cannot be sent is no loss, because the stage is gone."""
+        with contextlib.suppress(UnavailableError):
+            self._frames.write(frame)
+
     async def close(self) -> None:
-        """End the session at this stage."""
-        await self._stop_watching()
+        """End the session at this stage; where work is signed for, let it ask for the last signatures first."""
+        is_counted = self.deal is not None and self._watcher is not None and not self._watcher.done()
+        if not is_counted:
+            await self._stop_watching()
         with contextlib.suppress(UnavailableError):
             await self._frames.send(Close(self._session), 1.0)
+            if is_counted and self._watcher is not None:
+                await asyncio.wait({self._watcher}, timeout=_SETTLE_S)
+        await self._stop_watching()
         await self._frames.close()
 
     async def cut(self) -> None:
@@ -165,7 +192,14 @@ class StageLink:
 
 
 async def open_link(
-    swarm: Swarm, stage: Stage, session: bytes, shape: SessionShape, *, previous: str, next_stage: Stage | None
+    swarm: Swarm,
+    stage: Stage,
+    session: bytes,
+    shape: SessionShape,
+    *,
+    previous: str,
+    next_stage: Stage | None,
+    dealings: Dealings | None = None,
 ) -> StageLink:
     """Open a session at one stage.
 
@@ -176,10 +210,13 @@ async def open_link(
         shape: what every stage is told.
         previous: peer that steps will come from.
         next_stage: where outputs go; None: to the client.
+        dealings: makes offers; None: nothing is signed for.
 
     Raises:
         StageFailed: it is not reachable, or refuses.
     """
+    max_tokens = shape.batch * shape.max_length
+    deal = dealings.offer(session, shape.manifest, shape.codec, stage, max_tokens) if dealings is not None else None
     try:
         frames = FrameStream(await swarm.dial(stage.peer_id, PROTOCOL, addresses=stage.addresses))
     except PeerUnavailable as error:
@@ -201,6 +238,10 @@ async def open_link(
         top=thin.top if thin and next_stage is None else 0,
         sampling=thin.sampling if thin and next_stage is None else None,
         steps=shape.steps,
+        offer=deal.body if deal is not None else b"",
+        offer_signature=deal.signature if deal is not None else b"",
+        segment=shape.segment,
+        sent=shape.sent,
     )
     try:
         await frames.send(opened)
@@ -208,7 +249,9 @@ async def open_link(
             answer = await frames.receive()
         match answer:
             case Accept() if answer.session == session:
-                return StageLink(stage, session, frames, answer.dtype)
+                if deal is not None and not deal.is_accepted(answer.agreement):
+                    raise SessionError(f"The stage {stage} does not sign what it takes on.")
+                return StageLink(stage, session, frames, answer.dtype, deal)
             case Refuse():
                 raise as_error(stage, answer)
             case None:
@@ -227,7 +270,14 @@ async def open_link(
 
 
 async def open_links(
-    swarm: Swarm, stages: tuple[Stage, ...], session: bytes, shape: SessionShape, *, previous: str, after: Stage | None
+    swarm: Swarm,
+    stages: tuple[Stage, ...],
+    session: bytes,
+    shape: SessionShape,
+    *,
+    previous: str,
+    after: Stage | None,
+    dealings: Dealings | None = None,
 ) -> list[StageLink]:
     """Open a session at neighbouring stages at once.
 
@@ -238,6 +288,7 @@ async def open_links(
         shape: what every stage is told.
         previous: peer from which the first one takes its steps.
         after: the stage that the last one hands on to; None: to the client.
+        dealings: makes offers; None: nothing is signed for.
 
     Raises:
         StageFailed: a stage is not reachable or refuses; every other stage is closed again.
@@ -245,7 +296,9 @@ async def open_links(
     peers = [previous, *(stage.peer_id for stage in stages)]
     behind = [*stages[1:], after]
     opening = [
-        asyncio.create_task(open_link(swarm, stage, session, shape, previous=peer, next_stage=following))
+        asyncio.create_task(
+            open_link(swarm, stage, session, shape, previous=peer, next_stage=following, dealings=dealings)
+        )
         for stage, peer, following in zip(stages, peers, behind, strict=False)
     ]
     try:

@@ -40,6 +40,7 @@ class Reservations:
     def __call__(self, slot, seq):
         assert seq > self.last.get(slot, 0), f"{slot} is signed twice with {seq}"
         self.last[slot] = seq
+        return seq
 
 
 class Signer:

@@ -1,0 +1,281 @@
+"""What a client has agreed on with the servers of its sessions: it checks what they commit to, and signs for it.
+
+The shell around ``commitment.chain`` and ``agreement.consumer``: it has the clock, the key and the ledger. Runs in the
+client's event loop. It knows no stream: ``chain`` hands it what goes and what comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from random import SystemRandom
+
+from dht.domains import Domain
+from dht.errors import DhtError
+from dht.identity import Identity, verify
+from dht.receipts.async_ledger import AsyncLedger
+from dht.records import Envelope, Kind
+from dht.rules import Rules
+from dht.work import Slot
+from node.agreement.checkpoint import Checkpoint
+from node.agreement.consumer import ConsumerAccount
+from node.agreement.exposure import kind_of
+from node.agreement.offers import ConsumerLane, ConsumerLanes, Offer, is_accepted, profile_digest
+from node.client.route import Stage
+from node.client.thin_terms import ThinTerms
+from node.commitment.chain import ChainCheck
+from node.errors import LocalError, StageAtFault
+from node.wire import ID_BYTES, LOGIT_BYTES, Cosign, Result, Step, payload_bytes
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Deal:
+    """What is offered to one server in one session."""
+
+    offer: Offer
+    lane: ConsumerLane
+    body: bytes
+    """The offer's."""
+    signature: bytes
+
+    def is_accepted(self, agreement: bytes) -> bool:
+        """Say whether the server has signed that it takes the offer."""
+        return is_accepted(self.offer, agreement, verify)
+
+
+class Dealings:
+    """What one client has agreed on with whom.
+
+    Args:
+        identity: signs.
+        ledger: keeps what both have signed.
+        rules: of the swarm.
+        clock: unix time, s.
+    """
+
+    def __init__(
+        self, identity: Identity, ledger: AsyncLedger, rules: Rules, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.rules = rules
+        self._identity = identity
+        self._ledger = ledger
+        self._clock = clock
+        self._lanes = ConsumerLanes(SystemRandom())
+        self._appending: set[asyncio.Task[None]] = set()
+
+    def offer(self, session: bytes, manifest: bytes, codec: str, stage: Stage, max_tokens: int) -> Deal:
+        """Make an offer to the server of ``stage``."""
+        profile = profile_digest(stage.weights, codec)
+        terms = (manifest, stage.start, stage.end, profile)
+        lane = self._lanes.take(stage.peer_id, terms)
+        own, now_s = self._identity.peer_id, int(self._clock())
+        offer = Offer(session, own, stage.peer_id, *terms, lane.number, max_tokens, now_s)
+        body = offer.to_body()
+        return Deal(offer, lane, body, self._identity.sign(Domain.OFFER, body))
+
+    def account(self, deal: Deal) -> ConsumerAccount:
+        """Return the account of a deal that was accepted."""
+        return ConsumerAccount(
+            deal.offer, deal.lane, self.rules, sign=self._identity.sign, verify=verify, reserve=self._reserve
+        )
+
+    def _reserve(self, slot: Slot, seq: int) -> None:
+        held, own = self._ledger.ledger, self._identity.peer_id
+        taken = held.reserve_in_memory(own, slot, seq) or held.reserve(own, slot, seq)
+        if taken != seq:
+            raise LocalError(f"Number {seq} of that lane was signed with before.")
+
+    def keep(self, checkpoint: Checkpoint, signatures: Sequence[bytes]) -> None:
+        """Put receipts that both have signed into the ledger, without waiting."""
+        for body, by_provider, by_us in zip(checkpoint.receipts, checkpoint.signatures, signatures, strict=True):
+            envelope = Envelope(Kind.RECEIPT, body, (by_provider, by_us)).to_bytes()
+            task = asyncio.create_task(self._append(envelope))
+            self._appending.add(task)
+            task.add_done_callback(self._appending.discard)
+
+    async def _append(self, envelope: bytes) -> None:
+        try:
+            await self._ledger.append(self._identity.peer_id, envelope)
+        except DhtError as error:
+            logger.warning("a receipt was not kept: %s", error)
+
+    def end(self, deal: Deal) -> None:
+        """Note that a session has ended with everything signed: its lane may be taken again."""
+        self._lanes.give_back(deal.lane, deal.offer.provider, deal.offer.terms)
+
+    async def drained(self) -> None:
+        """Wait until the ledger has taken everything."""
+        await asyncio.gather(*self._appending, return_exceptions=True)
+
+
+@dataclass(slots=True)
+class _Party:
+    deal: Deal
+    account: ConsumerAccount
+
+
+class SessionContract:
+    """One session's agreements with the servers of its route, in order.
+
+    Args:
+        dealings: of the client.
+        session: its id.
+        codec: how its hidden states travel.
+        hidden_size: of the model.
+        thin: what the ends of the route do; None: nothing.
+        deals: accepted, one for each stage.
+    """
+
+    def __init__(
+        self,
+        dealings: Dealings,
+        session: bytes,
+        codec: str,
+        hidden_size: int,
+        thin: ThinTerms | None,
+        deals: Sequence[Deal],
+    ) -> None:
+        self._dealings = dealings
+        self._session = session
+        self._codec = codec
+        self._hidden_size = hidden_size
+        self._thin = thin
+        self._check = ChainCheck(session, codec, [deal.offer.provider for deal in deals], verify)
+        self._parties = [_Party(deal, dealings.account(deal)) for deal in deals]
+        self._waiting: deque[int] = deque()
+        """Segments of the steps that are not answered."""
+
+    @property
+    def num_sent(self) -> int:
+        """Steps sent so far."""
+        return self._check.num_sent
+
+    @property
+    def next_segment(self) -> int:
+        """The segment in which the next repair begins."""
+        return self._check.segment + 1
+
+    def sent(self, step: Step) -> Step:
+        """Note a new step; return it with its segment."""
+        segment = self._check.segment
+        if segment:
+            step = replace(step, segment=segment)
+        self._check.sent(step, segment)
+        self._waiting.append(segment)
+        for place in range(len(self._parties)):
+            self._count(place, step, self._check.num_sent)
+        return step
+
+    def _count(self, place: int, step: Step, number: int) -> None:
+        rows, tokens, _ = step.shape
+        bytes_in, bytes_out = self._sizes(place, step)
+        self._parties[place].account.sent(number, kind_of(step), rows * tokens, bytes_in, bytes_out, time.time())
+
+    def _sizes(self, place: int, step: Step) -> tuple[int, int]:
+        """Return what a stage takes for a step, and the most that it gives, bytes."""
+        rows, tokens, _ = step.shape
+        hidden = payload_bytes(self._codec, (rows, tokens, self._hidden_size))
+        bytes_in = len(step.payload) if place == 0 else hidden
+        if place + 1 < len(self._parties) or self._thin is None:
+            return bytes_in, hidden
+        answered = rows * step.logits_to_keep
+        return bytes_in, answered * (ID_BYTES if self._thin.sampling else self._thin.top * (ID_BYTES + LOGIT_BYTES))
+
+    def answered(self, step: Step, result: Result) -> None:
+        """Note the result of the oldest step without one.
+
+        Raises:
+            StageAtFault: the last stage has given something else than it committed to.
+        """
+        tokens = step.shape[0] * step.shape[1]
+        for party in self._parties:
+            party.account.answered(tokens, time.time())
+        segment = self._waiting.popleft()
+        self._check.answered(step, segment, result.codec, result.shape, result.payload)
+
+    def overdue(self) -> list[int]:
+        """Return the places of stages that should have asked for signatures and have not."""
+        now_s = time.time()
+        return [place for place, party in enumerate(self._parties) if party.account.is_overdue(now_s)]
+
+    def checkpoint(self, place: int, body: bytes) -> Cosign | None:
+        """Check what a stage reports; return what to answer.
+
+        Raises:
+            StageAtFault: a stage, this one or the one before, has not kept to what it agreed to.
+            FrameError: the checkpoint is malformed.
+        """
+        party, made = self._parties[place], Checkpoint.from_body(body)
+        answer = party.account.repeated(made)
+        if answer is None:
+            root = self._check.check(place, made.leaves, made.steps)
+            answer = party.account.check(made, root, time.time())
+            if answer is not None:
+                self._dealings.keep(made, answer.signatures)
+        return Cosign(self._session, answer.to_body()) if answer is not None else None
+
+    def resent(self, step: Step) -> None:
+        """Note a step that the client sends again itself."""
+        self._check.resent(step)
+
+    def replaced(
+        self,
+        first: int,
+        last: int,
+        deals: Sequence[Deal],
+        *,
+        answered: int,
+        rows: int,
+        history: int,
+        waiting: Sequence[Step],
+    ) -> None:
+        """Note that other stages have taken the place of those from ``first`` to ``last``.
+
+        Args:
+            first: place of the first one.
+            last: place of the last one.
+            deals: accepted, of the new ones.
+            answered: steps that have results.
+            rows: of the history.
+            history: positions of each row in the history that the new ones are given.
+            waiting: steps that are sent again, in order.
+        """
+        self._check.replaced(first, last, [deal.offer.provider for deal in deals])
+        self._parties[first : last + 1] = [_Party(deal, self._dealings.account(deal)) for deal in deals]
+        for place in range(first, first + len(deals)):
+            if history:
+                self._hand_history(place, first + len(deals), answered, rows, history)
+            for number, step in enumerate(waiting, answered + 1):
+                self._count(place, step, number)
+
+    def _hand_history(self, place: int, end: int, answered: int, rows: int, history: int) -> None:
+        ids = place == 0 and self._thin is not None
+        hidden = payload_bytes(self._codec, (rows, history, self._hidden_size))
+        bytes_in = rows * history * ID_BYTES if ids else hidden
+        account = self._parties[place].account
+        account.handed_history(answered, rows * history, bytes_in, hidden if place + 1 < end else 0, time.time())
+
+    def seal(self) -> None:
+        """Note that the session ends at rest.
+
+        Raises:
+            StageAtFault: as in ``answered``.
+        """
+        self._check.seal()
+
+    def close(self) -> None:
+        """Give back the lanes in which everything is signed for."""
+        for party in self._parties:
+            if party.account.is_settled:
+                self._dealings.end(party.deal)
+
+
+def blamed(fault: StageAtFault, stages: Sequence[Stage]) -> list[int]:
+    """Return the places of the stage that is to blame."""
+    return [place for place, stage in enumerate(stages) if stage.peer_id == fault.peer_id]
