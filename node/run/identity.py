@@ -30,6 +30,7 @@ from dht.identity_export import (
     seal_identity,
 )
 from node.errors import UserError
+from node.run.key_care import EXPORTED
 
 _NAME = "identity"
 _MAX_PASSPHRASE_BYTES = 1024
@@ -129,6 +130,7 @@ def export(home: Path, target: Path, passphrase_file: Path | None) -> None:
         raise UserError(f"The passphrase is too short; take at least {MIN_PASSPHRASE_CHARS} characters.")
     salt, nonce = secrets.token_bytes(SALT_BYTES), secrets.token_bytes(NONCE_BYTES)
     _write_new(target, seal_identity(identity, passphrase, salt=salt, nonce=nonce))
+    (home / EXPORTED).write_text(datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d\n"), encoding="utf-8")
     sys.stderr.write(f"{identity.peer_id} is in {target}; whoever has the file and the passphrase is this node.\n")
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from dht.errors import IdentityDamaged, IdentityNotWritten
 from dht.identity import Identity
 
+CLIENT_IDENTITY = "client-identity"
+"""Key of the clients of this directory, beside that of its server."""
 EXPORTED = "identity.exported"
 """Beside the key: when `efedllm identity export` made a backup last, a date."""
 
@@ -30,11 +32,13 @@ class KeyCare:
         None  # date of the last backup; empty: there was one, nobody knows when; None: there was none
     )
     trouble: str = ""  # why the key cannot be read
+    is_of_client: bool = False  # it is that of clients: there is no server's
 
     @property
     def is_safe(self) -> bool:
         """Whether nothing is left to do."""
-        return self.peer_id is not None and self.is_private and self.exported is not None
+        has_backup = self.exported is not None or self.is_of_client
+        return self.peer_id is not None and self.is_private and has_backup
 
     @property
     def is_private(self) -> bool:
@@ -43,8 +47,10 @@ class KeyCare:
 
 
 def look_at_key(home: Path) -> KeyCare:
-    """Look at the key of a node's directory."""
-    path = home / "identity"
+    """Look at the key of a node's directory: its server's, or that of its clients where there never was a server."""
+    path, is_of_client = home / "identity", False
+    if not path.exists() and (home / CLIENT_IDENTITY).exists():
+        path, is_of_client = home / CLIENT_IDENTITY, True
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -53,7 +59,7 @@ def look_at_key(home: Path) -> KeyCare:
         return KeyCare(path, trouble=f"identity {path} cannot be read ({error.strerror})")
     exported = _exported(home / EXPORTED)
     try:
-        return KeyCare(path, Identity.load_or_create(path).peer_id, mode, exported)
+        return KeyCare(path, Identity.load_or_create(path).peer_id, mode, exported, is_of_client=is_of_client)
     except (IdentityDamaged, IdentityNotWritten) as error:
         return KeyCare(path, None, mode, exported, str(error))
 
@@ -78,7 +84,11 @@ def in_sentences(care: KeyCare) -> list[str]:
     sentences = [f"Your key is in {care.path} (mode {care.mode:04o}); you are {care.peer_id}."]
     if not care.is_private:
         sentences.append(f"Others on this machine can read it: `chmod 600 {care.path}`.")
-    if care.exported is None:
+    if care.is_of_client:
+        sentences.append(
+            "It is your clients' key; without it servers take you for a newcomer, and nothing else is lost."
+        )
+    elif care.exported is None:
         sentences.append(
             "It has no backup: with this disk all that you have earned is lost. `efedllm identity export`."
         )

@@ -12,6 +12,7 @@ from dht.beginnings import Beginning, write_beginning
 from dht.identity import Identity
 from node.cli import main
 from node.run import identity as command
+from node.run.key_care import look_at_key
 
 PHRASE = "correct horse battery"
 
@@ -213,3 +214,13 @@ def test_at_a_terminal_the_passphrase_is_asked_for_twice(home: Path, monkeypatch
     monkeypatch.setattr("getpass.getpass", terminal.getpass)
     assert run("export", str(home.parent / "out")) == code
     assert (home.parent / "out").exists() == (code == 0)
+
+
+def test_an_export_is_remembered_as_a_backup(home: Path):
+    assert not look_at_key(home).is_safe
+    run("show")
+    exported(home)
+    care = look_at_key(home)
+    assert care.is_safe
+    assert care.exported is not None
+    assert care.exported.startswith("20")

@@ -54,3 +54,12 @@ def test_a_damaged_key_is_said(tmp_path):
     care = look_at_key(tmp_path)
     assert (care.is_safe, care.peer_id) == (False, None)
     assert "holds no Ed25519 key" in in_sentences(care)[0]
+
+
+def test_the_key_of_clients_is_told_of_where_there_is_no_servers(tmp_path):
+    identity = Identity.load_or_create(tmp_path / "client-identity")
+    care = look_at_key(tmp_path)
+    assert (care.peer_id, care.is_safe) == (identity.peer_id, True)
+    assert "newcomer" in in_sentences(care)[-1]
+    server = Identity.load_or_create(tmp_path / "identity")
+    assert look_at_key(tmp_path).peer_id == server.peer_id
