@@ -219,7 +219,7 @@ def test_at_a_terminal_the_passphrase_is_asked_for_twice(home: Path, monkeypatch
 def test_an_export_is_remembered_as_a_backup(home: Path):
     assert not look_at_key(home).is_safe
     run("show")
-    exported(home)
+    assert export(home) == 0
     care = look_at_key(home)
     assert care.is_safe
     assert care.exported is not None
