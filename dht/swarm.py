@@ -387,7 +387,7 @@ class Swarm:
     async def measure_speed(self, peer_id: str) -> float:
         """Measure how fast bytes travel to a member and back, the slower of both ways, in bytes per second.
 
-        Takes up to some seconds, and a mebibyte each way.
+        Takes up to some seconds, and 1.3 MiB each way.
 
         Raises:
             PeerUnreachable: It does not answer in time, or measures with somebody else.
