@@ -70,13 +70,16 @@ class Overlay:
         Raises:
             DaemonDied: Our own p2pd does not answer.
         """
-        if not peers:
-            return
+        if peers:
+            await self.meet(peers)
+            await self.walk(self.protocol.node_id, self.regions.ask_neighbours)
+
+    async def meet(self, peers: Collection[str]) -> None:
+        """Take admitted peers into the routing table, those that answer."""
         ids = [PeerID.from_base58(peer) for peer in peers]
         for peer in ids:
             self._shunned.register_success(peer)
         await asyncio.gather(*(self.protocol.call_ping(peer) for peer in ids))
-        await self.walk(self.protocol.node_id, self.regions.ask_neighbours)
 
     def knows(self, peer: str) -> bool:
         """Say whether a peer stands in our routing table."""

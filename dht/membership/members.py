@@ -374,7 +374,8 @@ class Membership:
             for namer in self.book.namers(peer_id):
                 if namer in self._members and namer not in self._greeting:
                     with contextlib.suppress(UnavailableError, RemoteError):
-                        await self._connect(namer, self.book.addresses(namer))
+                        if namer not in await self._transport.connected_peers():
+                            await self._connect(namer, self.book.addresses(namer))
                         await self.ask_where(namer, [peer_id])
                 found = self.book.addresses(peer_id)
                 if found and found != tried:

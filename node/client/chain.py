@@ -413,21 +413,26 @@ class Chain:
 
     async def _replace_lost(self, planner: Planner) -> Repaired:
         """Put other stages in the place of the first ones that are lost, and let them catch up."""
+        answered = self._answered  # What comes while they are asked is not in their signs of life.
         await self._probe([link for link in self._links if link not in self._lost])  # They might all be gone.
         for link, reason in self._lost.items():
             if link not in self._starved:
                 planner.failed(link.stage.peer_id, reason)
-        self._lose_starved()
+        self._lose_starved(answered)
         self._has_lost.clear()
         await asyncio.gather(*(link.cut() for link in self._lost))
         if self._links[0] in self._lost:
             await self._drop_push()
         return await self._replace(planner, set(self._lost))
 
-    def _lose_starved(self) -> None:
-        """Note stages as lost that had not the whole history yet from a stage that is lost: nobody can complete it."""
+    def _lose_starved(self, answered: int) -> None:
+        """Note stages as lost that had not the whole history yet from a stage that is lost: nobody can complete it.
+
+        Args:
+            answered: steps that had been answered before the stages were asked for signs of life.
+        """
         for before, link in itertools.pairwise(self._links):
-            is_behind = link.alive is not None and link.alive.handed_on < self._answered
+            is_behind = link.alive is not None and link.alive.handed_on < answered
             if is_behind and before in self._lost and link not in self._lost:
                 self._starved.add(link)
                 self._lost[link] = StageLost(f"The stage {link.stage} has lost its history; {RETRYABLE_WORDS}.")

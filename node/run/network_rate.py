@@ -18,12 +18,18 @@ _PATIENCE_S = 5.0
 """How long one of them may take."""
 
 
-async def measure_network(swarm: Swarm) -> float | None:
-    """Return how fast bytes leave and reach this machine, the slower of both, bytes/s; None: nobody took part.
+async def measure_network(swarm: Swarm, bound_bytes_per_s: float | None) -> float | None:
+    """Return how fast bytes leave and reach this machine, the slower of both, bytes/s; None: it is not known.
+
+    Args:
+        swarm: whose members take part.
+        bound_bytes_per_s: what the donor allows; where it is bounded nothing is sent: measuring would keep no bound.
 
     Raises:
         DaemonDied: our own p2pd has ended.
     """
+    if bound_bytes_per_s is not None:
+        return None
     rates = []
     for peer in swarm.members()[:_MAX_ASKED]:
         try:

@@ -76,7 +76,7 @@ async def run_server(options: ServeOptions, reporter: Reporter) -> None:
             swarm = await exits.enter_async_context(place)
             reporter.say(f"Memory: {plan.memory}")
             hashing = asyncio.to_thread(lambda: checkpoint.manifest32)
-            manifest, network = await asyncio.gather(hashing, measure_network(swarm))
+            manifest, network = await asyncio.gather(hashing, measure_network(swarm, options.max_bytes_per_s))
             _say_network(network, reporter)
             span = plan.span or await _needed_span(swarm, manifest, plan)
             statistics = Statistics(time.monotonic())

@@ -144,6 +144,16 @@ async def test_a_client_stores_nothing_for_others_and_can_be_dialled_back():
             assert len(await client.fetch(Kind.ANNOUNCE, (MANIFEST, 0))) == 1
 
 
+async def test_a_client_meets_only_whom_it_joins_through_until_it_looks_for_something():
+    async with testnet(6) as nodes:
+        assert all([await node.store(seal(announcement(node._identity), node._identity)) for node in nodes])
+        join = JoinCode(tuple(nodes[0].addresses), "testnet", b"")
+        async with Swarm(Identity.ephemeral(), join=join, client_mode=True) as client:
+            assert client.members() == [nodes[0].peer_id]
+            assert len(await client.fetch(Kind.ANNOUNCE, (MANIFEST, 0))) == len(nodes)
+            assert set(client.members()) == {node.peer_id for node in nodes}
+
+
 async def test_without_the_bootstrap_the_others_go_on_and_through_it_restarted_new_nodes_join(tmp_path: Path):
     founder = Identity.load_or_create(tmp_path / "founder")
     async with contextlib.AsyncExitStack() as stack:

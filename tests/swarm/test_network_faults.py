@@ -27,6 +27,9 @@ NEW_TOKENS = 16
 LOST_S = 8.0
 """A pause in which a stage is found lost, replaced and caught up with, on a machine with other work."""
 
+SHUNNED_S = 7.0
+"""For so long p2pd does not dial a peer that it could not reach once or twice, though it is back."""
+
 REACHED_AGAIN_S = 20.0
 """Within this a healed server is reached by its neighbours again."""
 
@@ -136,6 +139,8 @@ def test_an_answer_survives_a_broken_link_and_the_healed_server_serves_again(swa
     pause_s, middle = swarm.answer_when_it_can()
     assert middle == harmed[0]
     assert pause_s < LOST_S
+    swarm.fleet.heal(spare)
+    time.sleep(SHUNNED_S)  # So that the next test does not begin with what this one has left.
 
 
 def test_an_answer_comes_slower_over_a_slow_link_and_is_the_same(swarm: Swarm):

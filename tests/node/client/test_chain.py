@@ -159,15 +159,27 @@ async def chain_of_two_stages(planner, step_timeout_s):
             await chain.close()
 
 
+@contextlib.asynccontextmanager
+async def giving_signs(stage, taken, handed_on, *after):
+    """Let a stage answer every probe with the same sign of life, and send the frames ``after`` behind the first one."""
+
+    async def answer_probes():
+        more = list(after)
+        while (frame := await stage.receive()) is not None:
+            if isinstance(frame, Probe):
+                await stage.send(Alive(SESSION, frame.tag, taken, handed_on))
+                while more:
+                    await stage.send(more.pop(0))
+
+    answering = asyncio.create_task(answer_probes())
+    try:
+        yield
+    finally:
+        answering.cancel()
+
+
 async def test_a_stage_that_never_catches_up_is_waited_for_only_as_long_as_a_step_may_take():
-    async with chain_of_two_stages(NobodyThere(), 0.5) as (chain, first, last):
-
-        async def claim_to_have_done_nothing():
-            while (frame := await first.receive()) is not None:
-                if isinstance(frame, Probe):
-                    await first.send(Alive(SESSION, frame.tag, 0, 0))
-
-        claiming = asyncio.create_task(claim_to_have_done_nothing())
+    async with chain_of_two_stages(NobodyThere(), 0.5) as (chain, first, last), giving_signs(first, 0, 0):
         answered = send_one(chain, 0)
         await last.send(answer(0))
         await asyncio.wait_for(answered, 10)
@@ -175,7 +187,6 @@ async def test_a_stage_that_never_catches_up_is_waited_for_only_as_long_as_a_ste
         await last.close()
         _, error = await asyncio.wait_for(lost, 10)
         assert isinstance(error, MissingBlocks)
-        claiming.cancel()
 
 
 class AsksFor(NobodyThere):
@@ -193,24 +204,24 @@ class AsksFor(NobodyThere):
         self.failures.append(peer_id)
 
 
-@pytest.mark.parametrize(("handed_on", "asked"), [(0, (0, 4)), (1, (0, 2))])
-async def test_a_stage_that_loses_who_gives_it_its_history_is_replaced_with_it(handed_on, asked):
+@pytest.mark.parametrize(
+    ("handed_on", "after", "asked"),
+    [(0, (), (0, 4)), (1, (), (0, 2)), (1, (answer(1),), (0, 2))],
+    ids=["without its history", "with it", "with it and answering meanwhile"],
+)
+async def test_a_stage_is_replaced_with_the_one_before_only_if_that_was_giving_it_its_history(handed_on, after, asked):
     planner = AsksFor()
-    async with chain_of_two_stages(planner, 0.5) as (chain, first, last):
-
-        async def answer_probes():
-            while (frame := await last.receive()) is not None:
-                if isinstance(frame, Probe):
-                    await last.send(Alive(SESSION, frame.tag, 1, handed_on))
-
-        answering = asyncio.create_task(answer_probes())
+    async with chain_of_two_stages(planner, 0.5) as (chain, first, last), giving_signs(last, 1, handed_on, *after):
         answered = send_one(chain, 0)
         await last.send(answer(0))
         await asyncio.wait_for(answered, 10)
         lost = send_one(chain, 1)
         await first.close()
         await asyncio.wait_for(lost, 10)
-        answering.cancel()
+        for _ in range(100):
+            if planner.asked:
+                break
+            await asyncio.sleep(0.05)
     assert planner.asked[0] == asked
     assert set(planner.failures) == {"first"}
 

@@ -27,18 +27,24 @@ class FakeSwarm:
 
 async def test_the_best_answer_of_a_few_counts():
     swarm = FakeSwarm(PeerUnreachable("busy"), 5.0, 7.0, 100.0)
-    assert await measure_network(swarm) == 7.0
+    assert await measure_network(swarm, None) == 7.0
     assert swarm.asked == [0, 1, 2]
 
 
 @pytest.mark.parametrize("answers", [(), (PeerUnreachable("busy"),)])
 async def test_without_an_answer_nothing_is_known(answers):
-    assert await measure_network(FakeSwarm(*answers)) is None
+    assert await measure_network(FakeSwarm(*answers), None) is None
+
+
+async def test_nothing_is_sent_where_the_donor_bounds_what_is():
+    swarm = FakeSwarm(5.0)
+    assert await measure_network(swarm, 1000.0) is None
+    assert swarm.asked == []
 
 
 async def test_a_dead_p2pd_is_not_taken_for_a_silent_member():
     with pytest.raises(DaemonDied):
-        await measure_network(FakeSwarm(DaemonDied("gone")))
+        await measure_network(FakeSwarm(DaemonDied("gone")), None)
 
 
 @pytest.mark.parametrize(
