@@ -48,6 +48,8 @@ from node.serve.patience import Patience
 from node.serve.statistics import Statistics
 from node.wire import PROTOCOL
 
+CHECK_S = 1.0
+"""How often signatures are asked for that are due by the clock, s."""
 SWEEP_S = 15.0
 """How often idle sessions are looked for, s."""
 STATISTICS_S = 60.0
@@ -190,8 +192,8 @@ class _Server:
         words = stop_words()
         loop.add_signal_handler(signal.SIGUSR1, self._say_load)
         told = asyncio.create_task(words.get())
-        watching = [self._sweep(), self._tell_load(), self._swarm.wait_closed(), self._doors.watch()]
-        watching.append(self._announcing.watch_neighbours())
+        watching = [self._sweep(), self._ask_for_signatures(), self._tell_load(), self._swarm.wait_closed()]
+        watching += [self._doors.watch(), self._announcing.watch_neighbours()]
         tasks = [asyncio.create_task(work) for work in watching]
         balancing = asyncio.create_task(self._balance(self._options.balance_every_s))
         ending = [asyncio.create_task(until_stdin_ends())] if self._options.exit_with_stdin else []
@@ -303,6 +305,12 @@ class _Server:
             await asyncio.sleep(SWEEP_S)
             if self._handler is not None:
                 await self._handler.expire(time.monotonic())
+
+    async def _ask_for_signatures(self) -> None:
+        while True:
+            await asyncio.sleep(CHECK_S)
+            if self._handler is not None:
+                await self._handler.check_due()
 
     async def _balance(self, every_s: float) -> None:
         """Look now and then whether the swarm needs this server at other blocks more, and move there."""

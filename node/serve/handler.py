@@ -20,19 +20,17 @@ from dht.errors import DhtError
 from dht.swarm import LAST_WORD_S
 from node.engine import Engine
 from node.errors import ComputeFailed, NodeError, Refused, RemoteError, SessionError, UnavailableError
-from node.model.arena import Buffers, KeyValueArena
+from node.model.arena import KeyValueArena
 from node.model.span import Span
 from node.model.tensors import codec_of
-from node.serve.admission import Admission, Served
+from node.serve.admission import Served
 from node.serve.bandwidth import Bandwidth
-from node.serve.computation import Computation, Output, SpanSteps, StepJob
 from node.serve.contract import Contract, Contracts
-from node.serve.end_work import EndWork
 from node.serve.outlets import Dialer, Live, Outlets, Streams
-from node.serve.prefixes import PrefixChain, PrefixStore, scope_of
-from node.serve.session import Compute, Known, StageSession
-from node.serve.slots import Slot, Slots
-from node.step_log import StepLog
+from node.serve.prefixes import PrefixStore
+from node.serve.runner import Runner
+from node.serve.session import Compute, Known
+from node.serve.slots import Slots
 from node.transport import ByteStream, FrameStream
 from node.wire import (
     MAX_DRAIN_S,
@@ -84,6 +82,7 @@ class Handler:
         arena: memory for the caches of all sessions.
         prefixes: remembers common beginnings of sessions; None: every session computes all of its own.
         log_bytes: memory for what sessions have handed on; more of it than this is refused.
+        contracts: binds sessions to what is signed for; None: nothing is counted.
     """
 
     def __init__(
@@ -97,13 +96,10 @@ class Handler:
         contracts: Contracts | None = None,
     ) -> None:
         self.counters = Counters()
-        self._admission = Admission(served, arena.num_positions, log_bytes)
+        self._runner = Runner(served, engine, arena, prefixes, log_bytes, self._is_open)
         self._served = served
         self._contracts = contracts
         self._engine = engine
-        self._arena = arena
-        self._prefixes = prefixes
-        self._groups: dict[tuple[int, int], SpanSteps] = {}
         self._sessions: dict[bytes, Live] = {}
         self._streams = Streams(Bandwidth(served.max_bytes_per_s))
         self._leaves_within_s: float | None = None
@@ -120,7 +116,7 @@ class Handler:
     @property
     def slots(self) -> Slots:
         """Where the caches of sessions stand."""
-        return self._admission.slots
+        return self._runner.admission.slots
 
     @property
     def num_sessions(self) -> int:
@@ -149,11 +145,11 @@ class Handler:
 
     def close_doors(self, reason: Refused) -> None:
         """Refuse new sessions with ``reason`` from now on."""
-        self._admission.closed = reason
+        self._runner.admission.closed = reason
 
     def open_doors(self) -> None:
         """Take new sessions again."""
-        self._admission.closed = self._leaves_within_s = None
+        self._runner.admission.closed = self._leaves_within_s = None
 
     async def hand_over(self, within_s: float) -> bool:
         """Ask the clients of all sessions to go elsewhere, and wait until they have; return whether all did.
@@ -362,47 +358,12 @@ class Handler:
 
     def _open(self, frames: FrameStream, opened: Open) -> Live:
         """Take a session in; whoever calls this sees to its end."""
-        served, admission, client = self._served, self._admission, frames.peer_id
         if opened.session in self._sessions:
             raise Refused("duplicate", "A session with this id is open already; choose a random id.")
-        admission.check(opened)
-        try:
-            state = StageSession(opened, served.hidden_size, served.ends.vocab_size if served.ends else 0)
-        except SessionError as error:
-            raise Refused("bad_open", str(error)) from error
-        admission.check_room(client)
-        slot = admission.lease(client, opened.batch, opened.max_length)
-        span = served.span.view(opened.start, opened.end)
-        buffers = self._buffers(slot, opened, opened.batch)
-        cache = span.new_cache(opened.max_length, opened.batch, buffers)
-        work = EndWork(served.ends, opened) if served.ends and _wants_ends(opened) else None
-        computation = Computation(span, cache, self._chain(opened, client), work)
-        live = Live(state, computation, frames, time.monotonic(), [slot], opened.batch)
-        try:
-            live.log_bytes = admission.lease_log(opened, opened.batch, 0)
-        except Refused:
-            self.slots.release(slot)
-            raise
-        if opened.next:
-            width = served.hidden_size
-            live.log = StepLog(opened.session, opened.codec, width, opened.batch, opened.max_length, opened.steps)
+        live = self._runner.begin(opened, frames)
         self._sessions[opened.session] = live
-        admission.enter(client)
         self.counters.sessions += 1
         return live
-
-    def _chain(self, opened: Open, client: str) -> PrefixChain | None:
-        """Return what finds common beginnings for a session of one row, or None."""
-        if self._prefixes is None or self._served.span.state is not None:
-            return None
-        if opened.batch > 1 or any(opened.left_padding):
-            return None
-        return PrefixChain(self._prefixes, scope_of(opened, "" if self._served.shares_prefixes else client))
-
-    def _buffers(self, slot: Slot, opened: Open, rows: int) -> Buffers:
-        """Return the tensors of a slot for the blocks that a session runs."""
-        first = self._served.span.start
-        return self._arena.place(slot.start, rows, opened.max_length)[opened.start - first : opened.end - first]
 
     async def _dial_next(self, live: Live) -> None:
         opened = live.state.opened
@@ -434,7 +395,7 @@ class Handler:
             await self._streams.pay(len(step.payload), lambda: self._is_open(live))
             known_positions = 0
             if isinstance(order, Compute):
-                output, known_positions = await self._compute(live, order)
+                output, known_positions = await self._runner.compute(live, order)
                 live.output = output if len(output[0]) <= _MAX_KEPT_BYTES else None
             elif live.output is None:
                 raise SessionError("The output of a step this long is not kept: crop the session and step again.")
@@ -443,43 +404,6 @@ class Handler:
             await self._outlets.hand_on(live, order, output, known_positions)
             if live.contract is not None:
                 await live.contract.check()
-
-    async def _compute(self, live: Live, order: Compute) -> tuple[Output, int]:
-        """Run a step; return its output, and how many positions of it were not computed but known."""
-        opened, client = live.state.opened, live.client.peer_id
-        into = None
-        if order.rows is not None and len(order.rows) != live.rows:
-            live.log_bytes = self._admission.lease_log(opened, len(order.rows), live.log_bytes)
-            live.slots.append(self._admission.lease(client, len(order.rows), opened.max_length))
-            into = self._buffers(live.slots[-1], opened, len(order.rows))
-        group = self._groups.setdefault((opened.start, opened.end), SpanSteps(live.computation.span))
-        live.is_computing = True
-        try:
-            job = StepJob(group, live.computation, order, client, into)
-            output: Output = await self._engine.run(job)
-        except NodeError:
-            self._returned(live)
-            raise
-        self._returned(live)
-        if not self._is_open(live):
-            raise UnavailableError("The session has ended.")
-        live.rows = order.step.shape[0]
-        while len(live.slots) > 1:
-            self.slots.release(live.slots.pop(0))
-        return output, job.known_positions
-
-    def _returned(self, live: Live) -> None:
-        """Note that the engine has let go of a session's slots.
-
-        A cancelled step is not noted: the engine may still be writing.
-        """
-        live.is_computing = False
-        if not self._is_open(live):
-            self._free_slots(live)
-
-    def _free_slots(self, live: Live) -> None:
-        while live.slots:
-            self.slots.release(live.slots.pop())
 
     def _is_open(self, live: Live) -> bool:
         return self._sessions.get(live.state.opened.session) is live
@@ -493,12 +417,7 @@ class Handler:
             return
         session = live.state.opened.session
         del self._sessions[session]
-        live.computation.drop()
-        if not live.is_computing:
-            self._free_slots(live)
-        live.output = live.log = None
-        self._admission.release_log(live.log_bytes)
-        self._admission.leave(live.client.peer_id)
+        self._runner.end(live)
         if live.contract is not None:
             await live.contract.close()
         if not self._sessions:
@@ -515,16 +434,22 @@ class Handler:
         streams = (live.client if error is None else None, live.previous, live.next)
         await asyncio.gather(*(stream.close() for stream in streams if stream is not None))
 
+    async def check_due(self) -> None:
+        """Ask for the signatures that are due by the clock: an epoch ends for sessions at rest, too."""
+
+        async def check(contract: Contract) -> None:
+            with contextlib.suppress(UnavailableError):  # Its stream says so as well.
+                await contract.check()
+
+        agreed = [live.contract for live in self._sessions.values() if live.is_accepted and live.contract is not None]
+        await asyncio.gather(*map(check, agreed))
+
     async def expire(self, now_s: float) -> int:
         """Close the sessions that have been idle for too long; return how many."""
         idle = [live for live in self._sessions.values() if now_s - live.last_used_s > self._served.idle_timeout_s]
         refusal = Refused("idle", "The session was idle for too long; open it again.")
         await asyncio.gather(*(self._end(live, refusal) for live in idle))
         return len(idle)
-
-
-def _wants_ends(opened: Open) -> bool:
-    return bool(opened.embed or opened.top or opened.sampling)
 
 
 def _refusal(session: bytes, error: NodeError) -> Refuse:
