@@ -133,7 +133,7 @@ class ConsumerAccount:
         """Say whether a checkpoint should have come and has not; the stage is then as good as lost."""
         if self._due_since_s is None:
             return False
-        return self._steps_past_due >= CHECKPOINT_STEPS or now_s - self._due_since_s > CHECKPOINT_TIMEOUT_S
+        return self._steps_past_due >= CHECKPOINT_STEPS and now_s - self._due_since_s > CHECKPOINT_TIMEOUT_S
 
     def check(self, checkpoint: Checkpoint, root: bytes, now_s: float) -> Cosign | None:
         """Check a checkpoint's receipts and sign them.

@@ -24,9 +24,9 @@ HISTORY_TOKENS = 256
 COSIGN_TIMEOUT_S = 5.0
 """A step waits so long for the signatures for what was before it."""
 CHECKPOINT_TIMEOUT_S = 2.0
-"""A checkpoint that is due comes within this time."""
+"""A checkpoint that is due may take as long: it comes by another way than the results, which may be a longer one."""
 CHECKPOINT_STEPS = 2
-"""Or before so many more steps are answered."""
+"""And so many more steps are answered before it counts as missing: where steps are slow, so is what follows them."""
 
 
 def kind_of(step: Step) -> WorkKind:
