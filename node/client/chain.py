@@ -52,6 +52,8 @@ _PAUSE_BETWEEN_TRIES_S = 0.25
 _PAUSE_BETWEEN_MOVES_S = 1.0
 """A stage that leaves still serves: there is time. Twice as long with every try."""
 _MAX_PAUSE_BETWEEN_MOVES_S = 15.0
+_LAST_SIGNATURES_S = 1.0
+"""A stage that leaves has so long to ask for them."""
 _REPAIR_GRACE_S = 5.0
 """So much longer than a step may take a repair may: it knows better what is missing."""
 _LOOK_S = 0.02
@@ -117,7 +119,7 @@ class Chain:
         """Stages that have asked for somebody to take their place."""
         self._moving: asyncio.Task[None] | None = None
         self._has_news = asyncio.Event()
-        """Set by every answer and every loss."""
+        """Set by every answer, every checkpoint and every loss."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_repairing = False
         self._silence = Silence(time.monotonic())
@@ -285,6 +287,7 @@ class Chain:
         except StageAtFault as fault:
             self._blame(fault)
             return
+        self._has_news.set()
         if answer is not None:
             link.tell(answer)
 
@@ -563,8 +566,19 @@ class Chain:
     async def _move_now(self, planner: Planner, leaving: Set[StageLink]) -> None:
         began_s = time.monotonic()
         if await self._is_quiet() and leaving <= set(self._links):
+            await self._settle_with(leaving)
             repaired = await self._replace(planner, leaving, are_leaving=True)
             planner.tell(replace(repaired, were_leaving=True, seconds=time.monotonic() - began_s))
+
+    async def _settle_with(self, leaving: Set[StageLink]) -> None:
+        """Let stages that leave ask for their last signatures first, while nothing is sent."""
+        contract = self._contract
+        places = [place for place, link in enumerate(self._links) if link in leaving]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_SIGNATURES_S):
+                while contract is not None and not all(map(contract.is_settled, places)) and not self._lost:
+                    self._has_news.clear()
+                    await self._has_news.wait()
 
     async def _is_quiet(self) -> bool:
         """Wait until all that was sent is answered; return whether that is so and no stage is lost."""

@@ -199,6 +199,10 @@ class SessionContract:
         segment = self._waiting.popleft()
         self._check.answered(step, segment, result.codec, result.shape, result.payload)
 
+    def is_settled(self, place: int) -> bool:
+        """Say whether everything that a stage was sent is signed for."""
+        return self._parties[place].account.is_settled
+
     def overdue(self) -> list[int]:
         """Return the places of stages that should have asked for signatures and have not."""
         now_s = time.time()

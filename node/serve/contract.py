@@ -197,6 +197,8 @@ class Contract:
         self._has_news = asyncio.Event()
         """Set by every co-signature and voucher."""
         self._is_closed = False
+        self._is_leaving = False
+        """Whether the client has been asked to take the session elsewhere: every step may be the last one here."""
 
     # Steps.
 
@@ -284,10 +286,20 @@ class Contract:
         Raises:
             UnavailableError: the client is gone.
         """
-        if self._account.is_due(self._clock(), is_last=is_last):
-            leaves, root = self._commitment.report()
-            made = self._account.checkpoint(leaves, root, self._steps)
-            await self._tell(Checkpoint(self._opened.session, made.to_body()))
+        if (made := self._due(is_last=is_last or self._is_leaving)) is not None:
+            await self._tell(made)
+
+    def leave(self) -> Checkpoint | None:
+        """Ask for signatures after every step from now on; return the checkpoint that is due now, if one is."""
+        self._is_leaving = True
+        return self._due(is_last=True)
+
+    def _due(self, *, is_last: bool) -> Checkpoint | None:
+        if not self._account.is_due(self._clock(), is_last=is_last):
+            return None
+        leaves, root = self._commitment.report()
+        made = self._account.checkpoint(leaves, root, self._steps)
+        return Checkpoint(self._opened.session, made.to_body())
 
     def cosigned(self, frame: Cosign) -> None:
         """Take the client's signatures.

@@ -177,6 +177,8 @@ class Handler:
             seconds = min(int(self._leaves_within_s), MAX_DRAIN_S)
             with contextlib.suppress(UnavailableError):
                 live.client.write(Drain(live.state.opened.session, seconds))
+                if live.contract is not None and (due := live.contract.leave()) is not None:
+                    live.client.write(due)
 
     async def end_all(self, reason: Refused) -> None:
         """End every session, with ``reason``."""
