@@ -30,11 +30,12 @@ _END_TIMEOUT_S = 20.0
 class Client:
     """One client process, as the benchmark sees it."""
 
-    def __init__(self, model_dir: Path, join: str, home: Path) -> None:
+    def __init__(self, model_dir: Path, join: str, home: Path, *, receipts: bool = True) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOADED)
         self.pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_obey, args=(theirs, str(model_dir), join, str(home)), daemon=True)
+        arguments = (theirs, str(model_dir), join, str(home), receipts)
+        self._process = context.Process(target=_obey, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
 
@@ -75,14 +76,16 @@ class Client:
 
 
 @contextlib.contextmanager
-def started_clients(num_clients: int, model_dir: Path, join: str, homes: Path) -> Iterator[list[Client]]:
+def started_clients(
+    num_clients: int, model_dir: Path, join: str, homes: Path, *, receipts: bool = True
+) -> Iterator[list[Client]]:
     """Start clients of one model, each with a home of its own below ``homes``; all end with the context."""
     clients: list[Client] = []
     try:
         for number in range(num_clients):
             if number >= _AT_ONCE:
                 clients[number - _AT_ONCE].answer()
-            clients.append(Client(model_dir, join, homes / f"client{number}"))
+            clients.append(Client(model_dir, join, homes / f"client{number}", receipts=receipts))
         for client in clients[-_AT_ONCE:]:
             client.answer()
         yield clients
@@ -104,12 +107,12 @@ def wait_for_first(clients: Sequence[Client]) -> None:
         raise TimeoutError(f"no client has said anything for {ANSWER_TIMEOUT_S:.0f} s")
 
 
-def _obey(pipe: Connection, model_dir: str, join: str, home: str) -> None:
+def _obey(pipe: Connection, model_dir: str, join: str, home: str, receipts: bool) -> None:
     """Be a client: do the jobs that come through ``pipe`` until it brings None or ends."""
     os.environ[HOME_VARIABLE] = home
     silence_libraries()
     torch.set_num_threads(1)
-    with AutoDistributedModelForCausalLM.from_pretrained(model_dir, join=join) as model:
+    with AutoDistributedModelForCausalLM.from_pretrained(model_dir, join=join, receipts=receipts) as model:
         pipe.send(_READY)
         with contextlib.suppress(EOFError):
             while (job := pipe.recv()) is not None:
