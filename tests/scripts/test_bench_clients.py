@@ -1,16 +1,8 @@
 """How the windows of a round become rates, ratios and shares."""
 
 import pytest
-from bench_clients import (
-    Reading,
-    Window,
-    cores_of_others,
-    cpu_ms_per_token,
-    slowest_share,
-    summary,
-    tokens_per_s,
-    whole_tokens_per_s,
-)
+from bench.windows import Reading, Window, cpu_ms_per_token, tokens_per_s
+from bench_clients import cores_of_others, slowest_share, summary, whole_tokens_per_s
 
 
 def window(num_tokens, elapsed_s, *, servers_s=0.0, machine_s=0.0, whole_s=1.0, equal=True):
