@@ -206,7 +206,7 @@ class AdmittedProtocol(DHTProtocol):
         return accepted
 
     async def rpc_find(self, request: dht_pb2.FindRequest, context: P2PContext) -> dht_pb2.FindResponse:
-        """Answer with the records that stand here and the nearest members that we know."""
+        """Answer with the records that stand here and, where one key is asked for, with the nearest members known."""
         self._refuse_strangers(context)
         self._meet(request.peer, context.remote_id)
         if len(request.keys) > MAX_KEYS_PER_CALL or any(len(key) != 20 for key in request.keys):
@@ -222,7 +222,8 @@ class AdmittedProtocol(DHTProtocol):
                     room -= len(value)
                     result.type, result.value = dht_pb2.FOUND_DICTIONARY, value
                     result.expiration_time = standing.expiration_time
-            self._name_neighbours(result, key, asker)
+            if len(request.keys) == 1:
+                self._name_neighbours(result, key, asker)
             response.results.append(result)
         return response
 
@@ -275,7 +276,8 @@ class AdmittedProtocol(DHTProtocol):
             findings: Of some of the keys; take in what is believed, and save checking what they know already.
 
         Returns:
-            For each key the records that the validator lets pass, and the neighbours whose id is their own.
+            For each key the records that the validator lets pass; where there is one key alone, also the neighbours
+            whose id is their own. Of several keys those may come empty whose records did not fit into the answer.
         """
         keys = list(keys)
         response = await self._ask(peer, "rpc_find", keys)
