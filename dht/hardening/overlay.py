@@ -23,7 +23,6 @@ from dht.hardening.findings import Contradicted, Findings, Forestall, StoredReco
 from dht.hardening.harvest import harvest
 from dht.hardening.protocol import BUCKET_SIZE, CALL_S, NUM_REPLICAS, AdmittedProtocol, dht_id_of
 from dht.hardening.regions import Ask, Regions
-from dht.hardening.shunned import Shunned
 from dht.hardening.storage import MAX_SUBKEYS
 from dht.hardening.turns import in_turns
 from dht.hardening.walk import find_nearest
@@ -64,7 +63,6 @@ class Overlay:
     def __init__(self, protocol: AdmittedProtocol, rng: random.Random | None = None) -> None:
         self.protocol = protocol
         self.regions = Regions(protocol, self.walk, rng or random.SystemRandom())
-        self._shunned = Shunned()
 
     async def join(self, peers: Collection[str]) -> None:
         """Meet admitted peers and, through them, our own neighbourhood; those that do not answer are passed by.
@@ -80,7 +78,7 @@ class Overlay:
         """Take admitted peers into the routing table, those that answer."""
         ids = [PeerID.from_base58(peer) for peer in peers]
         for peer in ids:
-            self._shunned.answered(peer)
+            self.protocol.shunned.answered(peer)
         await asyncio.gather(*(self.protocol.call_ping(peer) for peer in ids))
 
     def knows(self, peer: str) -> bool:
@@ -107,13 +105,8 @@ class Overlay:
         begin = table.get_nearest_neighbors(target, BUCKET_SIZE, exclude=own_id)
 
         async def neighbours_of(peer: PeerID) -> list[PeerID] | None:
-            is_shunned = self._shunned.is_shunned(peer, time.monotonic())
-            neighbours = None if is_shunned else await ask(peer, target)
-            if neighbours is None:
-                self._shunned.failed(peer, time.monotonic())
-                return None
-            self._shunned.answered(peer)
-            return list(neighbours.values())
+            neighbours = await ask(peer, target)
+            return None if neighbours is None else list(neighbours.values())
 
         answering = await find_nearest(
             lambda peer: int(target.xor_distance(dht_id_of(peer))),

@@ -8,6 +8,8 @@ A subclass of ``DHTProtocol``, whose stock behaviour this mends:
   node: here a dictionary is read field by field, with byte subkeys, and the validator sees each record first;
 - peers may push values into our cache: here there is no cache;
 - a node that meets another walks all that it stores and sends it some unasked: here nothing is sent (``keeper`` asks);
+- a peer that failed once is asked again by every search that is told of it: here it is passed by for a while, until it
+  calls us;
 - a call with many records may be longer than p2pd carries: here it is split;
 - whether a peer holds a record can be found only by reading all under its key: here a peer is asked for a digest.
 
@@ -18,6 +20,7 @@ import asyncio
 import functools
 import logging
 import math
+import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -36,6 +39,7 @@ from dht.hardening.admitted_stub import AdmittedStub
 from dht.hardening.control import MAX_MESSAGE_BYTES, Control
 from dht.hardening.dictionary import unpack_dictionary
 from dht.hardening.findings import Contradicted, Findings, StoredRecord
+from dht.hardening.shunned import Shunned
 from dht.hardening.storage import DIGEST_BYTES, MAX_SUBKEYS, RecordStorage
 from dht.identity import peer_id_to_str
 
@@ -97,6 +101,7 @@ class AdmittedProtocol(DHTProtocol):
     _tasks: set[asyncio.Task[object]]
     _num_checked = 0
     contradicted: Contradicted
+    shunned: Shunned
 
     @classmethod
     async def launch(
@@ -133,6 +138,7 @@ class AdmittedProtocol(DHTProtocol):
         self._is_admitted, self._ensure, self._forget, self._named = is_admitted, ensure, forget, named
         self._tasks = set()
         self.contradicted = _contradicted_unheard
+        self.shunned = Shunned()
         self.node_info = dht_pb2.NodeInfo(node_id=b"" if client_mode else self.node_id.to_bytes())
         if not client_mode:
             await self.add_p2p_handlers(control)
@@ -247,7 +253,8 @@ class AdmittedProtocol(DHTProtocol):
             result.nearest_peer_ids.append(peer.to_bytes())
 
     def _meet(self, info: dht_pb2.NodeInfo, peer: PeerID) -> None:
-        """Put a member that called us into the routing table, if it answers calls itself."""
+        """Put a member that called or answered us into the routing table, if it answers calls itself."""
+        self.shunned.answered(peer)
         if info.node_id and info.node_id == dht_id_of(peer).to_bytes():
             self._spawn(self.update_routing_table(dht_id_of(peer), peer))
 
@@ -306,11 +313,14 @@ class AdmittedProtocol(DHTProtocol):
         return answers
 
     async def _ask(self, peer: PeerID, call: str, keys: Sequence[DHTID]) -> dht_pb2.FindResponse | None:
+        if self.shunned.is_shunned(peer, time.monotonic()):
+            return None
         request = dht_pb2.FindRequest(keys=[key.to_bytes() for key in keys], peer=self.node_info)
         try:
             response = await getattr(self.get_stub(peer), call)(request, timeout=CALL_S)
         except (DhtError, TimeoutError, OSError) as error:
             logger.debug("%s at %s: %s", call, peer, error)
+            self.shunned.failed(peer, time.monotonic())
             await self.update_routing_table(None, peer, responded=False)
             return None
         self._meet(response.peer, peer)

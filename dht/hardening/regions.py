@@ -193,7 +193,7 @@ class Regions:
 def _num_parts(size: float, bits: int) -> int:
     """Say in how many parts the members of a block are looked up: a power of two."""
     expected = size * 2.0 ** (bits - ID_BITS)
-    return 2 ** max(MIN_PARTS.bit_length() - 1, math.ceil(math.log2(max(1.0, expected / PART_NODES))))
+    return 1 << max(MIN_PARTS.bit_length() - 1, math.ceil(math.log2(max(1.0, expected / PART_NODES))))
 
 
 def _holders(key_id: DHTID, members: list[PeerID], size: float, bits: int) -> list[PeerID]:
