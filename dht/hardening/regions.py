@@ -16,7 +16,17 @@ from collections.abc import Awaitable, Callable, Collection
 from hivemind.dht.routing import DHTID
 from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerID
 
-from dht.hardening.density import ID_BITS, REGION_NODES, Density, choose, is_crowded, is_narrow, radius_of, spread
+from dht.hardening.density import (
+    ID_BITS,
+    REGION_NODES,
+    Density,
+    choose,
+    is_crowded,
+    is_narrow,
+    radius_of,
+    sampled_ids,
+    spread,
+)
 from dht.hardening.findings import Findings
 from dht.hardening.protocol import BUCKET_SIZE, AdmittedProtocol, dht_id_of
 from dht.hardening.turns import in_turns
@@ -73,8 +83,8 @@ class Regions:
     async def size(self) -> float:
         """Give how many members the swarm has by look-ups of random ids, which are made when the last ones are old."""
         async with self._measuring:
-            for _ in range(self._density.num_missing(time.monotonic())):
-                target = DHTID(self._rng.getrandbits(ID_BITS))
+            num_missing = self._density.num_missing(time.monotonic())
+            for target in map(DHTID, sampled_ids(self._rng.getrandbits(ID_BITS), num_missing)):
                 members = self._with_us(await self._walk(target, self.ask_neighbours))
                 self._density.note(time.monotonic(), distances_to(target, members), BUCKET_SIZE)
         return self._density.size(time.monotonic())
