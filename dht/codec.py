@@ -34,7 +34,10 @@ def encode(value: Value) -> bytes:
         ValueError: An integer is outside 64 bits, an array too long or the nesting too deep.
     """
     _check(value, MAX_DEPTH)
-    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    try:
+        packed: bytes = msgpack.packb(value, use_bin_type=True)
+    except OverflowError:
+        raise ValueError("integer outside 64 bits") from None
     return packed
 
 
@@ -65,16 +68,17 @@ def decode(data: bytes, max_bytes: int) -> Value:
     return value
 
 
+_SCALARS = frozenset({int, bytes, str, bool})
+
+
 def _check(value: object, depth: int) -> None:
-    if isinstance(value, int):  # bool included
-        if not INT64_MIN <= value <= UINT64_MAX:
-            raise ValueError("integer outside 64 bits")
-    elif type(value) is list or type(value) is tuple:  # exactly: msgpack's extension type is a kind of tuple
+    if type(value) is list or type(value) is tuple:  # exactly: msgpack's extension type is a kind of tuple
         if depth == 0 or len(value) > MAX_ITEMS:
             raise ValueError("array too long or nested too deep")
-        for item in value:
-            _check(item, depth - 1)
-    elif not isinstance(value, bytes | str):
+        if not _SCALARS.issuperset(map(type, value)):  # most arrays hold nothing else, and are many
+            for item in value:
+                _check(item, depth - 1)
+    elif not isinstance(value, int | bytes | str):  # bool included
         raise TypeError(f"{type(value).__name__} has no place in a canonical value")
 
 
@@ -87,17 +91,18 @@ class Fields:
     def __init__(self, value: object) -> None:
         if not isinstance(value, list):
             raise BadRecord("an array is expected")
-        self._rest = list(reversed(value))
+        self._rest: list[object] = value[::-1]
 
     def _take(self, name: str) -> object:
-        if not self._rest:
-            raise BadRecord(f"{name} is missing")
-        return self._rest.pop()
+        try:
+            return self._rest.pop()
+        except IndexError:
+            raise BadRecord(f"{name} is missing") from None
 
     def uint(self, name: str, max_value: int, *, min_value: int = 0) -> int:
         """Take an integer in ``[min_value, max_value]``."""
         value = self._take(name)
-        if not isinstance(value, int) or isinstance(value, bool) or not min_value <= value <= max_value:
+        if type(value) is not int or not min_value <= value <= max_value:
             raise BadRecord(f"{name} is not an integer in [{min_value}, {max_value}]")
         return value
 

@@ -16,7 +16,7 @@ import ipaddress
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Self
 
 from dht.charter import Charter
@@ -407,8 +407,31 @@ class Swarm:
             DaemonDied: Our own p2pd has ended.
         """
         key, is_regional = key_bytes(kind, tuple(key_parts)), REGISTRY[kind].IS_REGIONAL
+        return self._of_kind(kind, await self._overlay.collect(key, is_regional=is_regional, forestall=forestall))
+
+    async def read_many(
+        self, kind: int, keys: Sequence[Sequence[KeyPart]], *, forestall: Forestall | None = None
+    ) -> AsyncIterator[list[SignedRecord]]:
+        """Read under many keys of a regional kind at once, which takes far fewer calls than one after the other.
+
+        Args:
+            kind: Number of the kind.
+            keys: Parts of each key.
+            forestall: As for ``read``.
+
+        Yields:
+            What stands under one key, as ``read`` gives it, for every key, in no particular order.
+
+        Raises:
+            DaemonDied: Our own p2pd has ended.
+        """
+        packed = [key_bytes(kind, tuple(parts)) for parts in keys]
+        async for envelopes in self._overlay.collect_many(packed, forestall=forestall):
+            yield self._of_kind(kind, envelopes)
+
+    def _of_kind(self, kind: int, envelopes: Iterable[bytes]) -> list[SignedRecord]:
         found = []
-        for envelope in await self._overlay.collect(key, is_regional=is_regional, forestall=forestall):
+        for envelope in envelopes:
             try:
                 _, placed = parse_envelope(envelope, self.validator.rules)
             except BadRecord:

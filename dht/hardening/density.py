@@ -2,7 +2,8 @@
 
 Ids of honest members are spread evenly, so the distances from any point to the nearest of them tell how many there are.
 Whoever grinds keys can crowd around a point that he chose, not around points that others draw: the size is the median
-over look-ups of ids drawn at random. A region is the space in which ``REGION_NODES`` members are expected by that size.
+over look-ups of ids that nobody foresees, spread evenly, so that a crowd is near to few of them. A region is the space
+in which ``REGION_NODES`` members are expected by that size.
 The DHT ids are integers here, and time is passed in. This file does not know peers or records. Pure.
 """
 
@@ -21,7 +22,7 @@ MAX_REGION_NODES = 64
 """Most members that one record is stored at."""
 
 NUM_SAMPLES = 5
-"""Look-ups of random ids whose median counts."""
+"""Look-ups of ids whose median counts."""
 
 SAMPLE_LIFE_S = 600.0
 """Seconds for which a look-up counts."""
@@ -54,6 +55,15 @@ def estimate_size(distances: Sequence[int], beam: int) -> float:
     if squares == 0.0:
         return float(ID_SPACE)
     return float(sum(rank * share for rank, share in enumerate(shares, 1)) / squares)
+
+
+def sampled_ids(first: int, count: int) -> list[int]:
+    """Give ids to look up: spread over the id space as ``NUM_SAMPLES`` of them are, from one drawn at random on.
+
+    Of ids drawn one by one, three of five lie in the quarter of the space around a crowd once in ten times; and then
+    the crowd, which may be most of a small swarm, is taken for its density.
+    """
+    return [(first + step * ID_SPACE // NUM_SAMPLES) % ID_SPACE for step in range(count)]
 
 
 class Density:

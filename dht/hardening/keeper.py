@@ -22,10 +22,11 @@ from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerID
 from dht.errors import DaemonDied, DhtError
 from dht.hardening.density import choose, radius_of
 from dht.hardening.findings import Findings, StoredRecord
-from dht.hardening.overlay import Overlay, in_turns
+from dht.hardening.overlay import Overlay
 from dht.hardening.protocol import MAX_KEYS_PER_CALL, dht_id_of
 from dht.hardening.regions import distances_to
-from dht.hardening.storage import MAX_SUBKEYS
+from dht.hardening.storage import MAX_SUBKEYS, PLACES_BYTES
+from dht.hardening.turns import in_turns
 from dht.rules import Rules
 
 logger = logging.getLogger(__name__)
@@ -172,7 +173,7 @@ class Keeper:
                 return
             for key in part:
                 digest = answer[key][0]
-                if digest != self._protocol.storage.digest(key) and num_false < MAX_FALSE:
+                if digest[:PLACES_BYTES] != self._protocol.storage.digest(key)[:PLACES_BYTES] and num_false < MAX_FALSE:
                     num_taken = self.num_taken
                     missing = await self._lacking(peer, key, is_empty=not digest)
                     num_false += not missing and self.num_taken == num_taken

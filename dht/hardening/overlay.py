@@ -12,27 +12,25 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import AsyncIterator, Collection, Sequence
+from typing import NamedTuple
 
-from hivemind.dht.node import Blacklist
 from hivemind.dht.routing import DHTID
 from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerID
 
 from dht.errors import DaemonDied
 from dht.hardening.findings import Contradicted, Findings, Forestall, StoredRecord
+from dht.hardening.harvest import harvest
 from dht.hardening.protocol import BUCKET_SIZE, CALL_S, NUM_REPLICAS, AdmittedProtocol, dht_id_of
 from dht.hardening.regions import Ask, Regions
 from dht.hardening.storage import MAX_SUBKEYS
+from dht.hardening.turns import in_turns
 from dht.hardening.walk import find_nearest
 
 logger = logging.getLogger(__name__)
 
 NUM_WORKERS = 8
 """Peers that one search asks at once."""
-
-SHUNNED_S = 5.0
-"""Seconds for which searches pass by a peer that did not answer."""
 
 MAX_SEARCHES = 4
 """Keys that one publication looks up at once."""
@@ -43,8 +41,11 @@ MAX_STORES = 8
 CHECKS_AT_ONCE = 32
 """Records that are checked before the event loop gets its turn."""
 
+KEYS_PER_SURVEY = 4096
+"""Keys whose holders are looked for at once."""
 
-Item = TypeVar("Item")
+KEYS_PER_HARVEST = 64
+"""Keys whose records are held at once."""
 
 
 class Placed(NamedTuple):
@@ -62,7 +63,6 @@ class Overlay:
     def __init__(self, protocol: AdmittedProtocol, rng: random.Random | None = None) -> None:
         self.protocol = protocol
         self.regions = Regions(protocol, self.walk, rng or random.SystemRandom())
-        self._shunned = Blacklist(SHUNNED_S, 1.0)
 
     async def join(self, peers: Collection[str]) -> None:
         """Meet admitted peers and, through them, our own neighbourhood; those that do not answer are passed by.
@@ -78,7 +78,7 @@ class Overlay:
         """Take admitted peers into the routing table, those that answer."""
         ids = [PeerID.from_base58(peer) for peer in peers]
         for peer in ids:
-            self._shunned.register_success(peer)
+            self.protocol.shunned.answered(peer)
         await asyncio.gather(*(self.protocol.call_ping(peer) for peer in ids))
 
     def knows(self, peer: str) -> bool:
@@ -105,12 +105,8 @@ class Overlay:
         begin = table.get_nearest_neighbors(target, BUCKET_SIZE, exclude=own_id)
 
         async def neighbours_of(peer: PeerID) -> list[PeerID] | None:
-            neighbours = None if peer in self._shunned else await ask(peer, target)
-            if neighbours is None:
-                self._shunned.register_failure(peer)
-                return None
-            self._shunned.register_success(peer)
-            return list(neighbours.values())
+            neighbours = await ask(peer, target)
+            return None if neighbours is None else list(neighbours.values())
 
         answering = await find_nearest(
             lambda peer: int(target.xor_distance(dht_id_of(peer))),
@@ -161,8 +157,33 @@ class Overlay:
                 return None if answer is None else answer[target][1]
 
             await self.walk(key_id, read)
-        now_s = time.time()
-        return [value for _, value, expires_s in findings.records() if expires_s > now_s]
+        return _unexpired(findings)
+
+    async def collect_many(
+        self, keys: Sequence[bytes], *, forestall: Forestall | None = None
+    ) -> AsyncIterator[list[bytes]]:
+        """Read all records under many keys that whole regions hold, in far fewer calls than by ``collect``.
+
+        Args:
+            keys: Preimages of the DHT keys.
+            forestall: As for ``collect``.
+
+        Yields:
+            What stands under one key, for every key, in no particular order.
+
+        Raises:
+            DaemonDied: Our own p2pd does not answer.
+        """
+        ids = [DHTID.generate(source=key) for key in keys]
+        for start in range(0, len(ids), KEYS_PER_SURVEY):
+            holders = await self.regions.find_many(ids[start : start + KEYS_PER_SURVEY])
+            near = sorted(holders)  # neighbouring keys have the same holders
+            for at in range(0, len(near), KEYS_PER_HARVEST):
+                part = near[at : at + KEYS_PER_HARVEST]
+                findings = {key_id: self._own_findings(key_id, forestall) for key_id in part}
+                await harvest(self.protocol, {key_id: holders[key_id] for key_id in part}, findings)
+                for found in findings.values():
+                    yield _unexpired(found)
 
     # -- publishing --------------------------------------------------------------------------------------------------
 
@@ -251,12 +272,6 @@ class Overlay:
         return stored
 
 
-async def in_turns(work: Callable[[Item], Awaitable[None]], items: Iterable[Item], num_at_once: int) -> None:
-    """Do a piece of work for each item, so many at once."""
-    waiting = list(items)
-
-    async def worker() -> None:
-        while waiting:
-            await work(waiting.pop())
-
-    await asyncio.gather(*(worker() for _ in range(min(num_at_once, len(waiting)))))
+def _unexpired(findings: Findings) -> list[bytes]:
+    now_s = time.time()
+    return [value for _, value, expires_s in findings.records() if expires_s > now_s]

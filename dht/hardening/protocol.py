@@ -8,6 +8,8 @@ A subclass of ``DHTProtocol``, whose stock behaviour this mends:
   node: here a dictionary is read field by field, with byte subkeys, and the validator sees each record first;
 - peers may push values into our cache: here there is no cache;
 - a node that meets another walks all that it stores and sends it some unasked: here nothing is sent (``keeper`` asks);
+- a peer that failed once is asked again by every search that is told of it: here it is passed by for a while, until it
+  calls us;
 - a call with many records may be longer than p2pd carries: here it is split;
 - whether a peer holds a record can be found only by reading all under its key: here a peer is asked for a digest.
 
@@ -18,6 +20,7 @@ import asyncio
 import functools
 import logging
 import math
+import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -36,6 +39,7 @@ from dht.hardening.admitted_stub import AdmittedStub
 from dht.hardening.control import MAX_MESSAGE_BYTES, Control
 from dht.hardening.dictionary import unpack_dictionary
 from dht.hardening.findings import Contradicted, Findings, StoredRecord
+from dht.hardening.shunned import Shunned
 from dht.hardening.storage import DIGEST_BYTES, MAX_SUBKEYS, RecordStorage
 from dht.identity import peer_id_to_str
 
@@ -97,6 +101,7 @@ class AdmittedProtocol(DHTProtocol):
     _tasks: set[asyncio.Task[object]]
     _num_checked = 0
     contradicted: Contradicted
+    shunned: Shunned
 
     @classmethod
     async def launch(
@@ -133,6 +138,7 @@ class AdmittedProtocol(DHTProtocol):
         self._is_admitted, self._ensure, self._forget, self._named = is_admitted, ensure, forget, named
         self._tasks = set()
         self.contradicted = _contradicted_unheard
+        self.shunned = Shunned()
         self.node_info = dht_pb2.NodeInfo(node_id=b"" if client_mode else self.node_id.to_bytes())
         if not client_mode:
             await self.add_p2p_handlers(control)
@@ -206,7 +212,7 @@ class AdmittedProtocol(DHTProtocol):
         return accepted
 
     async def rpc_find(self, request: dht_pb2.FindRequest, context: P2PContext) -> dht_pb2.FindResponse:
-        """Answer with the records that stand here and the nearest members that we know."""
+        """Answer with the records that stand here and, where one key is asked for, with the nearest members known."""
         self._refuse_strangers(context)
         self._meet(request.peer, context.remote_id)
         if len(request.keys) > MAX_KEYS_PER_CALL or any(len(key) != 20 for key in request.keys):
@@ -222,7 +228,8 @@ class AdmittedProtocol(DHTProtocol):
                     room -= len(value)
                     result.type, result.value = dht_pb2.FOUND_DICTIONARY, value
                     result.expiration_time = standing.expiration_time
-            self._name_neighbours(result, key, asker)
+            if len(request.keys) == 1:
+                self._name_neighbours(result, key, asker)
             response.results.append(result)
         return response
 
@@ -246,7 +253,8 @@ class AdmittedProtocol(DHTProtocol):
             result.nearest_peer_ids.append(peer.to_bytes())
 
     def _meet(self, info: dht_pb2.NodeInfo, peer: PeerID) -> None:
-        """Put a member that called us into the routing table, if it answers calls itself."""
+        """Put a member that called or answered us into the routing table, if it answers calls itself."""
+        self.shunned.answered(peer)
         if info.node_id and info.node_id == dht_id_of(peer).to_bytes():
             self._spawn(self.update_routing_table(dht_id_of(peer), peer))
 
@@ -275,7 +283,8 @@ class AdmittedProtocol(DHTProtocol):
             findings: Of some of the keys; take in what is believed, and save checking what they know already.
 
         Returns:
-            For each key the records that the validator lets pass, and the neighbours whose id is their own.
+            For each key the records that the validator lets pass; where there is one key alone, also the neighbours
+            whose id is their own. Of several keys those may come empty whose records did not fit into the answer.
         """
         keys = list(keys)
         response = await self._ask(peer, "rpc_find", keys)
@@ -304,11 +313,14 @@ class AdmittedProtocol(DHTProtocol):
         return answers
 
     async def _ask(self, peer: PeerID, call: str, keys: Sequence[DHTID]) -> dht_pb2.FindResponse | None:
+        if self.shunned.is_shunned(peer, time.monotonic()):
+            return None
         request = dht_pb2.FindRequest(keys=[key.to_bytes() for key in keys], peer=self.node_info)
         try:
             response = await getattr(self.get_stub(peer), call)(request, timeout=CALL_S)
         except (DhtError, TimeoutError, OSError) as error:
             logger.debug("%s at %s: %s", call, peer, error)
+            self.shunned.failed(peer, time.monotonic())
             await self.update_routing_table(None, peer, responded=False)
             return None
         self._meet(response.peer, peer)

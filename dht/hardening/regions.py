@@ -8,21 +8,45 @@ This file does not know records beyond where they stand. It runs on the event lo
 
 import asyncio
 import logging
+import math
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from hivemind.dht.routing import DHTID
 from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerID
 
-from dht.hardening.density import ID_BITS, Density, choose, is_crowded, is_narrow, radius_of, spread
+from dht.hardening.density import (
+    ID_BITS,
+    REGION_NODES,
+    Density,
+    choose,
+    is_crowded,
+    is_narrow,
+    radius_of,
+    sampled_ids,
+    spread,
+)
 from dht.hardening.findings import Findings
 from dht.hardening.protocol import BUCKET_SIZE, AdmittedProtocol, dht_id_of
+from dht.hardening.turns import in_turns
 
 logger = logging.getLogger(__name__)
 
 NUM_TARGETS = 6
 """Look-ups that are spread over a region whose nearest members are not all of it."""
+
+PART_NODES = 5
+"""Members that are expected in one part of a block, so few that one look-up finds them all."""
+
+MIN_PARTS = 4
+"""Fewest parts of a block: no single look-up decides about all its keys."""
+
+MAX_SURVEYS = 2
+"""Blocks that are looked through at once."""
+
+MAX_WALKS = 4
+"""Look-ups in one block at once."""
 
 DOUBTED_S = 5.0
 """Seconds after which a size is measured again before anything is called strange: the swarm may have grown."""
@@ -59,8 +83,8 @@ class Regions:
     async def size(self) -> float:
         """Give how many members the swarm has by look-ups of random ids, which are made when the last ones are old."""
         async with self._measuring:
-            for _ in range(self._density.num_missing(time.monotonic())):
-                target = DHTID(self._rng.getrandbits(ID_BITS))
+            num_missing = self._density.num_missing(time.monotonic())
+            for target in map(DHTID, sampled_ids(self._rng.getrandbits(ID_BITS), num_missing)):
                 members = self._with_us(await self._walk(target, self.ask_neighbours))
                 self._density.note(time.monotonic(), distances_to(target, members), BUCKET_SIZE)
         return self._density.size(time.monotonic())
@@ -93,6 +117,45 @@ class Regions:
             unread = [peer for peer in chosen if peer not in have_read and peer != self._protocol.p2p.peer_id]
             await asyncio.gather(*(read(peer, key_id) for peer in unread))
         return chosen
+
+    async def find_many(self, keys: Collection[DHTID]) -> dict[DHTID, list[PeerID]]:
+        """Find the members that hold the regions of many keys: keys that share a part of the id space share look-ups.
+
+        A block is an aligned part of the id space in which two to four times the members of a region are expected.
+        Where more keys lie in one than it has parts, all its members are looked up. Few keys are looked up alone; so is
+        a key around which ids crowd, and one whose nearest members reach beyond the block.
+
+        Raises:
+            DaemonDied: Our own p2pd does not answer.
+        """
+        size = await self.size()
+        bits = min(ID_BITS, radius_of(size).bit_length() + 1)
+        num_parts = _num_parts(size, bits)
+        blocks: dict[int, list[DHTID]] = {}
+        for key in keys:
+            blocks.setdefault(int(key) >> bits, []).append(key)
+        found: dict[DHTID, list[PeerID]] = {}
+
+        async def survey(block: int) -> None:
+            members = await self._members_of(block, bits, num_parts) if len(blocks[block]) > num_parts else []
+            for key in blocks[block]:
+                await asyncio.sleep(0)
+                found[key] = _holders(key, members, size, bits) or await self.find(key)
+
+        await in_turns(survey, blocks, MAX_SURVEYS)
+        return found
+
+    async def _members_of(self, block: int, bits: int, num_parts: int) -> list[PeerID]:
+        """Look up the members of the ids that begin with ``block`` and go on for ``bits``."""
+        members: set[PeerID] = set()
+        part = (1 << bits) // num_parts
+
+        async def look(number: int) -> None:
+            target = DHTID((block << bits) + number * part + part // 2)
+            members.update(await self._walk(target, self.ask_neighbours))
+
+        await in_turns(look, range(num_parts), MAX_WALKS)
+        return self._with_us(list(members))
 
     async def choose(self, key_id: DHTID, members: list[PeerID]) -> list[PeerID]:
         """Choose a region's members among those found near its key, and look for more of them where that is wanted."""
@@ -135,6 +198,23 @@ class Regions:
     def _with_us(self, members: list[PeerID]) -> list[PeerID]:
         own = self._protocol.p2p.peer_id
         return members if self._protocol.client_mode or own in members else [*members, own]
+
+
+def _num_parts(size: float, bits: int) -> int:
+    """Say in how many parts the members of a block are looked up: a power of two."""
+    expected = size * 2.0 ** (bits - ID_BITS)
+    return 1 << max(MIN_PARTS.bit_length() - 1, math.ceil(math.log2(max(1.0, expected / PART_NODES))))
+
+
+def _holders(key_id: DHTID, members: list[PeerID], size: float, bits: int) -> list[PeerID]:
+    """Choose who holds a key's region among the members of its block; none where they do not tell."""
+    ranked = sorted(members, key=lambda peer: key_id.xor_distance(dht_id_of(peer)))
+    distances, radius = distances_to(key_id, ranked), radius_of(size)
+    if is_narrow(distances, radius) or is_crowded(distances, size):
+        return []
+    chosen = choose(distances, radius)
+    reaches_beyond = len(chosen) < REGION_NODES or distances[chosen[-1]] >> bits > 0
+    return [] if reaches_beyond and bits < ID_BITS else [ranked[index] for index in chosen]
 
 
 def distances_to(target: DHTID, members: list[PeerID]) -> list[int]:

@@ -8,7 +8,7 @@ In place of ``DHTLocalStorage``, whose stock behaviour this mends (TRUST 3.5):
 - E: one key takes any number of subkeys: here their number and bytes are bounded, and so are all keys' together;
 - subkeys of mixed types with equal expiry raise in the heap's comparison: here subkeys are bytes.
 
-Two members that hold the same under a key find so by a digest of 16 bytes.
+Two members that hold the same under a key find so by a digest of 32 bytes.
 This file does not know what a record means; the validator has seen every record before. It runs on the event loop.
 """
 
@@ -37,7 +37,10 @@ MAX_BYTES = 2**30
 RECOUNT_S = 60.0
 """Seconds between two counts of all bytes; in between, what expires is not noticed."""
 
-DIGEST_BYTES = 16
+PLACES_BYTES = 16
+"""Bytes of a digest that tell subkeys and expiries apart; those after them tell values apart as well."""
+
+DIGEST_BYTES = 32
 
 SWEPT_AT = 16
 """Heap entries of replaced records that are let lie in the smallest storage."""
@@ -107,7 +110,7 @@ class RecordStorage(DHTLocalStorage):
         return [(subkey, value, expires_s) for subkey, (value, expires_s) in current.value.items()]
 
     def digest(self, key: DHTID) -> bytes:
-        """Hash the places and expiries of what stands under a key; no bytes where nothing does."""
+        """Hash what stands under a key, as ``digest_of`` does; no bytes where nothing does."""
         standing = self.get(key)
         if standing is None or not len(standing.value):
             self._digests.pop(key, None)
@@ -116,7 +119,7 @@ class RecordStorage(DHTLocalStorage):
         if known is not None and time.time() < known[1]:
             return known[0]
         records = self.records(key)
-        digest = digest_of((subkey, expires_s) for subkey, _, expires_s in records)
+        digest = digest_of(records)
         self._digests[key] = digest, min(expires_s for _, _, expires_s in records)
         return digest
 
@@ -138,10 +141,11 @@ def _sweep(storage: TimedStorage) -> None:
         heapq.heapify(storage.expiration_heap)
 
 
-def digest_of(places: Iterable[tuple[bytes, float]]) -> bytes:
-    """Hash subkeys and expiries, in whatever order they come: 16 bytes."""
-    hasher = hashlib.sha256()
-    for subkey, expires_s in sorted(places):
-        hasher.update(struct.pack(">Id", len(subkey), expires_s))
-        hasher.update(subkey)
-    return hasher.digest()[:DIGEST_BYTES]
+def digest_of(records: Iterable[tuple[bytes, bytes, float]]) -> bytes:
+    """Hash subkeys, values and expiries, in whatever order they come: 32 bytes, or none where there is nothing."""
+    places, values = hashlib.sha256(), hashlib.sha256()
+    for subkey, value, expires_s in (ordered := sorted(records)):
+        places.update(struct.pack(">Id", len(subkey), expires_s))
+        places.update(subkey)
+        values.update(hashlib.sha256(value).digest())
+    return places.digest()[:PLACES_BYTES] + values.digest()[: DIGEST_BYTES - PLACES_BYTES] if ordered else b""

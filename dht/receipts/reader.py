@@ -9,8 +9,7 @@ import asyncio
 import contextlib
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 
 from dht.errors import BadRecord
 from dht.ident import NUM_SHARDS, Ident
@@ -23,17 +22,11 @@ from dht.swarm import Swarm
 from dht.validation import parse_envelope
 from dht.work import Receipt, receipts_key
 
-KEYS_AT_ONCE = 4
-"""Keys that are read at once."""
-
 PART = 256
 """Envelopes that are decoded before the event loop gets its turn: 10 ms."""
 
 PARTS_AHEAD = 16
 """Parts whose signatures are being checked while more are decoded."""
-
-Item = TypeVar("Item")
-Found = TypeVar("Found")
 
 
 async def collect_receipts(
@@ -59,10 +52,7 @@ async def collect_receipts(
         async def forestall(envelopes: Sequence[bytes]) -> None:
             await check.forestall(swarm.validator, envelopes)
 
-        async def read(key: tuple[bytes | int | str, ...]) -> list[SignedRecord]:
-            return await swarm.read(Kind.RECEIPT, key, forestall=forestall)
-
-        async for found in _each(read, keys):
+        async for found in swarm.read_many(Kind.RECEIPT, keys, forestall=forestall):
             for signed in found:
                 if isinstance(signed.record, Receipt):
                     yield signed
@@ -78,11 +68,9 @@ async def read_identities(swarm: Swarm, shards: Iterable[int] = range(NUM_SHARDS
     Raises:
         DaemonDied: Our own p2pd has ended.
     """
-
-    async def read(shard: int) -> list[Ident]:
-        return [record for record in await swarm.fetch(Kind.IDENT, (shard,)) if isinstance(record, Ident)]
-
-    return [ident async for found in _each(read, list(shards)) for ident in found]
+    keys = [(shard,) for shard in shards]
+    found = [signed.record async for each in swarm.read_many(Kind.IDENT, keys) for signed in each]
+    return [record for record in found if isinstance(record, Ident)]
 
 
 async def known_providers(
@@ -106,13 +94,6 @@ async def known_providers(
             offers = await swarm.fetch(Kind.ANNOUNCE, (manifest, shard))
             providers.update(offer.owner for offer in offers if isinstance(offer, Announcement))
     return providers
-
-
-async def _each(read: Callable[[Item], Awaitable[Found]], items: Sequence[Item]) -> AsyncIterator[Found]:
-    """Read a few items at once and give what was found in their order."""
-    for start in range(0, len(items), KEYS_AT_ONCE):
-        for found in await asyncio.gather(*map(read, items[start : start + KEYS_AT_ONCE])):
-            yield found
 
 
 async def check_envelopes(

@@ -8,12 +8,14 @@ from hivemind.dht.routing import DHTID
 from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerID
 from hivemind.proto import dht_pb2
 
+from dht.hardening.density import ID_SPACE
 from dht.hardening.protocol import dht_id_of
 from dht.identity import Identity
 from dht.parameters import JoinCode
-from dht.records import SignedRecord, seal
+from dht.records import Kind, SignedRecord, key_bytes, seal
 from dht.rules import DEFAULT_RULES
 from dht.swarm import Swarm
+from dht.work import receipts_key
 from tests.dht.samples import receipt
 
 
@@ -61,6 +63,24 @@ def mined(key: DHTID, num_tried: int, num_used: int) -> list[Identity]:
     tried = [Identity.ephemeral() for _ in range(num_tried)]
     tried.sort(key=lambda identity: key.xor_distance(DHTID.generate(source=identity.peer_id_bytes)))
     return tried[:num_used]
+
+
+def placed_at(first: float, last: float) -> Identity:
+    """Grind a key whose id lies in a part of the id space, from one share of it to another."""
+    while True:
+        identity = Identity.ephemeral()
+        if first <= int(DHTID.generate(source=identity.peer_id_bytes)) / ID_SPACE < last:
+            return identity
+
+
+def provider_at(first: float, last: float) -> Identity:
+    """Grind a provider whose receipts of now have their key in a part of the id space."""
+    epoch = DEFAULT_RULES.epoch_of(time.time())
+    while True:
+        identity = Identity.ephemeral()
+        key = key_bytes(Kind.RECEIPT, receipts_key(identity.peer_id, epoch))
+        if first <= int(DHTID.generate(source=key)) / ID_SPACE < last:
+            return identity
 
 
 def swallow(node: Swarm, fellows: Sequence[Swarm]) -> None:

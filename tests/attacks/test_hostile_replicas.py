@@ -13,9 +13,21 @@ from dht.hardening.protocol import BUCKET_SIZE, dht_id_of
 from dht.identity import Identity
 from dht.parameters import JoinCode
 from dht.records import Envelope, Kind, place
+from dht.swarm import Swarm
 from dht.testnet import testnet
 from dht.work import receipts_key
-from tests.attacks.crowd import id_of, key_id, mined, sealed, standing, start, stop, swallow
+from tests.attacks.crowd import (
+    id_of,
+    key_id,
+    mined,
+    placed_at,
+    provider_at,
+    sealed,
+    standing,
+    start,
+    stop,
+    swallow,
+)
 
 P, C, D, STRANGER = (Identity.ephemeral() for _ in range(4))
 
@@ -92,18 +104,21 @@ async def test_an_id_that_is_chosen_stands_in_no_honest_routing_table_and_is_giv
 
 
 async def test_a_thousand_ground_keys_around_a_record_neither_hide_it_nor_keep_it_from_honest_members():
-    signed = sealed(P, C)
+    """The key lies in the first 64th of the id space, and honest members where no ground ids are.
+
+    Of a thousand ids ground, 22 lie in the 45th part of the space around the key; honest members in the last 12.5/16.
+    """
+    signed = sealed(provider_at(0, 1 / 64), C)
     key = key_id(signed)
-    async with testnet(8) as honest:
-        join = JoinCode(tuple(honest[0].addresses), honest[0].name)
+    identities = [placed_at((slot - 0.5) / 16, slot / 16) for slot in (4, 6, 8, 9, 11, 12, 14, 16)]
+    async with Swarm(identities[0]) as first:
+        join = JoinCode(tuple(first.addresses), first.name)
+        honest = [first, *await start(identities[1:], join)]
         sybils = await start(mined(key, 1000, BUCKET_SIZE + 2), join)
         try:
-            for sybil in sybils:
-                swallow(sybil, sybils)
-            for node in [*honest, *sybils]:
-                await node._overlay.join([honest[0].peer_id] if node is not honest[0] else [sybils[0].peer_id])
+            await surround(honest, sybils)
             ids = sorted([*honest, *sybils], key=lambda node: int(key.xor_distance(id_of(node))))
-            assert not set(ids[:BUCKET_SIZE]) & set(honest), "nobody else is among those whom a plain look-up asks"
+            assert set(ids[: len(sybils)]) == set(sybils), "nobody else is among those whom a plain look-up asks"
             publisher, reader = honest[1], honest[2]
             plain = await publisher._overlay.walk(key, publisher._overlay.regions.ask_neighbours)
             assert not {peer.to_base58() for peer in plain} & {node.peer_id for node in honest}
@@ -113,11 +128,19 @@ async def test_a_thousand_ground_keys_around_a_record_neither_hide_it_nor_keep_i
             assert len(holders) >= 4
             for node in (publisher, reader):
                 node._overlay.protocol.storage.clear()
-            assert await reader.fetch(Kind.RECEIPT, receipts_key(P.peer_id, signed.record.epoch)) == [signed.record]
+            assert await reader.fetch(Kind.RECEIPT, signed.record.key_parts()) == [signed.record]
             assert publisher._overlay.regions.num_crowded > 0
-            assert reader._overlay.regions.num_crowded > 0
-            for other in range(5):
-                await reader.fetch(Kind.RECEIPT, receipts_key(Identity.ephemeral().peer_id, other))
-            assert reader._overlay.regions.num_crowded <= 2, "other keys are no cause for alarm"
+            assert (alarms := reader._overlay.regions.num_crowded) > 0
+            for _ in range(5):
+                await reader.fetch(Kind.RECEIPT, receipts_key(provider_at(0.5, 1).peer_id, signed.record.epoch))
+            assert reader._overlay.regions.num_crowded == alarms, "keys far from the crowd are no cause for alarm"
         finally:
-            await stop(sybils)
+            await stop([*sybils, *honest[1:]])
+
+
+async def surround(honest: list[Swarm], sybils: list[Swarm]) -> None:
+    """Let every sybil swallow, and all meet whom they can."""
+    for sybil in sybils:
+        swallow(sybil, sybils)
+    for node in [*honest, *sybils]:
+        await node._overlay.join([honest[0].peer_id] if node is not honest[0] else [sybils[0].peer_id])

@@ -11,7 +11,7 @@ import pytest
 from tests.soak.town import Outcome, Plan, live_in_town
 
 SMALL = Plan(num_nodes=16, num_pairs=24, num_epochs=3, epoch_s=6, num_killed=3)
-WHOLE = Plan(num_nodes=60, num_pairs=200, num_epochs=8, epoch_s=80, num_killed=12)
+WHOLE = Plan(num_nodes=60, num_pairs=200, num_epochs=8, epoch_s=60, num_killed=12)
 
 MAX_NODE_BYTES = 2**22
 """More than the records of a whole run take at any node."""

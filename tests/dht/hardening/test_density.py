@@ -19,6 +19,7 @@ from dht.hardening.density import (
     is_crowded,
     is_narrow,
     radius_of,
+    sampled_ids,
     spread,
 )
 
@@ -35,7 +36,7 @@ def nearest(key: int, members: list[int], count: int = BEAM) -> list[int]:
 
 def surveyed(rng: random.Random, members: list[int]) -> Density:
     density = Density()
-    for target in ids(rng, NUM_SAMPLES):
+    for target in sampled_ids(rng.randrange(ID_SPACE), NUM_SAMPLES):
         density.note(0.0, nearest(target, members), BEAM)
     return density
 
@@ -125,3 +126,20 @@ def test_spread_ids_lie_within_the_radius_and_rise(centre, radius, count):
     distances = [centre ^ each for each in spread(centre, radius, count)]
     assert distances == sorted(distances)
     assert all(0 <= distance <= radius for distance in distances)
+
+
+def test_a_crowd_that_is_most_of_a_small_swarm_is_not_taken_for_its_density():
+    for seed in range(300):
+        rng = random.Random(seed)
+        key, honest = ids(rng, 1)[0], [(2 * step + 1) * ID_SPACE // 16 for step in range(8)]
+        everyone = [*honest, *mined(rng, key, 1000, 22)]
+        assert 12 <= surveyed(rng, everyone).size(0.0) <= 1.5 * len(everyone)
+
+
+def test_ids_to_look_up_are_spread_evenly_from_any_first_one():
+    for first in (0, 7, ID_SPACE - 1):
+        targets = sampled_ids(first, NUM_SAMPLES)
+        assert targets[0] == first
+        steps = {(later - earlier) % ID_SPACE for earlier, later in itertools.pairwise([*targets, first])}
+        assert max(steps) - min(steps) <= 1
+    assert sampled_ids(5, 0) == []

@@ -4,7 +4,6 @@ import asyncio
 
 from hivemind.proto import dht_pb2
 
-from dht.hardening.overlay import in_turns
 from dht.hardening.protocol import NUM_REPLICAS
 from dht.identity import Identity
 from dht.records import Kind, seal
@@ -65,23 +64,6 @@ async def test_what_a_reader_holds_itself_is_not_checked_again_at_every_member()
         found = await reader.fetch(Kind.RECEIPT, receipts_key(P.peer_id, sealed(P, C).record.epoch))
         assert len(found) == 51
         assert len(checked) == 1
-
-
-async def test_work_is_done_for_every_item_and_for_so_many_at_once():
-    done, running, most = [], 0, 0
-
-    async def work(item: int) -> None:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        await asyncio.sleep(0.001)
-        running -= 1
-        done.append(item)
-
-    await in_turns(work, range(20), 3)
-    await in_turns(work, [], 3)
-    assert sorted(done) == list(range(20))
-    assert most == 3
 
 
 async def test_who_leaves_in_the_middle_of_a_publication_gets_an_answer_and_no_stray_cancellation():

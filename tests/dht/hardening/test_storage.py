@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dht.hardening import storage as storage_module
-from dht.hardening.storage import RecordStorage
+from dht.hardening.storage import PLACES_BYTES, RecordStorage
 
 KEY = DHTID.generate(source=b"key")
 NOW = time.time() + 3600
@@ -127,7 +127,7 @@ def test_replacing_a_record_again_and_again_grows_nothing():
     assert standing(storage) == {b"owner": b"record"}
 
 
-def test_a_digest_is_that_of_the_places_and_expiries_and_of_nothing_else(monkeypatch):
+def test_a_digest_tells_places_and_expiries_and_behind_them_values_and_nothing_else(monkeypatch):
     one, other = RecordStorage(), RecordStorage()
     assert one.digest(KEY) == b""
     for storage, subkeys in ((one, (b"a", b"b")), (other, (b"b", b"a"))):
@@ -137,7 +137,8 @@ def test_a_digest_is_that_of_the_places_and_expiries_and_of_nothing_else(monkeyp
     other.store_subkey(KEY, b"a", b"record", NOW + 999)
     assert one.digest(KEY) != other.digest(KEY)
     one.store_subkey(KEY, b"a", b"another", NOW + 999)
-    assert one.digest(KEY) == other.digest(KEY)
+    assert one.digest(KEY)[:PLACES_BYTES] == other.digest(KEY)[:PLACES_BYTES]
+    assert one.digest(KEY) != other.digest(KEY)
     two = RecordStorage()
     two.store_subkey(KEY, b"a", b"record", NOW + 1)
     assert two.digest(KEY) != b""
@@ -145,7 +146,7 @@ def test_a_digest_is_that_of_the_places_and_expiries_and_of_nothing_else(monkeyp
     assert two.digest(KEY) == b""
     monkeypatch.setattr("hivemind.utils.timed_storage.get_dht_time", lambda: NOW + 500)
     monkeypatch.setattr("dht.hardening.storage.time.time", lambda: NOW + 500)
-    assert one.digest(KEY) == storage_module.digest_of([(b"a", NOW + 999)])
+    assert one.digest(KEY) == storage_module.digest_of([(b"a", b"another", NOW + 999)])
 
 
 def test_all_keys_together_hold_no_more_bytes_than_a_node_gives(monkeypatch):
