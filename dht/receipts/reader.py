@@ -37,7 +37,7 @@ Found = TypeVar("Found")
 
 
 async def collect_receipts(
-    swarm: Swarm, providers: Iterable[str], window: range, *, checker: SignatureChecker | None = None
+    swarm: Swarm, providers: Iterable[str], window: Sequence[int], *, checker: SignatureChecker | None = None
 ) -> AsyncIterator[SignedRecord]:
     """Stream the newest receipts of providers, one of each slot, as they are read.
 
