@@ -102,7 +102,7 @@ async def complete(swarm: Swarm, beginning: Beginning, checker: SignatureChecker
 
 
 def _publishers(bootstraps: Sequence[str], identities: Iterable[Ident]) -> list[str]:
-    others = sorted(ident.peer for ident in identities if Role.BOOTSTRAP in Role(ident.roles))
+    others = sorted(ident.peer for ident in identities if Role.BOOTSTRAP in ident.roles)
     return list(dict.fromkeys([*bootstraps, *others]))[:MAX_SNAPSHOTS]
 
 

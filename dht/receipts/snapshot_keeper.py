@@ -1,4 +1,4 @@
-"""Sum up each epoch when it has ended: read the window's receipts from the DHT, and publish and serve a snapshot of them.
+"""Sum up each epoch when it has ended: read the window's receipts from the DHT, publish and serve a snapshot of them.
 
     epoch      |------------ e ------------|------------ e + 1 ----------
     snapshot                                  x  of the window up to e

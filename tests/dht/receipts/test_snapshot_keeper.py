@@ -96,9 +96,7 @@ async def test_where_there_is_no_room_the_oldest_epochs_are_left_out(swarm, monk
 async def test_after_a_restart_nothing_is_served_that_the_standing_record_does_not_name(swarm):
     publisher, other, _, _ = swarm
     await other.store(sealed(P, C, epochs_ago=1))
-    first, again, third = (
-        SnapshotKeeper(publisher, publisher._identity, clock=lambda: NOON_S) for _ in range(3)
-    )
+    first, again, third = (SnapshotKeeper(publisher, publisher._identity, clock=lambda: NOON_S) for _ in range(3))
     await first.sum_up(DEFAULT_RULES)
     await again.sum_up(DEFAULT_RULES)
     assert again._server._pages == first._server._pages != []
