@@ -93,7 +93,7 @@ class Rest:
         return self if num_changes == self.num_seen else replace(self, num_seen=num_changes, changed_s=now_s)
 
     def is_due(self, rules: Rules, now_s: float) -> bool:
-        """Say whether something is new, nothing newer has come for a while, and the last publication was not just now."""
+        """Say whether something is new, nothing newer came for a while, and the last publication was not just now."""
         period = period_s(rules)
         rested = now_s >= self.changed_s + min(REST_S, period)
         return self.num_seen != self.num_published and rested and now_s >= self.published_s + period / PARTS_OF_PERIOD

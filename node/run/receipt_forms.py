@@ -94,9 +94,16 @@ def _end_of(peer_id: str) -> str:
     return f"...{peer_id[-6:]}"
 
 
+def sums_of_pairs(receipts: Iterable[Receipt]) -> list[tuple[tuple[str, str], Totals]]:
+    """Add receipts up by provider and consumer, most work first."""
+    return group(map(Change, receipts), lambda receipt: (receipt.provider, receipt.consumer))
+
+
 def sums_in_lines(receipts: Iterable[Receipt]) -> list[str]:
     """Say who did how much for whom, most work first."""
-    sums = group(map(Change, receipts), lambda receipt: (receipt.provider, receipt.consumer))
+    sums = sums_of_pairs(receipts)
+    if not sums:
+        return ["No receipts: nothing was done that both sides have signed for."]
     lines = [f"  {provider} did {amounts(total)} for {consumer}" for (provider, consumer), total in sums[:MAX_SUMS]]
     if len(sums) > MAX_SUMS:
         lines.append(f"  and {len(sums) - MAX_SUMS:,} more pairs of peers")
