@@ -73,10 +73,13 @@ class Charter:
         """
         if self._known.is_set() or time.monotonic() < self._due_s:
             return
-        for envelope in await overlay.collect(key_bytes(Kind.PARAMETERS, (self.hash,))):
-            if parameters_hash(envelope) == self.hash:
-                self._adopt(envelope)
-                self.limit(overlay.protocol.storage)
+        key = key_bytes(Kind.PARAMETERS, (self.hash,))
+        for is_regional in (False, True):  # The few nearest answer sooner, and are sooner surrounded.
+            for envelope in await overlay.collect(key, is_regional=is_regional):
+                if parameters_hash(envelope) == self.hash:
+                    self._adopt(envelope)
+                    self.limit(overlay.protocol.storage)
+                    return
         self._due_s = time.monotonic() + self._wait_s
         self._wait_s = min(LONGEST_WAIT_S, 2 * self._wait_s)
 

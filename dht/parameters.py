@@ -45,6 +45,7 @@ class SwarmParameters(LivingRecord):
     KIND: ClassVar[int] = 18
     MAX_BYTES: ClassVar[int] = 4096
     MAX_LIFE_S: ClassVar[int] = 10 * 366 * 86400
+    IS_REGIONAL: ClassVar[bool] = True
 
     founder: str  # peer id of the author
     t: int  # when the swarm was founded, unix seconds

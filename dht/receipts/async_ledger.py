@@ -32,6 +32,8 @@ class AsyncLedger:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
         self._pending: list[_Waiting] = []
         self._writer: asyncio.Task[None] | None = None
+        self.num_appended = 0
+        """Receipts that have been written since the ledger was opened."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -81,6 +83,7 @@ class AsyncLedger:
             while self._pending:
                 batch, self._pending = self._pending[:MAX_BATCH], self._pending[MAX_BATCH:]
                 for (_, answer), outcome in zip(batch, await self._outcomes(batch), strict=True):
+                    self.num_appended += outcome is True
                     if not answer.done():  # its caller may have been cancelled
                         _settle(answer, outcome)
         finally:
@@ -105,6 +108,11 @@ class OwnReceipts:
     async def newest_envelopes(self, since_epoch: int) -> list[bytes]:
         """Give the newest envelope of each slot of ``since_epoch`` and later ones."""
         return await self._ledger.ask(lambda held: held.newest_envelopes(self._own, since_epoch))
+
+    @property
+    def num_changes(self) -> int:
+        """How many receipts have been written, of whichever own peer id."""
+        return self._ledger.num_appended
 
 
 def _settle(answer: "asyncio.Future[bool]", outcome: bool | DhtError) -> None:

@@ -1,7 +1,8 @@
-"""Put this node's newest receipts on the DHT: now and then, when an epoch ends, and when the node does.
+"""Put this node's newest receipts on the DHT: when work has come to rest, now and then, and when epoch or node end.
 
     epoch      |---------------------------------|------------------- ...
-    published    x   x   x   x   x   x   x   x   x^
+    sessions      ----      ------------------
+    published         x           x     x      x   x^
 
 A receipt holds all that the earlier ones of its slot hold, so only the newest is published, and only when it is newer
 than the last time; what too few took is tried again. Both sides of a receipt may publish it: who comes second changes
@@ -13,6 +14,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 from dht.errors import BadRecord, DaemonDied, DhtError
@@ -30,6 +32,15 @@ PARTS_OF_EPOCH = 36
 MIN_PERIOD_S = 1.0
 """Two publications are never closer."""
 
+REST_S = 3.0
+"""Seconds after the last new receipt until it counts as the last for now: in a session one comes every few seconds."""
+
+PARTS_OF_PERIOD = 20
+"""Receipts that have come to rest are published at most so often in a period: every 30 s where it has ten minutes."""
+
+LOOK_S = 1.0
+"""Seconds between two looks at whether anything is new."""
+
 LAST_S = 5.0
 """Seconds that the publication at the end of a node may take."""
 
@@ -42,6 +53,11 @@ class Source(Protocol):
 
     async def newest_envelopes(self, since_epoch: int) -> Sequence[bytes]:
         """Give the newest co-signed envelope of each slot of ``since_epoch`` and later ones."""
+        ...
+
+    @property
+    def num_changes(self) -> int:
+        """How many receipts have come since the source was made."""
         ...
 
 
@@ -61,6 +77,26 @@ def next_publication(rules: Rules, now_s: float, delay: float) -> float:
     period = period_s(rules)
     end_s = rules.start_of(rules.epoch_of(now_s) + 1) + delay * period / 10
     return min(now_s + period, end_s) if end_s > now_s else now_s + period
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """When receipts last came, and how many there were: whether the work has come to rest for now."""
+
+    num_seen: int  # receipts that had come when this was last looked at
+    changed_s: float  # unix seconds: when the last of them was seen
+    num_published: int  # receipts that had come at the last publication
+    published_s: float  # unix seconds: when that was
+
+    def seen(self, num_changes: int, now_s: float) -> "Rest":
+        """Look again."""
+        return self if num_changes == self.num_seen else replace(self, num_seen=num_changes, changed_s=now_s)
+
+    def is_due(self, rules: Rules, now_s: float) -> bool:
+        """Say whether something is new, nothing newer came for a while, and the last publication was not just now."""
+        period = period_s(rules)
+        rested = now_s >= self.changed_s + min(REST_S, period)
+        return self.num_seen != self.num_published and rested and now_s >= self.published_s + period / PARTS_OF_PERIOD
 
 
 class ReceiptPublisher:
@@ -83,6 +119,7 @@ class ReceiptPublisher:
         self._clock = clock
         self._seqs: dict[tuple[bytes, bytes], int] = {}  # by place: newest seq that enough members hold
         self._turn = asyncio.Lock()
+        self._rest = Rest(0, 0.0, 0, 0.0)
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -102,8 +139,10 @@ class ReceiptPublisher:
             DaemonDied: Our own p2pd has ended.
         """
         async with self._turn:
-            rules = self._swarm.validator.rules
-            epoch = rules.epoch_of(self._clock())
+            rules, now_s = self._swarm.validator.rules, self._clock()
+            num_changes = self._source.num_changes
+            self._rest = Rest(num_changes, now_s, num_changes, now_s)
+            epoch = rules.epoch_of(now_s)
             # The epoch before this one may have been counted up to its last second.
             fresh = self._fresh(await self._source.newest_envelopes(max(0, epoch - 1)), rules)
             num_holding = await self._swarm.store_many(fresh) if fresh else []
@@ -137,11 +176,18 @@ class ReceiptPublisher:
 
     async def _publish_again(self) -> None:
         while True:
-            now_s = self._clock()
-            due_s = next_publication(self._swarm.validator.rules, now_s, self._delay)
-            await asyncio.sleep(due_s - now_s)
+            await self._until_due()
             if not await _tried(self.publish()):
                 return
+
+    async def _until_due(self) -> None:
+        rules = self._swarm.validator.rules
+        due_s = next_publication(rules, self._clock(), self._delay)
+        while (now_s := self._clock()) < due_s:
+            self._rest = self._rest.seen(self._source.num_changes, now_s)
+            if self._rest.is_due(rules, now_s):
+                return
+            await asyncio.sleep(min(LOOK_S, due_s - now_s))
 
 
 async def _tried(publication: Awaitable[int]) -> bool:

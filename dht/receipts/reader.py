@@ -30,7 +30,7 @@ PARTS_AHEAD = 16
 
 
 async def collect_receipts(
-    swarm: Swarm, providers: Iterable[str], window: range, *, checker: SignatureChecker | None = None
+    swarm: Swarm, providers: Iterable[str], window: Sequence[int], *, checker: SignatureChecker | None = None
 ) -> AsyncIterator[SignedRecord]:
     """Stream the newest receipts of providers, one of each slot, as they are read.
 

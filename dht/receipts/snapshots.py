@@ -119,7 +119,11 @@ class SnapshotServer:
         Raises:
             DaemonDied: Our own p2pd has ended.
         """
-        envelopes = sorted({signed.envelope for signed in receipts}, key=lambda each: sha256(each).digest())
+        return await self.publish_envelopes(window, (signed.envelope for signed in receipts), scores)
+
+    async def publish_envelopes(self, window: range, receipts: Iterable[bytes], scores: bytes = NO_SCORES) -> Snapshot:
+        """Publish as ``publish`` does, what is at hand as envelopes."""
+        envelopes = sorted(set(receipts), key=lambda each: sha256(each).digest())
         record = Snapshot(self._identity.peer_id, window[0], window[-1], len(envelopes), digest_of(envelopes), scores)
         self._pages = [encode(envelopes[start : start + PAGE]) for start in range(0, len(envelopes), PAGE)]
         self._epoch = record.epoch
@@ -149,6 +153,17 @@ async def read_record(swarm: Swarm, publisher: str, epoch: int) -> Snapshot | No
         if isinstance(record, Snapshot) and record.epoch == epoch:
             return record
     return None
+
+
+async def newest_record(swarm: Swarm, publisher: str, before: int) -> Snapshot | None:
+    """Read what a peer vouches for of the newest window that it has summed up and that ended before epoch ``before``.
+
+    Raises:
+        DaemonDied: Our own p2pd has ended.
+    """
+    found = await swarm.fetch(Kind.SNAPSHOT, (peer_id_to_bytes(publisher),))
+    records = [record for record in found if isinstance(record, Snapshot) and record.epoch < before]
+    return max(records, key=lambda record: record.epoch, default=None)
 
 
 async def read_content(swarm: Swarm, record: Snapshot, checker: SignatureChecker) -> Content:

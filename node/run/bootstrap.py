@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import re
@@ -17,16 +16,15 @@ from typing import Any
 from dht.errors import BadRecord
 from dht.identity import Identity
 from dht.parameters import SECRET_BYTES, JoinCode, SwarmParameters, parameters_hash
-from dht.records import Envelope, SignedRecord, place, seal
+from dht.records import Envelope, seal
 from dht.rules import Rules
 from dht.swarm import Swarm
 from node.errors import UserError
+from node.run.bootstrap_duties import bootstrap_duties
 from node.run.events import Reporter
 from node.run.lifetime import until_told_to_stop
 
 _LIFE_S = 10 * 365 * 86400
-_REPUBLISH_S = 600.0
-_PUBLISH_S = 10.0
 _PUBLIC_PROOF_OF_WORK_BITS = 22
 _STATE_FILE = "bootstrap.json"
 
@@ -114,21 +112,20 @@ async def run_bootstrap(options: BootstrapOptions, reporter: Reporter) -> None:
         _save(state_path, founding)
         addresses = tuple(swarm.addresses)
         code = JoinCode((*addresses, *others), founding.name, founding.parameters_hash, founding.secret).encode()
-        await _publish_once(swarm)  # Whoever has the join code finds them.
-        publishing = asyncio.create_task(_publish_parameters(swarm))
-        told = asyncio.create_task(until_told_to_stop(exit_with_stdin=options.exit_with_stdin))
-        closed = asyncio.create_task(swarm.wait_closed())
-        try:
-            await asyncio.sleep(0)  # It listens for signals before anyone hears that we are ready.
-            _announce_start(reporter, swarm, code, private=founding.secret is not None)
-            await asyncio.wait([told, closed], return_when=asyncio.FIRST_COMPLETED)
-            if not told.done():
-                closed.result()
-            reporter.say(f"Stopping ({await told}).")
-        finally:
-            for task in (publishing, told, closed):
-                task.cancel()
-            await asyncio.gather(publishing, told, closed, return_exceptions=True)
+        async with bootstrap_duties(swarm, identity, options.home):
+            told = asyncio.create_task(until_told_to_stop(exit_with_stdin=options.exit_with_stdin))
+            closed = asyncio.create_task(swarm.wait_closed())
+            try:
+                await asyncio.sleep(0)  # It listens for signals before anyone hears that we are ready.
+                _announce_start(reporter, swarm, code, private=founding.secret is not None)
+                await asyncio.wait([told, closed], return_when=asyncio.FIRST_COMPLETED)
+                if not told.done():
+                    closed.result()
+                reporter.say(f"Stopping ({await told}).")
+            finally:
+                for task in (told, closed):
+                    task.cancel()
+                await asyncio.gather(told, closed, return_exceptions=True)
 
 
 def _load_or_found(path: Path, identity: Identity, options: BootstrapOptions) -> Founding:
@@ -179,25 +176,6 @@ def _check_founded(founding: Founding, home: Path, options: BootstrapOptions) ->
         raise UserError(f"The swarm of {home} has epochs of {rules.epoch_s} s; {mend}.")
     if options.proof_of_work_bits not in (None, rules.proof_of_work_bits):
         raise UserError(f"The swarm of {home} asks for {rules.proof_of_work_bits} bits of proof of work; {mend}.")
-
-
-async def _publish_parameters(swarm: Swarm) -> None:
-    """Keep the swarm's parameters on the DHT for as long as this bootstrap runs."""
-    await swarm.wait_for_rules()
-    while True:
-        await asyncio.sleep(_REPUBLISH_S)
-        await _publish_once(swarm)
-
-
-async def _publish_once(swarm: Swarm) -> None:
-    if swarm.parameters_envelope:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_PUBLISH_S):
-                await swarm.store(_as_record(swarm.parameters_envelope))
-
-
-def _as_record(envelope: bytes) -> SignedRecord:
-    return place(SwarmParameters.from_body(Envelope.from_bytes(envelope).body), envelope)
 
 
 def _with_ports(listen: Sequence[str], addresses: Sequence[str]) -> tuple[str, ...]:

@@ -15,12 +15,15 @@ from pathlib import Path
 
 import torch
 
+from dht.receipts.ledger import Ledger
 from node.errors import UnavailableError
 from node.model.checkpoint import EMBEDDED, Checkpoint
 from node.model.devices import free_bytes
 from node.run.children import Child, ChildFailed, Children
 from node.run.events import Reporter
 from node.run.lifetime import until_told_to_stop
+from node.run.receipt_forms import sums_in_lines, sums_of_pairs
+from node.run.receipts import LEDGER, ReceiptsOptions, wanted
 
 NUM_SERVERS = 3
 _START_TIMEOUT_S = 120.0
@@ -78,6 +81,7 @@ async def _demo(options: DemoOptions, reporter: Reporter) -> None:
                 reporter.event("server", {"peer_id": ready["peer_id"], "blocks": ready["blocks"]})
             client = await nodes.start(_generate_arguments(join, options), homes / "client")
             await _relay(client, options, reporter)
+            say_receipts(homes / "client", reporter)
     reporter.say(f"\nDone in {time.monotonic() - started_s:.1f} s; every process of the swarm has ended.")
 
 
@@ -94,6 +98,19 @@ def _generate_arguments(join: str, options: DemoOptions) -> list[str]:
         "--max-new-tokens", str(options.max_new_tokens), "--seed", str(options.seed),
         "--exit-with-stdin",
     ]  # fmt: skip
+
+
+def say_receipts(home: Path, reporter: Reporter) -> None:
+    """Say who did how much for whom, from the receipts that a home holds; their signatures are checked again."""
+    with Ledger.open_to_read(home / LEDGER) as ledger:
+        held = [signed.record for own in ledger.owners() for signed in ledger.newest(own)]
+    receipts = wanted(held, ReceiptsOptions(home))
+    reporter.say("")
+    for line in sums_in_lines(receipts):
+        reporter.say(line)
+    for (provider, consumer), total in sums_of_pairs(receipts):
+        fields = {"provider": provider, "consumer": consumer, "tokens": total.tokens}
+        reporter.event("work", {**fields, "block_tokens": total.block_tokens})
 
 
 async def _relay(client: Child, options: DemoOptions, reporter: Reporter) -> None:

@@ -30,9 +30,16 @@ from dht.identity_export import (
     seal_identity,
 )
 from node.errors import UserError
-from node.run.key_care import EXPORTED
 
-_NAME = "identity"
+IDENTITY = "identity"
+"""Key of a node's directory."""
+
+CLIENT_IDENTITY = "client-identity"
+"""Key of the clients of that directory, beside that of its server."""
+
+EXPORTED = "identity.exported"
+"""Beside the key: when `efedllm identity export` made a backup last, and whose; a date and a peer id."""
+
 _MAX_PASSPHRASE_BYTES = 1024
 
 
@@ -85,16 +92,18 @@ def safety_of(file: os.stat_result, directory: os.stat_result, user: int) -> Saf
 
 def show(home: Path, *, as_json: bool) -> None:
     """Print the peer id, and on stderr where and how safely its key is kept; make an identity if there is none."""
-    path = home / _NAME
+    path = home / IDENTITY
     identity = Identity.load_or_create(path)
     file = path.stat()
     safety = safety_of(file, path.parent.stat(), os.getuid())
     written = datetime.datetime.fromtimestamp(int(file.st_mtime), datetime.UTC)
     advice = safety.advice(path)
     enrolled = read_beginnings(home / BEGINNINGS_FILE, identity.peer_id)
+    client_peer_id = _standing(home / CLIENT_IDENTITY)
     if as_json:
         fields = {
             "peer_id": identity.peer_id,
+            "client_peer_id": client_peer_id or None,
             "path": str(path),
             "created": written.isoformat(),
             "enrolled": {swarm: asdict(each) for swarm, each in enrolled.items()},
@@ -109,6 +118,8 @@ def show(home: Path, *, as_json: bool) -> None:
     for swarm, beginning in enrolled.items():
         since = datetime.datetime.fromtimestamp(beginning.since_s, datetime.UTC)
         sys.stderr.write(f"enrolled in swarm {swarm[:8] or '(without rules)'} since {since:%Y-%m-%d %H:%M} UTC\n")
+    if client_peer_id:
+        sys.stderr.write(f"Clients of this directory are {client_peer_id}, by a key of their own.\n")
     sys.stderr.write(f"{advice or 'Of the users of this machine only you and its administrator can read your key.'}\n")
 
 
@@ -118,7 +129,7 @@ def export(home: Path, target: Path, passphrase_file: Path | None) -> None:
     Raises:
         UserError: There is no identity, the passphrase is too short, or the file cannot be written.
     """
-    path = home / _NAME
+    path = home / IDENTITY
     try:
         identity = Identity.load(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -130,7 +141,7 @@ def export(home: Path, target: Path, passphrase_file: Path | None) -> None:
         raise UserError(f"The passphrase is too short; take at least {MIN_PASSPHRASE_CHARS} characters.")
     salt, nonce = secrets.token_bytes(SALT_BYTES), secrets.token_bytes(NONCE_BYTES)
     _write_new(target, seal_identity(identity, passphrase, salt=salt, nonce=nonce))
-    (home / EXPORTED).write_text(datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d\n"), encoding="utf-8")
+    _note_backup(home, identity.peer_id)
     sys.stderr.write(f"{identity.peer_id} is in {target}; whoever has the file and the passphrase is this node.\n")
 
 
@@ -149,7 +160,7 @@ def import_(home: Path, source: Path, passphrase_file: Path | None, *, replace: 
         IdentityInUse: A node runs with the identity that would be replaced.
         WrongPassphrase: The passphrase is another.
     """
-    path = home / _NAME
+    path = home / IDENTITY
     text = _read(source, MAX_TEXT_CHARS + 1)
     standing = _standing(path)
     if standing not in (None, exported_peer_id(text)) and not replace:
@@ -163,11 +174,19 @@ def import_(home: Path, source: Path, passphrase_file: Path | None, *, replace: 
         _write_first(imported, path)
     else:
         _replace(imported, path, standing)
+    _note_backup(home, imported.peer_id)
     sys.stdout.write(f"{imported.peer_id}\n")
     sys.stderr.write(
         f"kept in {path}. Run it on one machine only, and bring ledger.sqlite along: without it, wait for the next "
         "epoch before you serve, or your receipts may contradict those that stand.\n"
     )
+
+
+def _note_backup(home: Path, peer_id: str) -> None:
+    """Remember that there is a file from which this key can be had again."""
+    today = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+    with contextlib.suppress(OSError):  # The copy is made; only `statement` will not know of it.
+        (home / EXPORTED).write_text(f"{today} {peer_id}\n", encoding="utf-8")
 
 
 def _standing(path: Path) -> str | None:

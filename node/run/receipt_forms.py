@@ -8,9 +8,11 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rich.box import HEAVY_HEAD, SIMPLE
 from rich.table import Table
 from rich.text import Text
 
+from dht.receipts.totals import Change, Totals, group
 from dht.work import UNITS, Receipt
 from node.run.since import in_words
 
@@ -19,6 +21,9 @@ FIELDS = (
     "amount", "unit", "work", "bytes_in", "bytes_out", "commitment", "t_first", "t_last",
 )  # fmt: skip
 """Fields of a receipt in JSON and CSV, in this order."""
+
+MAX_SUMS = 20
+"""Pairs of peers whose sums are shown."""
 
 Names = Mapping[bytes, str]
 
@@ -61,19 +66,84 @@ def as_csv(receipts: Iterable[Receipt], names: Names) -> str:
     return written.getvalue()
 
 
-def as_table(receipts: Iterable[Receipt], names: Names) -> Table:
-    """Lay out what people want to see of them."""
-    table = Table()
+def as_table(receipts: Iterable[Receipt], names: Names, *, is_narrow: bool = False) -> Table:
+    """Lay out what people want to see of them.
+
+    Args:
+        receipts: In their order.
+        names: Of models.
+        is_narrow: There is no room for two peer ids: show their ends.
+    """
+    table = Table(box=SIMPLE if is_narrow else HEAVY_HEAD, padding=(0, 1))
     for column in ("last (UTC)", "kind", "provider", "consumer", "model", "blocks", "amount", "work", "seq"):
         table.add_column(column, overflow="fold", justify="right" if column in ("amount", "work", "seq") else "left")
     for receipt in receipts:
+        peers = (receipt.provider, receipt.consumer)
         cells = (
-            in_words(receipt.t_last), receipt.work_kind.name.lower(), receipt.provider, receipt.consumer,
+            in_words(receipt.t_last, "%m-%d %H:%M" if is_narrow else "%Y-%m-%d %H:%M:%S"),
+            receipt.work_kind.name.lower(), *(_end_of(peer) if is_narrow else peer for peer in peers),
             model_name(receipt.manifest, names), f"{receipt.start}:{receipt.end}",
             f"{receipt.amount} {UNITS[receipt.work_kind]}", str(receipt.work), str(receipt.seq),
         )  # fmt: skip
         table.add_row(*(Text(cell) for cell in cells))  # Names come from peers and may look like markup.
     return table
+
+
+def _end_of(peer_id: str) -> str:
+    """Show the end of a peer id, which tells it apart; all of them begin alike."""
+    return f"...{peer_id[-6:]}"
+
+
+def sums_of_pairs(receipts: Iterable[Receipt]) -> list[tuple[tuple[str, str], Totals]]:
+    """Add receipts up by provider and consumer, most work first."""
+    return group(map(Change, receipts), lambda receipt: (receipt.provider, receipt.consumer))
+
+
+def sums_in_lines(receipts: Iterable[Receipt]) -> list[str]:
+    """Say who did how much for whom, most work first."""
+    sums = sums_of_pairs(receipts)
+    if not sums:
+        return ["No receipts: nothing was done that both sides have signed for."]
+    lines = [f"  {provider} did {amounts(total)} for {consumer}" for (provider, consumer), total in sums[:MAX_SUMS]]
+    if len(sums) > MAX_SUMS:
+        lines.append(f"  and {len(sums) - MAX_SUMS:,} more pairs of peers")
+    return ["Who did how much for whom, by what both have signed:", *lines]
+
+
+def amounts(total: Totals) -> str:
+    """Say sums in words: "1,024 block-tokens (256 tokens, 200 of them prompt) in 2 sessions"."""
+    prompt = f", {total.prefill_tokens:,} of them prompt" if total.prefill_tokens else ""
+    tokens = f" ({counted(total.tokens, 'token')}{prompt})"
+    return f"{_work(total, tokens)} in {counted(total.sessions, 'session')}"
+
+
+def amounts_alone(total: Totals) -> str:
+    """Say sums in words without tokens and sessions, which are counted once at every peer that they go through."""
+    return _work(total, "")
+
+
+def _work(total: Totals, tokens: str) -> str:
+    parts = []
+    if total.tokens or not total.relayed_kib:
+        parts.append(f"{counted(total.block_tokens, 'block-token')}{tokens}")
+    if total.relayed_kib:
+        parts.append(f"{size(total.relayed_kib * 1024)} of weights")
+    return " and ".join(parts)
+
+
+def counted(number: int, noun: str) -> str:
+    """Write "1 token", "2,048 tokens"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def size(num_bytes: int) -> str:
+    """Write a size with the unit that makes it shortest."""
+    value = float(num_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:,.1f} TiB"
 
 
 def _harmless(text: str) -> str:

@@ -17,13 +17,19 @@ from dht.receipts.ledger import Ledger
 from dht.work import Receipt, Slot
 from node.errors import UserError
 from node.run.exit_codes import LEDGER_MENDED, OK
-from node.run.receipt_forms import Names, as_csv, as_json_lines, as_table, in_order
+from node.run.receipt_forms import Names, as_csv, as_json_lines, as_table, in_order, sums_in_lines
 
 LEDGER = "ledger.sqlite"
 """Name of the ledger in a node's directory."""
 
 _WIDTH_OF_A_FILE = 200
 """Columns of the table where no terminal says how many there are."""
+
+_WIDTH_OF_WHOLE_IDS = 180
+"""Columns below which the table shows only the ends of peer ids."""
+
+_NOTHING_HELD = "No receipts: this node holds none that both sides have signed."
+_NOTHING_WANTED = "No receipts: this node holds some, but none with that --provider, --consumer or --since."
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,7 @@ def run_receipts(options: ReceiptsOptions) -> int:
             num, findings = ledger.verify()
             sys.stderr.write(f"{num} receipts were checked, {len(findings)} of them are damaged.\n")
         held = [signed.record for own in ledger.owners() for signed in ledger.newest(own, options.since_s or 0)]
-        show(options, wanted(held, options), ledger.model_names())
+        show(options, wanted(held, options), ledger.model_names(), _NOTHING_WANTED if held else _NOTHING_HELD)
         for notice in ledger.notices:
             sys.stderr.write(f"{notice}\n")
         return LEDGER_MENDED if ledger.notices else OK
@@ -86,13 +92,27 @@ def _is_wanted(receipt: Receipt, options: ReceiptsOptions) -> bool:
     )
 
 
-def show(options: ReceiptsOptions, receipts: list[Receipt], names: Names) -> None:
-    """Print receipts in the form that was asked for."""
+def show(options: ReceiptsOptions, receipts: list[Receipt], names: Names, nothing: str) -> None:
+    """Print receipts in the form that was asked for; of people's form also who did how much for whom.
+
+    Args:
+        options: What was asked for.
+        receipts: In their order.
+        names: Of models.
+        nothing: What to say where there are none, in a sentence.
+    """
     if options.form == "json":
         sys.stdout.write(as_json_lines(receipts, names))
     elif options.form == "csv":
         sys.stdout.write(as_csv(receipts, names))
     elif receipts:
-        Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE).print(as_table(receipts, names))
-    else:
-        sys.stdout.write("No receipts: nothing that both sides have signed for is held here.\n")
+        _print_table(receipts, names)
+    if not receipts:
+        (sys.stdout if options.form == "table" else sys.stderr).write(f"{nothing}\n")
+
+
+def _print_table(receipts: list[Receipt], names: Names) -> None:
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE)
+    is_narrow = console.width < _WIDTH_OF_WHOLE_IDS
+    console.print(as_table(receipts, names, is_narrow=is_narrow))
+    sys.stdout.write("".join(f"{line}\n" for line in sums_in_lines(receipts)))

@@ -11,7 +11,7 @@ from pathlib import Path
 from dht.receipts.ledger import Ledger
 from dht.receipts.totals import Change, Totals, group, totals_of
 from node.run.exit_codes import LEDGER_MENDED, OK
-from node.run.key_care import look_at_key
+from node.run.key_care import look_at_keys
 from node.run.receipts import LEDGER
 from node.run.statement_words import Side, Statement, as_json, as_lines
 
@@ -50,7 +50,7 @@ def make_statement(ledger: Ledger, options: StatementOptions) -> Statement:
         given=_given(change for peer, change in changes if change.newest.provider == peer),
         taken=_taken(change for peer, change in changes if change.newest.consumer == peer),
         unsigned=tuple(sorted(ends, key=lambda end: (end.t, end.peer, end.amount))),
-        key=look_at_key(options.home),
+        keys=look_at_keys(options.home),
         names=ledger.model_names(),
     )
 

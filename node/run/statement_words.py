@@ -9,7 +9,7 @@ from typing import Any
 from dht.receipts.reservation_table import UnsignedEnd
 from dht.receipts.totals import Totals
 from node.run.key_care import KeyCare, in_sentences
-from node.run.receipt_forms import Names, model_name
+from node.run.receipt_forms import Names, amounts, amounts_alone, counted, model_name, size
 from node.run.since import in_words
 
 
@@ -31,28 +31,33 @@ class Statement:
     given: Side
     taken: Side
     unsigned: tuple[UnsignedEnd, ...]  # oldest first
-    key: KeyCare
+    keys: tuple[KeyCare, ...]  # its server's and that of its clients, those that there are
     names: Names
 
 
 def as_json(statement: Statement) -> dict[str, Any]:
     """Return one object; times in unix seconds, sizes in bytes."""
-    care = statement.key
     return {
         "own": list(statement.own),
         "since": statement.since_s,
         "given": _side_as_json(statement.given, statement.names),
         "taken": _side_as_json(statement.taken, statement.names),
         "unsigned": [_end_as_json(end, statement.names) for end in statement.unsigned],
-        "key": {
-            "path": str(care.path),
-            "peer_id": care.peer_id,
-            "mode": None if care.mode is None else f"{care.mode:04o}",
-            "private": care.is_private,
-            "exported": care.exported,
-            "safe": care.is_safe,
-            "trouble": care.trouble,
-        },
+        "keys": [_key_as_json(care) for care in statement.keys],
+    }
+
+
+def _key_as_json(care: KeyCare) -> dict[str, Any]:
+    return {
+        "of": "clients" if care.is_of_client else "server",
+        "path": str(care.path),
+        "peer_id": care.peer_id,
+        "mode": None if care.mode is None else f"{care.mode:04o}",
+        "private": care.is_private,
+        "exported": care.exported,
+        "safe": care.is_safe,
+        "advice": "" if care.safety is None else care.safety.advice(care.path),
+        "trouble": care.trouble,
     }
 
 
@@ -80,57 +85,55 @@ def as_lines(statement: Statement) -> list[str]:
     since = f"since {in_words(statement.since_s, '%Y-%m-%d %H:%M')} UTC" if statement.since_s else "from the beginning"
     return [
         f"Statement of this node, {since}: what both sides have signed for.",
+        "A block-token is one token through one block.",
         "",
-        *_side_in_lines("You gave", "to", statement.given, statement.names),
-        *_side_in_lines("You took", "from", statement.taken, statement.names),
-        *_ends_in_lines(statement.unsigned, statement.names),
+        *_given_in_lines(statement.given, statement.names),
         "",
-        *in_sentences(statement.key),
+        *_taken_in_lines(statement.taken, statement.names),
+        "",
+        *_ends_in_lines(statement),
+        "",
+        *(sentence for care in statement.keys for sentence in in_sentences(care)),
     ]
 
 
-def _side_in_lines(verb: str, preposition: str, side: Side, names: Names) -> list[str]:
+def _given_in_lines(side: Side, names: Names) -> list[str]:
     if not side.per_peer:
-        return [f"{verb} nothing.", ""]
-    rows = [(f"{preposition} {peer}", total) for peer, total in side.per_peer]
-    rows += [(f"with {model_name(manifest, names)}", total) for manifest, total in side.per_model]
-    return [f"{verb} {amounts(side.total)}.", *(f"  {name}: {amounts(total)}" for name, total in rows), ""]
+        return ["You gave nothing."]
+    moved = f"{size(side.total.bytes_in)} came in, {size(side.total.bytes_out)} went out"
+    return [
+        f"You gave {amounts(side.total)}; {moved}.",
+        *(f"  to {peer}: {amounts(total)}" for peer, total in side.per_peer),
+        *(f"  with {model_name(manifest, names)}: {amounts(total)}" for manifest, total in side.per_model),
+    ]
 
 
-def _ends_in_lines(ends: Sequence[UnsignedEnd], names: Names) -> list[str]:
-    if not ends:
-        return ["Everybody has signed."]
-    return ["Not signed:", *(f"  {_end_in_words(end, names)}" for end in ends)]
+def _taken_in_lines(side: Side, names: Names) -> list[str]:
+    """Tokens are said of single peers only: one token of an answer goes through several of them."""
+    if not side.per_peer:
+        return ["You took nothing."]
+    return [
+        f"You took {amounts_alone(side.total)} from {counted(len(side.per_peer), 'peer')}.",
+        *(f"  from {peer}: {amounts(total)}" for peer, total in side.per_peer),
+        *(f"  with {model_name(manifest, names)}: {amounts_alone(total)}" for manifest, total in side.per_model),
+    ]
 
 
-def _end_in_words(end: UnsignedEnd, names: Names) -> str:
-    what = "that it computed for you" if end.peer_provides else "that you computed for it"
-    model = model_name(end.manifest, names)
-    return f"{in_words(end.t)} {end.peer}: {counted(end.amount, 'token')} {what}, with {model}"
+def _ends_in_lines(statement: Statement) -> list[str]:
+    if not statement.unsigned:
+        has_dealt = statement.given.per_peer or statement.taken.per_peer
+        return ["Everybody has signed." if has_dealt else "Nobody has had anything to sign."]
+    groups: dict[tuple[str, bool], list[UnsignedEnd]] = {}
+    for end in statement.unsigned:
+        groups.setdefault((end.peer, end.peer_provides), []).append(end)
+    most_first = sorted(groups.values(), key=lambda ends: (-sum(end.amount for end in ends), ends[0].peer))
+    return ["Not signed:", *(f"  {_ends_in_words(ends, statement.names)}" for ends in most_first)]
 
 
-def amounts(total: Totals) -> str:
-    """Say sums in words: "1,024 block-tokens (256 tokens) in 2 sessions, 1.0 MiB in, 2.0 MiB out"."""
-    parts = []
-    if total.tokens or not total.relayed_kib:
-        prompt = f", {total.prefill_tokens:,} of them prompt" if total.prefill_tokens else ""
-        parts.append(f"{counted(total.block_tokens, 'block-token')} ({counted(total.tokens, 'token')}{prompt})")
-    if total.relayed_kib:
-        parts.append(f"{size(total.relayed_kib * 1024)} of weights")
-    moved = f"{size(total.bytes_in)} in, {size(total.bytes_out)} out"
-    return f"{' and '.join(parts)} in {counted(total.sessions, 'session')}, {moved}"
-
-
-def counted(number: int, noun: str) -> str:
-    """Write "1 token", "2,048 tokens"."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def size(num_bytes: int) -> str:
-    """Write a size with the unit that makes it shortest."""
-    value = float(num_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:,.1f} TiB"
+def _ends_in_words(ends: Sequence[UnsignedEnd], names: Names) -> str:
+    """Say of one peer, in one role, how much it has not signed for."""
+    what = "that it computed for you" if ends[0].peer_provides else "that you computed for it"
+    models = ", ".join(dict.fromkeys(model_name(end.manifest, names) for end in ends))
+    tokens = counted(sum(end.amount for end in ends), "token")
+    sessions = counted(len(ends), "session")
+    return f"{ends[0].peer}: {tokens} {what} in {sessions}, the last at {in_words(ends[-1].t)} UTC, with {models}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dht.directory import Directory, read_directory, read_models
 from dht.identity import Identity
@@ -70,11 +71,12 @@ def _as_json(model: ManifestRecord, directory: Directory) -> dict[str, Any]:
 
 
 def _as_table(model: ManifestRecord, directory: Directory) -> Table:
-    table = Table(title=f"{_uid(model)} ({model.model_type}, {model.num_blocks} blocks)", title_justify="left")
+    title = f"{_uid(model)} ({model.model_type}, {model.num_blocks} blocks)"
+    table = Table(title=Text(title), title_justify="left")  # What comes from peers may look like markup.
     for column in ("blocks", "peer", "state", "dtype", "block-tokens/s", "free cache (tokens)", "score"):
         table.add_column(column, overflow="fold")
     for server in sorted(directory.servers, key=lambda server: (server.start, server.owner)):
-        table.add_row(
+        cells = (
             f"{server.start}:{server.end}",
             server.owner,
             server.state.name.lower(),
@@ -83,4 +85,5 @@ def _as_table(model: ManifestRecord, directory: Directory) -> Table:
             str(server.cache_free_tokens),
             "-",
         )
+        table.add_row(*map(Text, cells))
     return table

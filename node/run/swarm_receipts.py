@@ -1,61 +1,96 @@
-"""``efedllm receipts --join``: the receipts that the DHT of a swarm holds, every signature checked again."""
+"""``efedllm receipts --join``: the receipts that the DHT of a swarm holds, every signature checked again.
+
+What snapshots hold is read from their publishers and compared with the DHT; the rest is read from the DHT itself.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import random
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 
-from dht.directory import read_directory, read_models
-from dht.errors import BadRecord
+from dht.directory import read_models
+from dht.errors import PeerUnreachable
 from dht.identity import Identity
-from dht.parameters import JoinCode
-from dht.receipts.cosigned import check_receipt
+from dht.parameters import JoinCode, split_address
+from dht.receipts.checking import SignatureChecker
+from dht.receipts.equivocations import EquivocationWatch
 from dht.receipts.ledger import Ledger
+from dht.receipts.newcomer import Beginning, begin, complete
+from dht.receipts.publisher import period_s
 from dht.records import SignedRecord
 from dht.rules import Rules
 from dht.swarm import Swarm
-from dht.work import Receipt
 from node.run.exit_codes import OK
-from node.run.key_care import look_at_key
+from node.run.key_care import look_at_keys
+from node.run.reading_words import nothing_found, plan_in_words, verdict_in_words
 from node.run.receipts import LEDGER, ReceiptsOptions, check_peers, show, wanted
+
+_RULES_S = 15.0
+"""Seconds that the swarm's rules are waited for: without them nobody can say which epochs there are."""
 
 
 async def run_swarm_receipts(join: JoinCode, options: ReceiptsOptions) -> int:
-    """List what the DHT of a swarm holds; returns the exit code."""
-    from dht.receipts.reader import collect_receipts  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    """List what the DHT of a swarm holds; returns the exit code.
 
+    Raises:
+        PeerUnreachable: No member has the swarm's rules.
+    """
     check_peers(options)
     own = own_ids(options.home) if options.repair else set()
-    async with Swarm(Identity.ephemeral(), join=join, client_mode=True) as swarm:
-        models = await read_models(swarm)
-        providers = options.providers or tuple(sorted(own | await _servers(swarm, [it.manifest for it in models])))
-        window = epochs(swarm.validator.rules, options.since_s, time.time())
-        found: AsyncIterator[SignedRecord] = collect_receipts(swarm, providers, window)
-        held, num_bad = await _checked(found)
-    if num_bad:
-        sys.stderr.write(f"{num_bad} records that are no receipts signed by both were left out.\n")
+    async with (
+        Swarm(Identity.ephemeral(), join=join, client_mode=True) as swarm,
+        EquivocationWatch(swarm),
+        SignatureChecker() as checker,
+    ):
+        rules = await _rules(swarm)
+        window = epochs(rules, options.since_s, time.time())
+        beginning = await _begin(swarm, join, options, window, checker)
+        beginning = replace(beginning, providers=tuple(sorted({*beginning.providers, *own})))
+        for verdict in beginning.verdicts:
+            sys.stderr.write(f"{verdict_in_words(verdict)}\n")
+        sys.stderr.write(f"{plan_in_words(beginning)}\n")
+        held = [signed async for signed in complete(swarm, beginning, checker)]
+        names = {model.manifest: model.name for model in await read_models(swarm)}
     if options.repair:
         sys.stderr.write(f"{await asyncio.to_thread(refill, options.home, own, held)}\n")
-    show(options, wanted(held.values(), options), {model.manifest: model.name for model in models})
+    show(options, wanted([signed.record for signed in held], options), names, nothing_found(period_s(rules)))
     return OK
+
+
+async def _rules(swarm: Swarm) -> Rules:
+    try:
+        async with asyncio.timeout(_RULES_S):
+            return await swarm.wait_for_rules()
+    except TimeoutError:
+        raise PeerUnreachable("no member of the swarm has its rules: is a bootstrap of it running?") from None
+
+
+async def _begin(
+    swarm: Swarm, join: JoinCode, options: ReceiptsOptions, window: range, checker: SignatureChecker
+) -> Beginning:
+    if options.providers:  # A few keys: sooner read than a snapshot.
+        return Beginning((), (), options.providers, tuple(window))
+    bootstraps = [split_address(address)[1] for address in join.addresses]
+    return await begin(swarm, list(dict.fromkeys(bootstraps)), window, checker, random.SystemRandom())
 
 
 def own_ids(home: Path) -> set[str]:
     """Name the peer ids whose receipts a home keeps, or should."""
     with Ledger.open_to_read(home / LEDGER) as ledger:
         owners = set(ledger.owners())
-    peer_id = look_at_key(home).peer_id
-    return owners | {peer_id} if peer_id is not None else owners
+    return owners | {care.peer_id for care in look_at_keys(home) if care.peer_id is not None}
 
 
-def refill(home: Path, own: Iterable[str], held: Mapping[bytes, Receipt]) -> str:
+def refill(home: Path, own: Iterable[str], held: Collection[SignedRecord]) -> str:
     """Write into a home's ledger what it lacks of its own; returns a sentence on that."""
     with Ledger.open(home / LEDGER) as ledger:
         outcomes = [
-            ledger.repair(peer, [envelope for envelope, receipt in held.items() if peer in receipt.authors])
+            ledger.repair(peer, [signed.envelope for signed in held if peer in signed.record.authors])
             for peer in sorted(own)
         ]
     said = f"{sum(outcome.added for outcome in outcomes)} receipts were added to the ledger"
@@ -69,21 +104,3 @@ def epochs(rules: Rules, since_s: int | None, now_s: float) -> range:
     oldest = max(0, present - rules.window_epochs)
     first = oldest if since_s is None else max(oldest, rules.epoch_of(since_s))
     return range(first, present + 1)
-
-
-async def _servers(swarm: Swarm, manifests: Iterable[bytes]) -> set[str]:
-    """Name whoever serves something now: without a name, receipts can only be looked for at those."""
-    directories = [await read_directory(swarm, manifest, time.time()) for manifest in manifests]
-    return {server.owner for directory in directories for server in directory.servers}
-
-
-async def _checked(found: AsyncIterator[SignedRecord]) -> tuple[dict[bytes, Receipt], int]:
-    """Check every signature again; returns what is sound by its envelope, and how many are not."""
-    receipts: dict[bytes, Receipt] = {}
-    num_bad = 0
-    async for signed in found:
-        try:
-            receipts[signed.envelope] = check_receipt(signed.envelope)
-        except BadRecord:
-            num_bad += 1
-    return receipts, num_bad

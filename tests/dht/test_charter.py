@@ -3,6 +3,7 @@
 import asyncio
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,11 +13,12 @@ from dht.hardening.storage import MAX_SUBKEYS
 from dht.ident import Ident, Role
 from dht.identity import Identity
 from dht.parameters import JoinCode, parameters_hash
-from dht.records import Kind, seal
+from dht.records import Kind, place, seal
 from dht.rules import DEFAULT_RULES, Rules
 from dht.swarm import Swarm
 from dht.testnet import found, testnet
 from dht.validation import RecordValidator
+from tests.dht.receipts.made import holds
 from tests.dht.samples import announcement
 from tests.dht.test_swarm import eventually
 from tests.dht.test_validation import as_stored
@@ -88,6 +90,36 @@ async def test_no_node_holds_more_under_one_key_than_the_founder_allows():
         assert [await second.store(seal(announcement(owner), owner)) for owner in owners] == [True, True, False]
         newer = seal(announcement(owners[0], t=int(time.time()) + 1), owners[0])
         assert await first.store(newer), "who stands there may say something new"
+
+
+async def test_parameters_stand_at_a_whole_region():
+    async with testnet(8, rules=RULES) as nodes:
+        signed = place(nodes[0].parameters, nodes[0].parameters_envelope)
+        assert await nodes[3].store(signed)
+        holders = [node for node in nodes if holds(node, signed)]
+        assert len(holders) > 5, "as many as hold an announcement"
+
+
+async def test_rules_that_the_nearest_members_hide_are_read_from_the_region():
+    published = found(Identity.ephemeral(), "lab", RULES)
+    charter = Charter(parameters_hash(published.envelope), b"", RecordValidator())
+    overlay = SurroundedOverlay(published.envelope)
+    await charter.read(overlay)
+    assert charter.parameters == published.record
+    assert overlay.asked == [False, True]
+
+
+class SurroundedOverlay:
+    """Gives a record to those alone who ask a whole region."""
+
+    def __init__(self, envelope: bytes) -> None:
+        self._envelope = envelope
+        self.asked: list[bool] = []
+        self.protocol = SimpleNamespace(storage=SimpleNamespace(max_subkeys=0))
+
+    async def collect(self, key: bytes, *, is_regional: bool) -> list[bytes]:
+        self.asked.append(is_regional)
+        return [self._envelope] if is_regional else []
 
 
 async def test_a_client_that_joins_later_reads_the_rules_too():

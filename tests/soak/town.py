@@ -73,6 +73,7 @@ class _Memory:
 
     def __init__(self) -> None:
         self.newest: dict[Slot, SignedRecord] = {}
+        self.num_changes = 0  # Who publishes is told when.
 
     async def newest_envelopes(self, since_epoch: int) -> list[bytes]:
         return [signed.envelope for slot, signed in self.newest.items() if slot.epoch >= since_epoch]

@@ -65,10 +65,14 @@ def test_the_demo_streams_text_and_says_who_served_it_within_a_minute(load, demo
 
     kinds = [event["event"] for event in events]
     assert kinds[:4] == ["server", "server", "server", "route"]
-    assert set(kinds[4:]) == {"text"}
-    assert len(kinds[4:]) > 2, "the text comes in pieces"
-    assert "".join(event["text"] for event in events[4:]).strip()
+    texts, works = events[4:-3], events[-3:]
+    assert {event["event"] for event in texts} == {"text"}
+    assert len(texts) > 2, "the text comes in pieces"
+    assert "".join(event["text"] for event in texts).strip()
     stages = events[3]["stages"]
+    assert {event["event"] for event in works} == {"work"}
+    assert {event["provider"] for event in works} == {stage["peer_id"] for stage in stages}
+    assert len({(event["consumer"], event["tokens"]) for event in works}) == 1, "every token went through every server"
     assert {stage["peer_id"]: stage["blocks"] for stage in stages} == {
         event["peer_id"]: event["blocks"] for event in events[:3]
     }

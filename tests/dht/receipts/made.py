@@ -39,6 +39,7 @@ class Memory:
 
     def __init__(self, *signed: SignedRecord) -> None:
         self.signed = list(signed)
+        self.num_changes = 0
 
     async def newest_envelopes(self, since_epoch: int) -> Sequence[bytes]:
         return [each.envelope for each in self.signed if each.record.epoch >= since_epoch]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dht.identity import Identity
-from dht.receipts.publisher import PARTS_OF_EPOCH, ReceiptPublisher, next_publication, period_s
+from dht.receipts.publisher import PARTS_OF_EPOCH, ReceiptPublisher, Rest, next_publication, period_s
 from dht.records import Kind
 from dht.rules import DEFAULT_RULES, Rules
 from dht.testnet import testnet
@@ -89,3 +89,25 @@ async def test_a_damaged_receipt_of_our_own_holds_nothing_up(junk):
         source.newest_envelopes = damaged
         assert await ReceiptPublisher(node, source).publish() == 1
         assert len(await newest(reader)) == 1
+
+
+def test_receipts_are_published_when_work_has_come_to_rest_and_not_too_often():
+    rules, begun = DEFAULT_RULES, Rest(0, 0.0, 0, 1000.0)
+    assert not begun.is_due(rules, 2000.0), "nothing is new"
+    working = begun.seen(4, 1010.0)
+    assert not working.is_due(rules, 1012.9), "more may come in a moment"
+    assert working.seen(4, 1012.0) == working
+    assert not working.is_due(rules, 1029.9), "the last publication was half a minute ago at least"
+    assert working.is_due(rules, 1030.0)
+    assert not working.seen(5, 1029.0).is_due(rules, 1031.9)
+    assert Rest(1, 50.0, 0, 0.0).is_due(Rules(epoch_s=2), 51.0), "short epochs wait less"
+
+
+async def test_a_receipt_is_on_the_dht_a_few_seconds_after_the_last_one():
+    async with testnet(2) as (node, reader):
+        source = Memory()
+        async with ReceiptPublisher(node, source), asyncio.timeout(10):
+            source.signed.append(sealed(P, C))
+            source.num_changes += 1
+            while await newest(reader) != {(C.peer_id, 7): 1}:
+                await asyncio.sleep(0.05)

@@ -118,7 +118,7 @@ def test_an_identity_that_stands_is_not_replaced_unless_that_is_asked_for_and_th
     assert (home / "identity").read_bytes() == before
     assert import_(home, "--replace") == 0
     assert Identity.load(home / "identity").peer_id == Identity.load(home.parent / "other" / "identity").peer_id
-    (kept,) = [path for path in home.iterdir() if path.name != "identity"]
+    (kept,) = home.glob("identity.*.*")
     assert kept.read_bytes() == before
     assert own.peer_id[-8:] in kept.name
     assert str(kept) in capsys.readouterr().err
@@ -130,7 +130,7 @@ def test_a_damaged_identity_is_put_aside_too(home: Path):
     (home / "identity").write_bytes(b"half a key")
     assert import_(home) == 23
     assert import_(home, "--replace") == 0
-    (kept,) = [path for path in home.iterdir() if path.name != "identity"]
+    (kept,) = home.glob("identity.*.*")
     assert kept.read_bytes() == b"half a key"
 
 

@@ -7,8 +7,19 @@ from dataclasses import replace
 
 from rich.console import Console
 
+from dht.identity import Identity
 from dht.work import WorkKind
-from node.run.receipt_forms import FIELDS, as_csv, as_fields, as_json_lines, as_table, in_order, model_name
+from node.run.receipt_forms import (
+    FIELDS,
+    MAX_SUMS,
+    as_csv,
+    as_fields,
+    as_json_lines,
+    as_table,
+    in_order,
+    model_name,
+    sums_in_lines,
+)
 from tests.dht.receipts.ledger_kit import CONSUMER, OTHER, OWN, made
 from tests.dht.samples import MANIFEST
 
@@ -63,3 +74,27 @@ def test_the_order_does_not_depend_on_how_they_came():
     many = [made(lane=lane, seq=seq, consumer=peer) for lane in (1, 2) for seq in (1, 2) for peer in (CONSUMER, OTHER)]
     assert in_order(many) == in_order(reversed(many))
     assert in_order([made(epoch=3), made(epoch=2)])[0].epoch == 2
+
+
+def test_in_a_narrow_terminal_peers_are_told_apart_by_their_ends():
+    shown = printed(as_table([ONE], NAMES, is_narrow=True))
+    assert f"...{OWN.peer_id[-6:]}" in shown
+    assert OWN.peer_id not in shown
+    assert max(map(len, shown.splitlines())) <= 110
+
+
+def test_sums_say_who_did_how_much_for_whom_most_work_first():
+    more = replace(ONE, lane=9, amount=640, work=2560)
+    first, *lines = sums_in_lines([TWO, ONE, more])
+    assert first.startswith("Who did how much for whom")
+    assert lines == [
+        f"  {OWN.peer_id} did 2,816 block-tokens (704 tokens) in 2 sessions for {CONSUMER.peer_id}",
+        f"  {OWN.peer_id} did 512 block-tokens (128 tokens) in 1 session for {OTHER.peer_id}",
+    ]
+
+
+def test_of_very_many_pairs_the_first_are_shown_and_the_others_counted():
+    pairs = [replace(ONE, consumer=Identity.ephemeral().peer_id) for _ in range(MAX_SUMS + 3)]
+    lines = sums_in_lines(pairs)
+    assert len(lines) == MAX_SUMS + 2
+    assert lines[-1] == "  and 3 more pairs of peers"

@@ -1,16 +1,19 @@
 """The commands `receipts`, on a ledger and on a swarm that is made up."""
 
+import asyncio
 import contextlib
 import json
 import sys
 from dataclasses import replace
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 
+from dht.errors import PeerUnreachable
 from dht.identity import Identity
 from dht.parameters import JoinCode
 from dht.receipts.ledger import Ledger
+from dht.receipts.newcomer import Beginning
 from dht.receipts.reservation_table import UnsignedEnd
 from dht.records import Envelope, ManifestRecord, place
 from dht.rules import Rules
@@ -21,7 +24,7 @@ from node.run.exit_codes import LEDGER_MENDED, OK
 from node.run.receipts import LEDGER, ReceiptsOptions, run_receipts
 from node.run.swarm_receipts import epochs, run_swarm_receipts
 from tests.dht.receipts.ledger_kit import CONSUMER, OTHER, OWN, envelope, made, spoil
-from tests.dht.samples import EPOCH, EPOCH_BEGAN, MANIFEST, announcement
+from tests.dht.samples import EPOCH, EPOCH_BEGAN, MANIFEST
 
 
 @pytest.fixture
@@ -115,7 +118,7 @@ def test_a_ledger_that_cannot_be_opened_gives_its_exit_code(tmp_path, capsys, mo
 
 
 class FakeSwarm:
-    """A swarm with two servers and what `collect_receipts` is asked for."""
+    """A swarm whose rules are known."""
 
     def __init__(self, *_: object, **__: object) -> None:
         self.validator = SimpleNamespace(rules=Rules())
@@ -126,42 +129,70 @@ class FakeSwarm:
     async def __aexit__(self, *_: object) -> None:
         return None
 
+    async def wait_for_rules(self) -> Rules:
+        return self.validator.rules
+
+    def on_contradiction(self, contradicted) -> None:
+        return None
+
 
 @pytest.fixture
 def asked(monkeypatch):
+    """What is asked of a swarm of two servers: of whom receipts are read, and in which epochs."""
     calls = []
 
-    async def collect_receipts(swarm, providers, window):
-        calls.append((tuple(providers), window))
-        body = made(lane=9).to_body()
-        forged = Envelope(2, body, (bytes(64), bytes(64))).to_bytes()
-        for data, receipt in ((envelope(), made()), (forged, made(lane=9)), (envelope(OTHER, OWN), made(OTHER, OWN))):
+    async def begin(swarm, bootstraps, window, checker, rng):
+        calls.append(("begin", tuple(bootstraps)))
+        return Beginning((), (), (OWN.peer_id, OTHER.peer_id), tuple(window))
+
+    async def complete(swarm, beginning, checker):
+        calls.append((beginning.providers, beginning.rest))
+        for data, receipt in ((envelope(), made()), (envelope(OTHER, OWN), made(OTHER, OWN))):
             yield place(receipt, data)
 
     async def read_models(swarm):
         return [ManifestRecord(MANIFEST, OWN.peer_id, 1, 1, "gpt2", "gpt2", 4, 8, 8)]
 
-    async def read_directory(swarm, manifest, now_s):
-        return SimpleNamespace(servers=[announcement(OWN), announcement(OTHER)])
-
-    reader = ModuleType("dht.receipts.reader")
-    reader.collect_receipts = collect_receipts
-    monkeypatch.setitem(sys.modules, "dht.receipts.reader", reader)
-    for name, fake in (("Swarm", FakeSwarm), ("read_models", read_models), ("read_directory", read_directory)):
+    fakes = {"Swarm": FakeSwarm, "read_models": read_models, "begin": begin, "complete": complete}
+    for name, fake in fakes.items():
         monkeypatch.setattr(swarm_receipts, name, fake)
     return calls
 
 
-async def test_a_swarm_s_receipts_are_checked_again_and_named(asked, tmp_path, capsys):
-    assert await run_swarm_receipts(JoinCode(()), ReceiptsOptions(tmp_path, form="json")) == OK
+async def test_a_swarm_s_receipts_are_listed_and_named(asked, tmp_path, capsys):
+    join = JoinCode((f"/ip4/127.0.0.1/tcp/1/p2p/{OTHER.peer_id}",))
+    assert await run_swarm_receipts(join, ReceiptsOptions(tmp_path, form="json")) == OK
     said = capsys.readouterr()
     found = [json.loads(line) for line in said.out.splitlines()]
     assert {fields["provider"] for fields in found} == {OWN.peer_id, OTHER.peer_id}
     assert {fields["model"] for fields in found} == {f"gpt2@{MANIFEST.hex()[:8]}"}
-    assert "1 records that are no receipts" in said.err
-    ((providers, _),) = asked
-    assert providers == tuple(sorted((OWN.peer_id, OTHER.peer_id)))
+    assert "what 2 peers did in 57 epochs (114 keys); every signature is checked." in said.err
+    assert [call[0] for call in asked] == ["begin", tuple(sorted((OWN.peer_id, OTHER.peer_id)))]
+    assert asked[0][1] == (OTHER.peer_id,), "snapshots of the bootstraps that the join code names"
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_the_table_says_who_did_how_much_for_whom(asked, tmp_path, capsys):
+    assert await run_swarm_receipts(JoinCode(()), ReceiptsOptions(tmp_path)) == OK
+    said = capsys.readouterr().out
+    assert f"{OWN.peer_id} did 256 block-tokens (64 tokens) in 1 session for {CONSUMER.peer_id}" in said
+
+
+async def test_where_nothing_is_found_it_is_said_when_something_may_come(asked, tmp_path, capsys):
+    options = ReceiptsOptions(tmp_path, consumers=(OTHER.peer_id,))
+    assert await run_swarm_receipts(JoinCode(()), options) == OK
+    assert "at least every 600 s while they work" in capsys.readouterr().out
+
+
+async def test_a_swarm_whose_rules_nobody_has_is_said(asked, tmp_path, monkeypatch):
+    async def never(self) -> Rules:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    monkeypatch.setattr(FakeSwarm, "wait_for_rules", never)
+    monkeypatch.setattr(swarm_receipts, "_RULES_S", 0.01)
+    with pytest.raises(PeerUnreachable, match="is a bootstrap of it running"):
+        await run_swarm_receipts(JoinCode(()), ReceiptsOptions(tmp_path))
 
 
 async def test_only_the_providers_that_are_named_are_read(asked, tmp_path, capsys):
@@ -181,7 +212,7 @@ async def test_a_ledger_is_filled_again_with_its_own_receipts(asked, tmp_path, c
     for num in (2, 0):
         assert await run_swarm_receipts(JoinCode(()), options) == OK
         assert f"{num} receipts were added to the ledger." in capsys.readouterr().err
-    assert identity.peer_id in asked[0][0]
+    assert identity.peer_id in asked[1][0]
     with Ledger.open(tmp_path / LEDGER) as ledger:
         assert {signed.envelope for signed in ledger.newest(OWN.peer_id)} == {envelope(), envelope(OTHER, OWN)}
         assert ledger.owners() == [OWN.peer_id]

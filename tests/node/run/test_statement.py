@@ -10,9 +10,10 @@ from dht.receipts.reservation_table import UnsignedEnd
 from dht.receipts.totals import Totals
 from dht.work import WorkKind
 from node.cli import main
+from node.run.receipt_forms import amounts, amounts_alone, size
 from node.run.receipts import LEDGER
 from node.run.statement import StatementOptions, make_statement
-from node.run.statement_words import amounts, as_json, as_lines, size
+from node.run.statement_words import as_json, as_lines
 from tests.dht.receipts.ledger_kit import CONSUMER, OTHER, OWN, envelope
 from tests.dht.samples import EPOCH_BEGAN, MANIFEST
 
@@ -31,6 +32,7 @@ def home(tmp_path):
         ledger.append(ME, envelope(OWN, OTHER, manifest=bytes(32)))
         ledger.append(ME, envelope(CONSUMER, OWN, t_last=LATER))
         ledger.note_unsigned_end(ME, UnsignedEnd(OTHER.peer_id, False, MANIFEST, 16, EPOCH_BEGAN))
+        ledger.note_unsigned_end(ME, UnsignedEnd(OTHER.peer_id, False, MANIFEST, 8, EPOCH_BEGAN + 1))
         ledger.note_unsigned_end(ME, UnsignedEnd(CONSUMER.peer_id, True, MANIFEST, 1, LATER))
         ledger.note_model(MANIFEST, "gpt2")
     return tmp_path
@@ -52,7 +54,7 @@ def test_everything_is_counted_per_peer_and_per_model(home):
     ]
     assert [(manifest, total.tokens) for manifest, total in made.given.per_model] == [(MANIFEST, 1192), (bytes(32), 64)]
     assert [(peer, total.tokens) for peer, total in made.taken.per_peer] == [(CONSUMER.peer_id, 64)]
-    assert len(made.unsigned) == 2
+    assert len(made.unsigned) == 3
 
 
 def test_since_a_date_only_what_came_later_is_counted(home):
@@ -65,14 +67,15 @@ def test_since_a_date_only_what_came_later_is_counted(home):
 def test_the_words_answer_all_four_questions(home):
     said = "\n".join(as_lines(statement(home)))
     for part in (
-        "You gave 5,024 block-tokens (1,256 tokens, 1,000 of them prompt) in 3 sessions, 192.0 KiB in, 192.0 KiB out.",
+        "You gave 5,024 block-tokens (1,256 tokens, 1,000 of them prompt) in 3 sessions; 192.0 KiB came in, 192.0 KiB",
         f"  to {CONSUMER.peer_id}: 4,768 block-tokens",
         f"  with gpt2@{DIGITS}: 4,768 block-tokens",
         "  with 00000000: 256 block-tokens",
-        "You took 256 block-tokens (64 tokens) in 1 session",
-        f"  from {CONSUMER.peer_id}: 256 block-tokens",
-        f"{OTHER.peer_id}: 16 tokens that you computed for it, with gpt2@{DIGITS}",
-        f"{CONSUMER.peer_id}: 1 token that it computed for you",
+        "You took 256 block-tokens from 1 peer.",
+        f"  from {CONSUMER.peer_id}: 256 block-tokens (64 tokens) in 1 session",
+        f"{OTHER.peer_id}: 24 tokens that you computed for it in 2 sessions, the last at 2024-10-04 00:00:01 UTC",
+        f"{CONSUMER.peer_id}: 1 token that it computed for you in 1 session, the last at ",
+        "Your key is NOT safe.",
         "It has no backup",
     ):
         assert part in said, said
@@ -81,13 +84,19 @@ def test_the_words_answer_all_four_questions(home):
 
 
 def test_who_did_nothing_reads_so(tmp_path):
-    assert as_lines(statement(tmp_path))[2:7] == [
+    assert as_lines(statement(tmp_path))[3:8] == [
         "You gave nothing.",
         "",
         "You took nothing.",
         "",
-        "Everybody has signed.",
+        "Nobody has had anything to sign.",
     ]
+
+
+def test_everybody_has_signed_where_there_was_something_to_sign(tmp_path):
+    with Ledger.open(tmp_path / LEDGER) as ledger:
+        ledger.append(ME, envelope())
+    assert "Everybody has signed." in as_lines(statement(tmp_path))
 
 
 def test_json_has_what_the_words_have(home):
@@ -95,8 +104,9 @@ def test_json_has_what_the_words_have(home):
     assert fields["given"]["tokens"] == 1256
     assert [entry["model"] for entry in fields["given"]["models"]] == [f"gpt2@{DIGITS}", "00000000"]
     assert fields["taken"]["peers"][0]["peer_id"] == CONSUMER.peer_id
-    assert [entry["peer_role"] for entry in fields["unsigned"]] == ["consumer", "provider"]
-    assert (fields["key"]["mode"], fields["key"]["safe"], fields["key"]["exported"]) == ("0600", False, None)
+    assert [entry["peer_role"] for entry in fields["unsigned"]] == ["consumer", "consumer", "provider"]
+    (key,) = fields["keys"]
+    assert (key["of"], key["mode"], key["safe"], key["exported"]) == ("server", "0600", False, None)
 
 
 @pytest.mark.parametrize(
@@ -107,9 +117,10 @@ def test_sizes_read_well(num_bytes, words):
 
 
 def test_weights_are_told_apart_from_tokens():
-    assert amounts(Totals(relayed_kib=2048, sessions=1)) == "2.0 MiB of weights in 1 session, 0 B in, 0 B out"
+    assert amounts(Totals(relayed_kib=2048, sessions=1)) == "2.0 MiB of weights in 1 session"
     both = Totals(tokens=1, block_tokens=1, relayed_kib=1)
     assert amounts(both).startswith("1 block-token (1 token) and 1.0 KiB of weights in 0 sessions")
+    assert amounts_alone(both) == "1 block-token and 1.0 KiB of weights"
 
 
 def test_the_command_prints_the_statement(home, capsys, monkeypatch):

@@ -1,0 +1,127 @@
+"""Sum up each epoch when it has ended: read the window's receipts from the DHT, publish and serve a snapshot of them.
+
+    epoch      |------------ e ------------|------------ e + 1 ----------
+    snapshot                                  x  of the window up to e
+
+Late receipts of an epoch come within two periods of publication after its end; so long it is waited for. From one
+epoch to the next only what may have changed is read again. This file does not know who reads snapshots. It runs on the
+event loop.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from dht.errors import DaemonDied, DhtError
+from dht.identity import Identity
+from dht.receipts.checking import SignatureChecker
+from dht.receipts.publisher import period_s
+from dht.receipts.reader import collect_receipts, known_providers
+from dht.receipts.snapshots import SnapshotServer, read_record
+from dht.rules import Rules
+from dht.snapshot import digest_of
+from dht.swarm import Swarm
+
+logger = logging.getLogger(__name__)
+
+MAX_KEPT = 2**17
+"""Receipts of a snapshot at most, 50 MB, held twice; where there are more, it begins with a later epoch."""
+
+LATE_PERIODS = 2
+"""Periods of publication after an epoch's end in which its receipts may still come."""
+
+NUM_UNSETTLED = 2
+"""Newest epochs of a snapshot that are read again, whoever has been read before."""
+
+
+def newest_ended(rules: Rules, now_s: float) -> int:
+    """Name the newest epoch whose receipts have all had time to come; -1: none."""
+    return rules.epoch_of(now_s - LATE_PERIODS * period_s(rules)) - 1
+
+
+def window_up_to(rules: Rules, epoch: int) -> range:
+    """Name the epochs up to ``epoch`` whose receipts still stand when it has ended."""
+    return range(max(0, epoch + 1 - rules.window_epochs), epoch + 1)
+
+
+class SnapshotKeeper:
+    """One node's snapshots; ``run`` ends by cancellation, or when our p2pd has ended."""
+
+    def __init__(self, swarm: Swarm, identity: Identity, *, clock: Callable[[], float] = time.time) -> None:
+        """Describe who sums up.
+
+        Args:
+            swarm: Where; entered.
+            identity: Who vouches.
+            clock: Unix seconds.
+        """
+        self._swarm = swarm
+        self._clock = clock
+        self._server = SnapshotServer(swarm, identity)
+        self._read: set[str] = set()  # providers that have been read
+        self._kept: dict[int, set[bytes]] = {}  # by epoch: envelopes
+        self.epoch = -1
+        """Newest epoch that has been summed up."""
+
+    async def run(self) -> None:
+        """Serve snapshots, and make one when an epoch has ended."""
+        rules = await self._swarm.wait_for_rules()
+        await self._server.start()
+        while True:
+            try:
+                await self.sum_up(rules)
+            except DaemonDied:
+                return
+            except (DhtError, TimeoutError) as error:
+                logger.warning("no snapshot of receipts was made: %s; trying again in a while", error)
+            await asyncio.sleep(period_s(rules))
+
+    async def sum_up(self, rules: Rules) -> bool:
+        """Make the snapshot that is due; say whether one was.
+
+        Raises:
+            DaemonDied: Our own p2pd has ended.
+        """
+        epoch = newest_ended(rules, self._clock())
+        if epoch <= self.epoch:
+            return False
+        window = await self._collect(window_up_to(rules, epoch))
+        if window:
+            await self._publish(window)
+        else:
+            logger.warning("epoch %d has more than %d receipts; no snapshot was made of it", epoch, MAX_KEPT)
+        self.epoch = epoch
+        return True
+
+    async def _publish(self, window: range) -> None:
+        envelopes = [envelope for each in window for envelope in self._kept[each]]
+        standing = await read_record(self._swarm, self._swarm.peer_id, window[-1])
+        if standing is not None and standing.digest != await asyncio.to_thread(digest_of, envelopes):
+            # Made before a restart; it cannot be replaced, and nothing else may be served as what it names.
+            logger.warning("a snapshot of other receipts stands for epoch %d; the next one is served again", window[-1])
+            return
+        await self._server.publish_envelopes(window, envelopes)
+
+    async def _collect(self, window: range) -> range:
+        """Read what has not been read, newest epoch first; say which of the epochs there is room for."""
+        providers = await known_providers(self._swarm)
+        fresh, known = providers - self._read, providers | self._read
+        room = MAX_KEPT
+        kept: dict[int, set[bytes]] = {}
+        async with SignatureChecker() as checker:
+            for epoch in reversed(window):
+                is_settled = epoch in self._kept and epoch <= window[-1] - NUM_UNSETTLED
+                found = set(self._kept[epoch]) if is_settled else set()
+                async for signed in collect_receipts(
+                    self._swarm, sorted(fresh if is_settled else known), [epoch], checker=checker
+                ):
+                    found.add(signed.envelope)
+                    if len(found) > room:
+                        break
+                if len(found) > room:
+                    break
+                room -= len(found)
+                kept[epoch] = found
+        self._kept, self._read = kept, known
+        return range(window[-1] + 1 - len(kept), window[-1] + 1)
