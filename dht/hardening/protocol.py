@@ -156,8 +156,10 @@ class AdmittedProtocol(DHTProtocol):
     # -- answering ---------------------------------------------------------------------------------------------------
 
     async def rpc_ping(self, request: dht_pb2.PingRequest, context: P2PContext) -> dht_pb2.PingResponse:
-        """Answer a member's ping."""
+        """Answer a member's ping; who goes by another id than its own is answered as one that has none."""
         self._refuse_strangers(context)
+        if request.peer.node_id != dht_id_of(context.remote_id).to_bytes():
+            request.peer.node_id = b""
         return await super().rpc_ping(request, context)
 
     async def rpc_store(self, request: dht_pb2.StoreRequest, context: P2PContext) -> dht_pb2.StoreResponse:

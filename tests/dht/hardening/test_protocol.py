@@ -1,6 +1,9 @@
+from types import SimpleNamespace
+
 import msgpack
 import pytest
 from hivemind.dht.storage import DictionaryDHTValue
+from hivemind.proto import dht_pb2
 from hivemind.utils import MSGPackSerializer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,6 +11,7 @@ from hypothesis import strategies as st
 from dht.errors import ProtocolViolation
 from dht.hardening.dictionary import unpack_dictionary
 from dht.hardening.protocol import MAX_ANSWER_BYTES, RECORDS_PER_CALL, _parts
+from tests.fuzz.answers import KEYS, MEMBER, Node
 
 entries = st.lists(st.tuples(st.binary(max_size=70), st.binary(max_size=50), st.floats(0, 2e9)), max_size=20)
 
@@ -74,3 +78,19 @@ def test_a_store_call_is_cut_where_p2pd_would_not_carry_it():
     many = [(number, b"value", 1.0, b"subkey") for number in range(1000)]
     assert [item for part in _parts(many) for item in part] == many
     assert max(len(part) for part in _parts(many)) == RECORDS_PER_CALL
+
+
+@pytest.mark.parametrize("node_id", [b"\xff" * 21, b"\x01" * 20])
+def test_a_member_that_goes_by_an_id_that_is_none_or_anothers_is_as_one_without(node_id):
+    node = Node()
+    try:
+        info = dht_pb2.NodeInfo(node_id=node_id)
+        node.answer = dht_pb2.PingResponse(peer=info)
+        assert node.run(node.protocol.call_ping(MEMBER)) is None
+        context = SimpleNamespace(remote_id=MEMBER)
+        assert node.run(node.protocol.rpc_ping(dht_pb2.PingRequest(peer=info, validate=True), context)) is not None
+        node.answer = dht_pb2.StoreResponse(peer=info, store_ok=[True])
+        assert node.run(node.protocol.call_store(MEMBER, KEYS[:1], [b"value"], 2e9, [b"subkey"])) == [True]
+        assert not node.protocol.routing_table.uid_to_peer_id
+    finally:
+        node.close()
