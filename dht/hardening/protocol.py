@@ -9,6 +9,7 @@ A subclass of ``DHTProtocol``, whose stock behaviour this mends:
 - peers may push values into our cache: here there is no cache;
 - a node that meets another walks all that it stores and sends it some unasked: here nothing is sent (``keeper`` asks);
 - a call with many records may be longer than p2pd carries: here it is split;
+- members beyond a full bucket are kept in reserve without bound: here as many as a bucket holds;
 - whether a peer holds a record can be found only by reading all under its key: here a peer is asked for a digest.
 
 This file does not know how admission is won, nor what records mean. It runs on the event loop.
@@ -383,12 +384,20 @@ class AdmittedProtocol(DHTProtocol):
             return
         if responded and node_id is not None:
             asked = self.routing_table.add_or_update_node(node_id, peer_id)
+            self._forget_spare(node_id)
             if asked is not None:  # its bucket is full: whoever was silent longest there gives way if it is gone
                 self._spawn(self.call_ping(asked[1]))
         elif not responded:
             known = self.routing_table.get(peer_id=peer_id)
             if known is not None:
                 del self.routing_table[known]
+
+    def _forget_spare(self, node_id: DHTID) -> None:
+        """Keep as many members in reserve for a bucket as stand in it; the one not heard of for longest goes."""
+        table = self.routing_table
+        spare = table.buckets[table.get_bucket_index(node_id)].replacement_nodes
+        if len(spare) > BUCKET_SIZE:
+            del table[next(iter(spare))]
 
 
 def _parts(items: list[tuple[DHTID, Any, float, Any]]) -> Iterator[list[tuple[DHTID, Any, float, Any]]]:

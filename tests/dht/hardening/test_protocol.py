@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import msgpack
 import pytest
 from hivemind.dht.storage import DictionaryDHTValue
+from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerID
 from hivemind.proto import dht_pb2
 from hivemind.utils import MSGPackSerializer
 from hypothesis import given
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 
 from dht.errors import ProtocolViolation
 from dht.hardening.dictionary import unpack_dictionary
-from dht.hardening.protocol import MAX_ANSWER_BYTES, RECORDS_PER_CALL, _parts
-from tests.fuzz.answers import KEYS, MEMBER, Node
+from dht.hardening.protocol import BUCKET_SIZE, MAX_ANSWER_BYTES, RECORDS_PER_CALL, _parts, dht_id_of
+from tests.fuzz.answers import KEYS, MEMBER, Node, Peer
 
 entries = st.lists(st.tuples(st.binary(max_size=70), st.binary(max_size=50), st.floats(0, 2e9)), max_size=20)
 
@@ -94,3 +95,23 @@ def test_a_member_that_goes_by_an_id_that_is_none_or_anothers_is_as_one_without(
         assert not node.protocol.routing_table.uid_to_peer_id
     finally:
         node.close()
+
+
+def test_members_beyond_a_full_bucket_are_kept_in_reserve_within_bounds():
+    node = Node()
+    node.protocol.get_stub = lambda peer: Peer(dht_pb2.PingResponse(peer=info_of(peer)))
+    try:
+        table = node.protocol.routing_table
+        for number in range(1000):
+            peer = PeerID(MEMBER.to_bytes()[:6] + number.to_bytes(32, "big"))
+            node.run(node.protocol.update_routing_table(dht_id_of(peer), peer))
+        assert max(len(bucket.nodes_to_peer_id) for bucket in table.buckets) == BUCKET_SIZE
+        assert max(len(bucket.replacement_nodes) for bucket in table.buckets) <= BUCKET_SIZE
+        held = {each for bucket in table.buckets for each in (*bucket.nodes_to_peer_id, *bucket.replacement_nodes)}
+        assert set(table.uid_to_peer_id) == set(table.peer_id_to_uid.values()) == held
+    finally:
+        node.close()
+
+
+def info_of(peer: PeerID) -> dht_pb2.NodeInfo:
+    return dht_pb2.NodeInfo(node_id=dht_id_of(peer).to_bytes())
