@@ -17,7 +17,7 @@ import node.serve.contract as contract_module
 from dht.errors import PeerUnreachable
 from dht.identity import Identity
 from dht.rules import Rules
-from node.errors import ComputeFailed, FrameError
+from node.errors import ComputeFailed
 from node.serve.admission import Served
 from node.serve.contract import Contracts
 from node.serve.handler import Handler
@@ -350,6 +350,3 @@ class Serving:
         with contextlib.suppress(Exception):
             self.loop.run_until_complete(asyncio.sleep(0))
         self.loop.close()
-
-
-__all__ = ["FrameError", "JumpingLoop", "MemoryStream", "Serving", "framed"]
