@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from dht.domains import Domain
+from dht.errors import LedgerNotWritten, SeqsSpent
 from dht.records import Kind
 from dht.work import Receipt
 from node.agreement.checkpoint import Checkpoint as CheckpointBody
@@ -278,6 +279,8 @@ class Peers:
         serving.dial_takes_s = draw.one_of((0.0, 0.0, 1.0))
         serving.dial_fails = draw.rarely()
         serving.ledger.signed_tokens = draw.one_of((0, 300))
+        faults = (SeqsSpent("no numbers left"), LedgerNotWritten("the disk is full"))
+        serving.ledger.fault = draw.one_of(faults) if draw.rarely() else None
 
     def server(self) -> None:
         """The server ends what is idle, or leaves."""

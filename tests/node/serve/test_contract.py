@@ -3,6 +3,7 @@
 import pytest
 
 from dht.domains import Domain
+from dht.errors import LedgerNotWritten, SeqsSpent
 from dht.records import Kind
 from node.agreement.checkpoint import Checkpoint as CheckpointBody
 from node.agreement.checkpoint import Cosign as CosignBody
@@ -91,3 +92,31 @@ def test_a_client_that_signs_is_served_on_and_the_ledger_has_what_it_signed(serv
     control.sends(framed(Close(SESSION)))
     serving.turn(5.0)
     assert serving.ledger.unsigned_ends == 1
+
+
+FAULTS = {"lane": SeqsSpent("The lane has no numbers left."), "failed": LedgerNotWritten("The disk is full.")}
+
+
+@pytest.mark.parametrize("code", FAULTS)
+def test_a_server_that_can_sign_no_more_ends_the_session_and_says_so(serving, code):
+    control = control_of(serving)
+    serving.turn(1.0)
+    push = serving.open_stream(CLIENT)
+    serving.ledger.fault = FAULTS[code]
+    push.sends(framed(step(tokens=64)))
+    serving.turn(1.0)
+    refusal = control.frames()[-1]
+    assert isinstance(refusal, Refuse)
+    assert (refusal.code, refusal.retryable) == (code, True)
+    assert serving.handler.num_sessions == 0
+
+
+def test_a_server_whose_ledger_cannot_be_read_refuses_the_session(serving):
+    control = serving.open_stream(CLIENT)
+    serving.ledger.fault = FAULTS["failed"]
+    control.sends(framed(opening(serving)))
+    serving.turn(1.0)
+    (refusal,) = control.frames()
+    assert isinstance(refusal, Refuse)
+    assert (refusal.code, refusal.retryable) == ("failed", True)
+    assert serving.handler.num_sessions == 0
