@@ -9,8 +9,8 @@ from node.agreement.checkpoint import Checkpoint as CheckpointBody
 from node.agreement.checkpoint import Cosign as CosignBody
 from node.agreement.offers import Offer, profile_digest
 from node.errors import Refused
-from node.wire import Accept, Checkpoint, Close, Cosign, Open, Refuse, Result, Step
-from tests.fuzz.serving import CLIENT, HIDDEN, MANIFEST, NUM_BLOCKS, SERVER, Serving, framed
+from node.wire import Accept, Checkpoint, Close, Cosign, Open, Refuse, Replay, Result, Step
+from tests.fuzz.serving import CLIENT, HIDDEN, MANIFEST, NUM_BLOCKS, SERVER, STAGE, Serving, framed
 
 SESSION = b"one session only"
 
@@ -120,3 +120,13 @@ def test_a_server_whose_ledger_cannot_be_read_refuses_the_session(serving):
     assert isinstance(refusal, Refuse)
     assert (refusal.code, refusal.retryable) == ("failed", True)
     assert serving.handler.num_sessions == 0
+
+
+def test_whoever_is_to_be_handed_the_outputs_has_a_name(serving):
+    control = control_of(serving, next=STAGE.peer_id)
+    serving.turn(1.0)
+    control.sends(framed(Replay(SESSION, 1, "", (), 0, 1)))
+    serving.turn(1.0)
+    refusal = control.frames()[-1]
+    assert isinstance(refusal, Refuse)
+    assert refusal.code == "protocol"
