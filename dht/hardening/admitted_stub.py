@@ -1,6 +1,7 @@
 """Call a peer's DHT handlers, each call after admission.
 
-This file does not know what is asked. It runs on the event loop.
+Stock hivemind raises, where nothing catches it, when an answer comes under what is no DHT id; here an answer under
+another id than the peer's own is as one under none. This file does not know what is asked. It runs on the event loop.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerID
 from hivemind.proto import dht_pb2
 
 from dht.errors import NotAdmitted, PeerUnreachable
+from dht.records import dht_id
 
 
 class AdmittedStub:
@@ -23,6 +25,7 @@ class AdmittedStub:
         self._ensure = ensure
         self._forget = forget
         self._peer = peer.to_base58()
+        self._own_id = dht_id(peer.to_bytes())
 
     async def rpc_ping(self, request: dht_pb2.PingRequest, timeout: float) -> dht_pb2.PingResponse:
         """Ask whether it answers."""
@@ -41,6 +44,12 @@ class AdmittedStub:
         return await self._call(self._stub.rpc_held, request, timeout)
 
     async def _call(self, method: Callable[..., Awaitable[Any]], request: Any, timeout: float) -> Any:
+        response = await self._call_member(method, request, timeout)
+        if response.peer.node_id != self._own_id:
+            response.peer.node_id = b""
+        return response
+
+    async def _call_member(self, method: Callable[..., Awaitable[Any]], request: Any, timeout: float) -> Any:
         await self._admit()
         try:
             return await method(request, timeout=timeout)

@@ -11,6 +11,7 @@ A subclass of ``DHTProtocol``, whose stock behaviour this mends:
 - a peer that failed once is asked again by every search that is told of it: here it is passed by for a while, until it
   calls us;
 - a call with many records may be longer than p2pd carries: here it is split;
+- members beyond a full bucket are kept in reserve without bound: here as many as a bucket holds;
 - whether a peer holds a record can be found only by reading all under its key: here a peer is asked for a digest.
 
 This file does not know how admission is won, nor what records mean. It runs on the event loop.
@@ -162,8 +163,10 @@ class AdmittedProtocol(DHTProtocol):
     # -- answering ---------------------------------------------------------------------------------------------------
 
     async def rpc_ping(self, request: dht_pb2.PingRequest, context: P2PContext) -> dht_pb2.PingResponse:
-        """Answer a member's ping."""
+        """Answer a member's ping; who goes by another id than its own is answered as one that has none."""
         self._refuse_strangers(context)
+        if request.peer.node_id != dht_id_of(context.remote_id).to_bytes():
+            request.peer.node_id = b""
         return await super().rpc_ping(request, context)
 
     async def rpc_store(self, request: dht_pb2.StoreRequest, context: P2PContext) -> dht_pb2.StoreResponse:
@@ -393,12 +396,20 @@ class AdmittedProtocol(DHTProtocol):
             return
         if responded and node_id is not None:
             asked = self.routing_table.add_or_update_node(node_id, peer_id)
+            self._forget_spare(node_id)
             if asked is not None:  # its bucket is full: whoever was silent longest there gives way if it is gone
                 self._spawn(self.call_ping(asked[1]))
         elif not responded:
             known = self.routing_table.get(peer_id=peer_id)
             if known is not None:
                 del self.routing_table[known]
+
+    def _forget_spare(self, node_id: DHTID) -> None:
+        """Keep as many members in reserve for a bucket as stand in it; the one not heard of for longest goes."""
+        table = self.routing_table
+        spare = table.buckets[table.get_bucket_index(node_id)].replacement_nodes
+        if len(spare) > BUCKET_SIZE:
+            del table[next(iter(spare))]
 
 
 def _parts(items: list[tuple[DHTID, Any, float, Any]]) -> Iterator[list[tuple[DHTID, Any, float, Any]]]:

@@ -121,7 +121,12 @@ class RecordStorage(DHTLocalStorage):
         records = self.records(key)
         digest = digest_of(records)
         self._digests[key] = digest, min(expires_s for _, _, expires_s in records)
+        if len(self._digests) > 2 * len(self.data) + SWEPT_AT:  # Most are of keys that have expired.
+            self._forget_digests()
         return digest
+
+    def _forget_digests(self) -> None:
+        self._digests = {key: self._digests[key] for key in self._digests.keys() & self.data.keys()}
 
     def _has_room(self, num_bytes: int) -> bool:
         if self._num_bytes + num_bytes <= MAX_BYTES:
@@ -130,7 +135,7 @@ class RecordStorage(DHTLocalStorage):
             return False
         self._counted_s = time.monotonic()
         self._num_bytes = sum(len(value) for key in list(self.data) for _, value, _ in self.records(key))
-        self._digests = {key: self._digests[key] for key in self._digests.keys() & self.data.keys()}
+        self._forget_digests()
         return self._num_bytes + num_bytes <= MAX_BYTES
 
 

@@ -9,6 +9,7 @@ Pure: randomness and time are passed in.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -33,6 +34,8 @@ Terms: TypeAlias = tuple[bytes, int, int, bytes]
 
 MAX_LANES = 256
 """Lanes of one consumer that a provider counts in, in one epoch."""
+MAX_LANES_IN_ALL = 2**16
+"""Lanes of all consumers that a provider remembers, about a kilobyte each."""
 
 
 def profile_digest(weights: str, codec: str, adapter: str = "") -> bytes:
@@ -171,6 +174,14 @@ class LaneBook:
 
     def __init__(self) -> None:
         self._lanes: dict[tuple[str, int], Lane] = {}
+        """The one that was opened longest ago first."""
+        self._counts: Counter[str] = Counter()
+        """Lanes of each consumer."""
+        self._since = 0
+        """Lanes of earlier epochs have been dropped."""
+
+    def __len__(self) -> int:
+        return len(self._lanes)
 
     def open(self, offer: Offer, epoch: int, *, was_used: bool = False) -> Lane:
         """Return the lane that an offer names.
@@ -186,16 +197,18 @@ class LaneBook:
         key = (offer.consumer, offer.lane)
         lane = self._lanes.get(key)
         if lane is None:
-            mine = sum(consumer == offer.consumer for consumer, _ in self._lanes)
-            if was_used or mine >= MAX_LANES:
+            if was_used or self._counts[offer.consumer] >= MAX_LANES:
                 raise _no_lane("was used before this server started" if was_used else f"is one more than {MAX_LANES}")
             lane = self._lanes[key] = Lane(offer, epoch)
+            self._counts[offer.consumer] += 1
+            self._make_room()
             return lane
         if lane.is_open:
             raise _no_lane("is open in another session")
         if lane.is_spent or lane.offer.terms != offer.terms:
             raise _no_lane("has ended with something unsigned" if lane.is_spent else "is for other blocks or weights")
         lane.offer, lane.epoch, lane.is_open = offer, epoch, True
+        self._lanes[key] = self._lanes.pop(key)
         return lane
 
     def close(self, lane: Lane, *, is_settled: bool) -> None:
@@ -205,10 +218,26 @@ class LaneBook:
 
     def forget(self, epoch: int) -> None:
         """Drop lanes that have counted nothing since before ``epoch``: their numbers start anew."""
+        if epoch <= self._since:
+            return
+        self._since = epoch
         for key, lane in list(self._lanes.items()):
             last = max([lane.epoch, *(counted for counted, _ in lane.tallies)])
             if not lane.is_open and last < epoch:
-                del self._lanes[key]
+                self._drop(key)
+
+    def _make_room(self) -> None:
+        """Drop the oldest lane that is not open, where there are too many: what is signed there, the ledger knows."""
+        if len(self._lanes) > MAX_LANES_IN_ALL:
+            oldest = next((key for key, lane in self._lanes.items() if not lane.is_open), None)
+            if oldest is not None:
+                self._drop(oldest)
+
+    def _drop(self, key: tuple[str, int]) -> None:
+        del self._lanes[key]
+        self._counts[key[0]] -= 1
+        if not self._counts[key[0]]:
+            del self._counts[key[0]]
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ that is passed in.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from typing import TypeAlias
@@ -81,7 +82,11 @@ class StageCommitment:
         self._tree = CompactRange()
 
     def vouch(self, segment: int, index: int, signature: bytes) -> None:
-        """Keep the voucher of the stage before for a chunk; it comes before the step that completes the chunk."""
+        """Keep the voucher of the stage before for a chunk; it comes before the step that completes the chunk.
+
+        Raises:
+            StageAtFault: it is for the session's last chunk, which is sealed, and for something else than was sent.
+        """
         self._vouchers[segment, index] = signature
         if len(self._vouchers) > MAX_VOUCHERS:
             del self._vouchers[next(iter(self._vouchers))]
@@ -159,13 +164,14 @@ class StageCommitment:
     def seal(self) -> list[Chunk]:
         """End the session's last chunk; return what to vouch for. Its leaf waits for the voucher of the stage before.
 
-        Where a step has gone in and not come out, the chunk is not committed to.
+        Where a step has gone in and not come out, or the voucher is for something else, the chunk is not committed to.
         """
         if self._is_inside:
             return []
         given = self._out.seal()
         self._sealed = list(zip(self._in.seal(), given, strict=True))
-        self._commit_sealed()
+        with contextlib.suppress(StageAtFault):  # The client, who ends the session, is not to pay for it.
+            self._commit_sealed()
         if self._again is None:
             return given
         return self._commit_resent(self._again.seal())

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias
 
 from dht.domains import Domain
-from dht.errors import DhtError
+from dht.errors import DhtError, SeqsSpent
 from dht.identity import Identity, verify
 from dht.receipts.async_ledger import AsyncLedger
 from dht.receipts.reservation_table import UnsignedEnd
@@ -96,13 +96,7 @@ class Contracts:
         )
         offer = read_offer(opened.offer, opened.offer_signature, wanted, verify, now_s)
         epoch = self._rules.epoch_of(now_s)
-        slots = [Slot(own, client, epoch, offer.lane, kind) for kind in WorkKind]
-        signed_tokens, was_used = await self._ledger.ask(
-            lambda held: (
-                held.history_of(own, client),
-                any(held.newest_of(own, slot) is not None for slot in slots),
-            )
-        )
+        signed_tokens, was_used = await self._history(client, epoch, offer.lane)
         self._lanes.forget(epoch - 1)
         lane = self._lanes.open(offer, epoch, was_used=was_used)
         account = ProviderAccount(
@@ -116,14 +110,35 @@ class Contracts:
         )
         return Contract(self, opened, lane, account, tell, self._clock)
 
+    async def _history(self, client: str, epoch: int, lane: int) -> tuple[int, bool]:
+        """Ask the ledger how much a client has signed for, and whether it knows the lane."""
+        own = self._identity.peer_id
+        slots = [Slot(own, client, epoch, lane, kind) for kind in WorkKind]
+        try:
+            return await self._ledger.ask(
+                lambda held: (
+                    held.history_of(own, client),
+                    any(held.newest_of(own, slot) is not None for slot in slots),
+                )
+            )
+        except DhtError as error:
+            raise _unable(error) from error
+
     def sign(self, domain: int, body: bytes) -> bytes:
         """Sign with the server's key."""
         return self._identity.sign(domain, body)
 
     def _reserve(self, slot: Slot, seq: int) -> int:
-        """Write down a number before it is signed with; once in sixteen times this waits for the disk."""
+        """Write down a number before it is signed with; once in sixteen times this waits for the disk.
+
+        Raises:
+            Refused: there is none; nothing can be signed.
+        """
         held, own = self._ledger.ledger, self._identity.peer_id
-        return held.reserve_in_memory(own, slot, seq) or held.reserve(own, slot, seq)
+        try:
+            return held.reserve_in_memory(own, slot, seq) or held.reserve(own, slot, seq)
+        except DhtError as error:
+            raise _unable(error) from error
 
     def keep(self, envelopes: Sequence[bytes]) -> None:
         """Put receipts that both have signed into the ledger, without waiting."""
@@ -156,7 +171,10 @@ class Contracts:
                 amount=account.unsigned_tokens,
                 t=int(self._clock()),
             )
-            await self._ledger.note_unsigned_end(self._identity.peer_id, end)
+            try:
+                await self._ledger.note_unsigned_end(self._identity.peer_id, end)
+            except DhtError as error:
+                logger.warning("the end of a session was not kept: %s", error)
 
     async def drained(self) -> None:
         """Wait until the ledger has taken everything."""
@@ -285,6 +303,7 @@ class Contract:
 
         Raises:
             UnavailableError: the client is gone.
+            Refused: no number is left to sign with, or the ledger does not take it.
         """
         if (made := self._due(is_last=is_last or self._is_leaving)) is not None:
             await self._tell(made)
@@ -342,3 +361,13 @@ class Contract:
             self._is_closed = True
             self._has_news.set()
             await self._contracts.end(self._lane, self._account)
+
+
+def _unable(error: DhtError) -> Refused:
+    """Return what a client is told where the ledger does not do what a session needs."""
+    logger.warning("a session cannot be counted: %s", error)
+    if isinstance(error, SeqsSpent):
+        return Refused(
+            "lane", "That lane has no numbers left in this epoch; draw another and open again.", retryable=True
+        )
+    return Refused("failed", "This server cannot keep receipts now; choose another.", retryable=True)

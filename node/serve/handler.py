@@ -274,6 +274,9 @@ class Handler:
             await self._outlets.tell_client(live, frame)
 
         live.contract = await self._contracts.begin(opened, client, self._served.weights, tell)
+        if not self._is_open(live):  # It has ended meanwhile, without what there was no contract for yet.
+            await live.contract.close()
+            raise UnavailableError("The session has ended.")
 
     async def _settle(self, live: Live, contract: Contract, frames: FrameStream) -> None:
         """Have the rest signed for by a client that has ended its session."""
@@ -318,7 +321,8 @@ class Handler:
 
     async def _serve_pushes(self, frames: FrameStream, session: bytes) -> None:
         live = self._sessions.get(session)
-        if live is None or live.state.previous != frames.peer_id:
+        is_agreed = live is not None and (self._contracts is None or live.contract is not None)
+        if live is None or live.state.previous != frames.peer_id or not is_agreed:
             raise SessionError("This stage has no session that takes steps from this peer.")
         if live.previous is not None:
             raise SessionError("The steps of this session come on another stream already.")

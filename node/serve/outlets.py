@@ -245,6 +245,8 @@ class Outlets:
         """Begin to hand outputs on to another next stage, which is told everything from the beginning."""
         if live.log is None:
             raise SessionError("The last stage has none behind it.")
+        if not order.next:
+            raise SessionError("Outputs are handed on to a stage that has a name.")
         if order.answered > live.log.count:
             raise SessionError(f"{live.log.count} steps have been handed on here; {order.answered} cannot be answered.")
         if live.relinking is not None:

@@ -1,13 +1,18 @@
+from types import SimpleNamespace
+
 import msgpack
 import pytest
 from hivemind.dht.storage import DictionaryDHTValue
+from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerID
+from hivemind.proto import dht_pb2
 from hivemind.utils import MSGPackSerializer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dht.errors import ProtocolViolation
 from dht.hardening.dictionary import unpack_dictionary
-from dht.hardening.protocol import MAX_ANSWER_BYTES, RECORDS_PER_CALL, _parts
+from dht.hardening.protocol import BUCKET_SIZE, MAX_ANSWER_BYTES, RECORDS_PER_CALL, _parts, dht_id_of
+from tests.fuzz.answers import KEYS, MEMBER, Node, Peer
 
 entries = st.lists(st.tuples(st.binary(max_size=70), st.binary(max_size=50), st.floats(0, 2e9)), max_size=20)
 
@@ -74,3 +79,39 @@ def test_a_store_call_is_cut_where_p2pd_would_not_carry_it():
     many = [(number, b"value", 1.0, b"subkey") for number in range(1000)]
     assert [item for part in _parts(many) for item in part] == many
     assert max(len(part) for part in _parts(many)) == RECORDS_PER_CALL
+
+
+@pytest.mark.parametrize("node_id", [b"\xff" * 21, b"\x01" * 20])
+def test_a_member_that_goes_by_an_id_that_is_none_or_anothers_is_as_one_without(node_id):
+    node = Node()
+    try:
+        info = dht_pb2.NodeInfo(node_id=node_id)
+        node.answer = dht_pb2.PingResponse(peer=info)
+        assert node.run(node.protocol.call_ping(MEMBER)) is None
+        context = SimpleNamespace(remote_id=MEMBER)
+        assert node.run(node.protocol.rpc_ping(dht_pb2.PingRequest(peer=info, validate=True), context)) is not None
+        node.answer = dht_pb2.StoreResponse(peer=info, store_ok=[True])
+        assert node.run(node.protocol.call_store(MEMBER, KEYS[:1], [b"value"], 2e9, [b"subkey"])) == [True]
+        assert not node.protocol.routing_table.uid_to_peer_id
+    finally:
+        node.close()
+
+
+def test_members_beyond_a_full_bucket_are_kept_in_reserve_within_bounds():
+    node = Node()
+    node.protocol.get_stub = lambda peer: Peer(dht_pb2.PingResponse(peer=info_of(peer)))
+    try:
+        table = node.protocol.routing_table
+        for number in range(1000):
+            peer = PeerID(MEMBER.to_bytes()[:6] + number.to_bytes(32, "big"))
+            node.run(node.protocol.update_routing_table(dht_id_of(peer), peer))
+        assert max(len(bucket.nodes_to_peer_id) for bucket in table.buckets) == BUCKET_SIZE
+        assert max(len(bucket.replacement_nodes) for bucket in table.buckets) <= BUCKET_SIZE
+        held = {each for bucket in table.buckets for each in (*bucket.nodes_to_peer_id, *bucket.replacement_nodes)}
+        assert set(table.uid_to_peer_id) == set(table.peer_id_to_uid.values()) == held
+    finally:
+        node.close()
+
+
+def info_of(peer: PeerID) -> dht_pb2.NodeInfo:
+    return dht_pb2.NodeInfo(node_id=dht_id_of(peer).to_bytes())

@@ -160,3 +160,14 @@ def test_all_keys_together_hold_no_more_bytes_than_a_node_gives(monkeypatch):
     assert not storage.store_subkey(keys[11], b"owner", bytes(100), NOW + 90)
     monkeypatch.setattr("dht.hardening.storage.time.monotonic", lambda: storage._counted_s + 61)
     assert storage.store_subkey(keys[11], b"owner", bytes(100), NOW + 90)
+
+
+def test_digests_of_keys_that_have_expired_are_forgotten(monkeypatch):
+    storage = RecordStorage()
+    for number in range(500):
+        now_s = NOW + 2 * number
+        monkeypatch.setattr("hivemind.utils.timed_storage.get_dht_time", lambda now_s=now_s: now_s)
+        key = DHTID.generate(source=number.to_bytes(2, "big"))
+        assert storage.store_subkey(key, b"owner", b"record", now_s + 1)
+        assert storage.digest(key)
+    assert len(storage._digests) < 50

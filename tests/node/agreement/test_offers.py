@@ -11,6 +11,7 @@ from dht.domains import Domain
 from dht.errors import BadRecord
 from dht.identity import verify
 from dht.records import Kind
+from node.agreement import offers
 from node.agreement.offers import (
     MAX_LANES,
     ConsumerLanes,
@@ -131,6 +132,34 @@ def test_a_consumer_cannot_fill_a_providers_memory_with_lanes():
     book.open(offer(consumer=OTHER, lane=MAX_LANES), EPOCH)
     book.forget(EPOCH + 1)
     book.open(offer(lane=MAX_LANES), EPOCH + 1)
+
+
+def test_many_consumers_cannot_fill_a_providers_memory_with_lanes(monkeypatch):
+    monkeypatch.setattr(offers, "MAX_LANES_IN_ALL", 100)
+    book = LaneBook()
+    kept = book.open(offer(consumer=OTHER), EPOCH)
+    for number in range(MAX_LANES):
+        book.close(book.open(offer(lane=number), EPOCH), is_settled=True)
+        book.open(offer(lane=0), EPOCH)
+        book.close(book._lanes[CONSUMER.peer_id, 0], is_settled=True)
+    assert len(book) == 100
+    assert book._lanes[OTHER.peer_id, 7] is kept  # it is open
+    assert (CONSUMER.peer_id, 0) in book._lanes  # opened just now
+    assert (CONSUMER.peer_id, 1) not in book._lanes
+    book.close(kept, is_settled=True)
+    book.forget(EPOCH + 1)
+    assert len(book) == 0
+    assert not book._counts
+
+
+def test_lanes_are_looked_through_once_in_an_epoch_and_not_for_every_session():
+    book = LaneBook()
+    book.forget(EPOCH)
+    book.close(book.open(offer(), EPOCH - 1), is_settled=True)
+    book.forget(EPOCH)
+    assert len(book) == 1
+    book.forget(EPOCH + 1)
+    assert len(book) == 0
 
 
 def test_a_consumer_takes_a_lane_again_only_when_its_session_has_ended_well_and_for_the_same():

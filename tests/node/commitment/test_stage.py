@@ -52,6 +52,15 @@ def test_a_report_is_bounded_and_the_rest_comes_in_the_next():
     assert [len(stage.report()[0]) for _ in range(3)] == [MAX_LEAVES, 3, 0]
 
 
+def test_a_session_ends_well_for_its_client_where_the_stage_before_has_signed_for_another_last_chunk():
+    stage = StageCommitment(SESSION, "float32", verify, BEFORE.peer_id)
+    run(stage, step_of(0, 5))
+    stage.vouch(0, 0, bytes(64))
+    assert len(stage.seal()) == 1
+    assert not stage.awaits_voucher
+    assert stage.report()[0] == ()
+
+
 def test_the_last_chunk_waits_for_its_voucher_when_a_session_ends():
     before, stage = first_stage(), StageCommitment(SESSION, "float32", verify, BEFORE.peer_id)
     for each in (before, stage):
