@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.forked import Forked
+
 READY_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 20.0
 
@@ -25,7 +27,7 @@ class NodeProcess:
     Args:
         arguments: the command and its arguments.
         home: where it keeps its state.
-        environment: further variables.
+        environment: further variables; with any, the node is run by a fresh interpreter.
         program: the module that runs it, and what that takes before the command.
     """
 
@@ -40,15 +42,9 @@ class NodeProcess:
         self.arguments = list(arguments)
         self.home = home
         bound = ["--exit-with-stdin"] if arguments[0] in ("bootstrap", "serve") else []
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", *program, *arguments, *bound, "--events", "json"],
-            env={**os.environ, "EFEDLLM_HOME": str(home), "OMP_NUM_THREADS": "1", **(environment or {})},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        words = [*program, *arguments, *bound, "--events", "json"]
+        variables = {**os.environ, "EFEDLLM_HOME": str(home), "OMP_NUM_THREADS": "1", **(environment or {})}
+        self._process = _fresh(words, variables) if environment else Forked(words, variables)
         self.events: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self.errors: list[str] = []
         self._readers = [
@@ -109,6 +105,18 @@ class NodeProcess:
             assert pipe is not None
             pipe.close()
         return code
+
+
+def _fresh(words: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", *words],
+        env=variables,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 @contextlib.contextmanager
