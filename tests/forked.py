@@ -20,7 +20,12 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import IO
 
-_PRELOADED = ["node.run.server", "node.run.bootstrap", "transformers.models.llama.modeling_llama"]
+_PRELOADED = [
+    "node.run.server",
+    "node.run.bootstrap",
+    "node.client.distributed_model",
+    "transformers.models.llama.modeling_llama",
+]
 
 
 class Forked:

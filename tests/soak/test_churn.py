@@ -1,6 +1,7 @@
 """Servers are harmed in every way of the kit while clients generate: every answer is right, and nothing is left."""
 
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 from scripts.bench.report import circumstances
 from tests.churn_kit import Fleet, Links
+from tests.forked import Forked
 from tests.processes import children_of, is_running, run_command
 from tests.soak.churn_client import NO_ROUTE
 from tests.soak.events import HARMS, Event, plan_events
@@ -41,10 +43,7 @@ class Client:
     """A running ``tests.soak.churn_client``."""
 
     def __init__(self, directory: Path, join: str, seed: int) -> None:
-        command = [sys.executable, "-m", "tests.soak.churn_client", str(directory), join, str(seed)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        self._process = Forked(["tests.soak.churn_client", str(directory), join, str(seed)], os.environ)
         self.lines: queue.Queue[dict[str, Any]] = queue.Queue()
         self.answers: list[dict[str, Any]] = []
         self._readers = [threading.Thread(target=reads) for reads in (self._read, self._read_errors)]
@@ -53,17 +52,14 @@ class Client:
             reader.start()
 
     def _read(self) -> None:
-        assert self._process.stdout is not None
         for line in self._process.stdout:
             self.lines.put(json.loads(line))
 
     def _read_errors(self) -> None:
-        assert self._process.stderr is not None
         self.errors = self._process.stderr.read()
 
     def finish(self) -> int:
         """Let it end its last answer; return its exit code."""
-        assert self._process.stdin is not None
         self._process.stdin.close()
         try:
             code = self._process.wait(HUNG_S)
@@ -75,7 +71,6 @@ class Client:
         while not self.lines.empty():
             self.answers.append(self.lines.get())
         for pipe in (self._process.stdout, self._process.stderr):
-            assert pipe is not None
             pipe.close()
         return code
 
