@@ -95,8 +95,8 @@ def test_rows_cannot_be_changed_or_deleted(path):
     with Ledger.open(path) as ledger:
         ledger.append(ME, envelope())
     with sqlite3.connect(path) as raw:
-        for statement in ("DELETE FROM receipts", "UPDATE receipts SET seq = 9"):
-            with pytest.raises(sqlite3.IntegrityError, match="only ever added"):
+        for statement, why in (("DELETE FROM receipts", "newest"), ("UPDATE receipts SET seq = 9", "never changed")):
+            with pytest.raises(sqlite3.IntegrityError, match=why):
                 raw.execute(statement)
     raw.close()
 
