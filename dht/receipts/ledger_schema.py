@@ -101,7 +101,8 @@ def prepare(connection: sqlite3.Connection, least_floor: int = 0) -> bool:
         LedgerNotWritten: It belongs to a newer program.
     """
     check_kind(connection)
-    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # Counts where nothing has been written yet.
+    if version_of(connection) == 0:  # Only where nothing has been written yet does it count.
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
     (finding,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if finding != "ok":

@@ -21,7 +21,7 @@ from dht.identity import Identity
 from dht.parameters import JoinCode
 from dht.receipts.publisher import ReceiptPublisher
 from dht.receipts.reader import collect_receipts, known_providers
-from dht.receipts.tally import Tally
+from dht.receipts.totals import Newest
 from dht.records import SignedRecord, seal
 from dht.rules import Rules
 from dht.swarm import Swarm
@@ -195,11 +195,11 @@ class Town:
         async with reader:
             epochs = [slot.epoch for slot in self.published]
             window = range(min(epochs), max(epochs) + 1)
-            tally = Tally()
+            newest = Newest()
             providers = await known_providers(reader)
             async for signed in collect_receipts(reader, sorted(providers), window):
-                tally.add(signed.record)
-        found = {made.slot: made.seq for made in tally}
+                newest.add(signed.record)
+        found = {made.slot: made.seq for made in newest}
         outcome.read_s = round(time.monotonic() - began, 1)
         outcome.num_published = len(self.published)
         outcome.lost = [slot for slot, seq in self.published.items() if found.get(slot, 0) < seq]
