@@ -67,6 +67,9 @@ MAX_CLOCK_SKEW_S = 20.0
 WATCH_S = 1.0
 """Seconds between two looks at the peers through which we joined."""
 
+MAX_MISSED_S = 8.0
+"""Most seconds between two tries to meet one of them again; the first comes at once, each later one takes its time."""
+
 REFRESH_S = 60.0
 """Seconds between two looks at our own neighbourhood in the DHT."""
 
@@ -321,13 +324,18 @@ class Swarm:
         """Meet the peers through which we joined again whenever they are gone, and keep our neighbourhood fresh."""
         bootstraps = {peer: transport for transport, peer in self._join if peer != self.peer_id}
         refreshed = time.monotonic()
+        missed: dict[str, tuple[float, float]] = {}  # when to try again, monotonic seconds, and after how many seconds
         while True:
             await asyncio.sleep(WATCH_S)
             try:
                 connected = await self._control.connected_peers()
                 for peer, transport in bootstraps.items():
-                    if peer not in connected or not self._overlay.knows(peer):
+                    if peer in connected and self._overlay.knows(peer):
+                        missed.pop(peer, None)
+                    elif time.monotonic() >= missed.get(peer, (0.0, 0.0))[0]:
                         await self._meet_again(peer, transport)
+                        pause_s = min(MAX_MISSED_S, 2 * missed.get(peer, (0.0, WATCH_S / 2))[1])
+                        missed[peer] = time.monotonic() + pause_s, pause_s
                 await self._charter.read(self._overlay)
                 await self._reserve_relays()
                 if time.monotonic() - refreshed > REFRESH_S:

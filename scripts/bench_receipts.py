@@ -13,6 +13,7 @@ processor time of the publisher a receipt, ``publish_p2pd_ms`` that of its p2pd.
 import argparse
 import asyncio
 import json
+import operator
 import random
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from dht.identity import Identity, peer_id_to_bytes, verify
 from dht.parameters import JoinCode
 from dht.receipts.checking import SignatureChecker
 from dht.receipts.reader import check_envelopes
-from dht.receipts.tally import Axis, Tally
+from dht.receipts.totals import Newest, group
 from dht.records import Envelope, dht_id, key_bytes, seal
 from dht.rules import DEFAULT_RULES, Rules
 from dht.swarm import Swarm
@@ -131,15 +132,15 @@ def _key(receipt: Receipt) -> bytes:
 
 async def checking_many(envelopes: Sequence[bytes]) -> dict[str, float]:
     """Check and add up all of them."""
-    tally = Tally()
+    newest = Newest()
     began, cpu = time.perf_counter(), time.process_time()
     async with SignatureChecker(many=1) as checker:
         async for signed in check_envelopes(envelopes, DEFAULT_RULES, time.time(), checker):
-            tally.add(signed.record)
-        for axis in Axis:
-            tally.by(axis)
+            newest.add(signed.record)
+        for by in ("provider", "consumer", "manifest"):
+            group(newest.changes(), operator.attrgetter(by))
         total_s = time.perf_counter() - began
-    assert len(tally) == len(envelopes)
+    assert len(newest) == len(envelopes)
     return {
         "num_receipts": len(envelopes),
         "total_s": round(total_s, 2),

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Self
 
 from dht.errors import BadRecord
-from dht.identity import peer_id_to_bytes
+from dht.receipts.cosigned import job_of
 from dht.receipts.signatures import SignatureJob, are_signed, command, pack_jobs
 from dht.rules import Rules
 from dht.validation import RecordValidator, parse_envelope
@@ -28,14 +28,13 @@ PART = 512
 """Records that go to a worker at once."""
 
 
-def job_of(envelope: bytes, rules: Rules) -> SignatureJob | None:
+def job_in(envelope: bytes, rules: Rules) -> SignatureJob | None:
     """Say what is to be checked of an envelope; None where it is no record, or one that nobody signs."""
     try:
         opened, placed = parse_envelope(envelope, rules)
     except BadRecord:
         return None
-    authors = tuple(map(peer_id_to_bytes, placed.record.authors))
-    return (opened.kind, opened.body, authors, opened.signatures) if authors else None
+    return job_of(opened, placed.record) if placed.record.authors else None
 
 
 class _Worker:
@@ -144,7 +143,7 @@ class SignatureChecker:
         await asyncio.gather(*waiting)
 
     async def _remember(self, validator: RecordValidator, envelopes: Sequence[bytes]) -> None:
-        jobs = {envelope: job_of(envelope, validator.rules) for envelope in envelopes}
+        jobs = {envelope: job_in(envelope, validator.rules) for envelope in envelopes}
         known = [(envelope, job) for envelope, job in jobs.items() if job is not None]
         verdicts = await self.check([job for _, job in known])
         for (envelope, _), is_good in zip(known, verdicts, strict=True):

@@ -5,9 +5,15 @@ a ledger also holds what has expired there. Pure; two signatures cost 130 us, wh
 """
 
 from dht.errors import BadRecord
-from dht.identity import peer_id_to_bytes, verify
-from dht.records import Envelope, Kind
+from dht.identity import peer_id_to_bytes
+from dht.receipts.signatures import SignatureJob, are_signed
+from dht.records import Envelope, Kind, Record
 from dht.work import Receipt
+
+
+def job_of(opened: Envelope, record: Record) -> SignatureJob:
+    """Say what is to be checked of an envelope and the record that it holds."""
+    return opened.kind, opened.body, tuple(map(peer_id_to_bytes, record.authors)), opened.signatures
 
 
 def check_receipt(envelope: bytes) -> Receipt:
@@ -27,7 +33,6 @@ def check_receipt(envelope: bytes) -> Receipt:
     receipt = Receipt.from_body(opened.body)
     if len(opened.signatures) != len(receipt.authors):
         raise BadRecord("not signed by both")
-    for author, signature in zip(receipt.authors, opened.signatures, strict=True):
-        if not verify(peer_id_to_bytes(author), Kind.RECEIPT, opened.body, signature):
-            raise BadRecord("a signature is not its author's")
+    if are_signed([job_of(opened, receipt)]) != [True]:
+        raise BadRecord("a signature is not its author's")
     return receipt

@@ -3,8 +3,9 @@
     provider or consumer:  reserve(slot, n) -> sign a body with n -> co-signature -> append(envelope)
 
 A number is on the disk before it is handed out, so no crash makes a peer sign two bodies with one number. Receipts
-are only ever added; a row whose signatures do not fit is set aside and can be had again from the DHT (``repair``). A
-damaged file is moved aside, a new one begun with what can be read of it, and numbers go on far above those it held.
+are never changed; a row whose signatures do not fit is set aside and can be had again from the DHT (``repair``), and
+what newer ones stand for goes when its window has ended (``compact``). A damaged file is moved aside, a new one begun
+with what can be read of it, and numbers go on far above those it held.
 
 Every call may block for some milliseconds, and for seconds on a slow disk: from an event loop call it in a thread, or
 use ``async_ledger``. Any thread may call; one is let in at a time. Several processes may have one file open.
@@ -19,6 +20,7 @@ from typing import Self
 
 from dht.errors import BadRecord, Contradiction, DhtError, LedgerNotWritten, SeqsSpent
 from dht.receipts import receipt_table, reservation_table
+from dht.receipts.compaction import compact
 from dht.receipts.ledger_file import LedgerFile
 from dht.receipts.ledger_store import LedgerStore
 from dht.receipts.receipt_rows import Finding, Repaired, check_own, insert
@@ -250,6 +252,16 @@ class Ledger:
     def verify(self) -> tuple[int, list[Finding]]:
         """Check every row, also of older receipts; returns how many were checked, and those that were set aside now."""
         return self._rows.verify()
+
+    def compact(self, rules: Rules) -> int:
+        """Drop receipts and reservations that newer ones stand for, of epochs past the swarm's window.
+
+        From then on a moment in such an epoch is its beginning: what was counted before it is no longer told apart.
+
+        Returns:
+            How many receipts went.
+        """
+        return compact(self._store, self._rows, rules, self._clock())
 
     def set_aside(self) -> list[Finding]:
         """List the rows that do not count because they are damaged."""

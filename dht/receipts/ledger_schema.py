@@ -38,10 +38,16 @@ CREATE INDEX receipts_by_slot
 ON receipts (own, provider, consumer, epoch, lane, work_kind, seq, t_last, amount)
 
 CREATE TRIGGER receipts_stay BEFORE DELETE ON receipts
-BEGIN SELECT RAISE(ABORT, 'receipts are only ever added'); END
+WHEN NOT EXISTS (
+    SELECT 1 FROM receipts AS newer
+    WHERE newer.own = old.own AND newer.provider = old.provider AND newer.consumer = old.consumer
+    AND newer.epoch = old.epoch AND newer.lane = old.lane AND newer.work_kind = old.work_kind
+    AND newer.seq > old.seq AND newer.id NOT IN (SELECT receipt FROM set_aside)
+)
+BEGIN SELECT RAISE(ABORT, 'the newest receipt of a slot stays'); END
 
 CREATE TRIGGER receipts_stay_as_they_are BEFORE UPDATE ON receipts
-BEGIN SELECT RAISE(ABORT, 'receipts are only ever added'); END
+BEGIN SELECT RAISE(ABORT, 'receipts are never changed'); END
 
 CREATE TABLE set_aside (  -- rows of receipts that do not count, because they are damaged
     receipt INTEGER PRIMARY KEY,
@@ -56,7 +62,7 @@ CREATE TABLE reservations (  -- peers as binary ids
     epoch INTEGER NOT NULL,
     lane INTEGER NOT NULL,
     work_kind INTEGER NOT NULL,
-    up_to INTEGER NOT NULL,  -- the highest seq that may have been signed
+    up_to INTEGER NOT NULL,  -- the highest seq that may have been signed; where there are no peers: in any slot
     checksum INTEGER NOT NULL,  -- CRC-32 of the other columns in canonical form
     PRIMARY KEY (own, provider, consumer, epoch, lane, work_kind)
 ) WITHOUT ROWID
@@ -95,6 +101,8 @@ def prepare(connection: sqlite3.Connection, least_floor: int = 0) -> bool:
         LedgerNotWritten: It belongs to a newer program.
     """
     check_kind(connection)
+    if version_of(connection) == 0:  # Only where nothing has been written yet does it count.
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
     (finding,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if finding != "ok":

@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 
 from dht.errors import BadRecord
 from dht.ident import NUM_SHARDS, Ident
-from dht.identity import peer_id_to_bytes
 from dht.receipts.checking import SignatureChecker
+from dht.receipts.cosigned import job_of
 from dht.receipts.signatures import SignatureJob
 from dht.records import MODELS_KEY, Announcement, Kind, ManifestRecord, SignedRecord
 from dht.rules import Rules
@@ -134,7 +134,7 @@ def _receipt(envelope: bytes, rules: Rules, now_s: float) -> tuple[SignedRecord,
     receipt = signed.record
     if not isinstance(receipt, Receipt) or receipt.objection(rules, now_s) is not None or signed.expires_s <= now_s:
         return None
-    return signed, (opened.kind, opened.body, tuple(map(peer_id_to_bytes, receipt.authors)), opened.signatures)
+    return signed, job_of(opened, receipt)
 
 
 async def _good(known: list[SignedRecord], check: asyncio.Task[list[bool]]) -> list[SignedRecord]:

@@ -73,6 +73,37 @@ def newest_of(db: sqlite3.Connection, own: str, slot: Slot) -> Row | None:
     return next(_rows(db, of_slot, _slot(db, own, slot)), None)
 
 
+def newest_epoch(db: sqlite3.Connection) -> int:
+    """Return the latest epoch of any receipt; 0 where there is none."""
+    (epoch,) = db.execute("SELECT max(epoch) FROM receipts").fetchone()
+    return int(epoch or 0)
+
+
+def crowded_slots(db: sqlite3.Connection, before_epoch: int, limit: int) -> list[tuple[str, Slot]]:
+    """List some slots of earlier epochs that hold more than one sound receipt, each with whose ledger it is in."""
+    peers = ", ".join(f"(SELECT peer FROM peers WHERE peers.id = {column})" for column in _PEERS)  # noqa: S608 - constants
+    found = db.execute(
+        f"SELECT {peers}, epoch, lane, work_kind FROM receipts WHERE epoch < ? AND {_SOUND}"  # noqa: S608 - constants
+        " GROUP BY own, provider, consumer, epoch, lane, work_kind HAVING count(*) > 1 LIMIT ?",
+        (before_epoch, limit),
+    )
+    slots = [(_peer(own), _peer(provider), _peer(consumer), *rest) for own, provider, consumer, *rest in found]
+    # Damaged rows may name nobody, or no kind of work; ``verify`` sets them aside.
+    return [
+        (own, Slot(provider, consumer, epoch, lane, WorkKind(kind)))
+        for own, provider, consumer, epoch, lane, kind in slots
+        if own and provider and consumer and kind in set(WorkKind)
+    ]
+
+
+def drop_older(db: sqlite3.Connection, own: str, slot: Slot, seq: int) -> int:
+    """Drop the sound receipts of a slot below a number, whose receipt is held; returns how many."""
+    return db.execute(
+        f"DELETE FROM receipts WHERE {_OF_SLOT} AND seq < ? AND {_SOUND}",  # noqa: S608 - constants
+        (*_slot(db, own, slot), seq),
+    ).rowcount
+
+
 def newest(db: sqlite3.Connection, own: str, since_s: int, before_s: int, since_epoch: int = 0) -> list[Row]:
     """Return the newest receipt of every slot among those whose work ended at or after one second and before another.
 

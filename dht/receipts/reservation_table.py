@@ -16,6 +16,9 @@ from dht.work import Slot
 _COLUMNS = "own, provider, consumer, epoch, lane, work_kind"
 _OF_SLOT = "own = ? AND provider = ? AND consumer = ? AND epoch = ? AND lane = ? AND work_kind = ?"
 
+_IS_MERGED = "own = x'' AND provider = x'' AND consumer = x'' AND lane = 0 AND work_kind = 0"
+"""The row that stands for all reservations of its epoch."""
+
 MAX_UNSIGNED_ENDS = 10_000
 """Unsigned ends of one own peer id that are kept, the newest ones: peers decide how many there are."""
 
@@ -36,7 +39,7 @@ def reserved(db: sqlite3.Connection, own: str, slot: Slot) -> int:
     row = db.execute(f"SELECT up_to FROM reservations WHERE {_OF_SLOT}", _key(own, slot)).fetchone()  # noqa: S608
     # The consumer draws lanes anew when it starts, so only who works must keep clear of what a lost file held.
     floor = seq_floor(db) if own == slot.provider else 0
-    return max(int(row[0]) if row is not None else 0, highest_seq(db, own, slot), floor)
+    return max(int(row[0]) if row is not None else 0, highest_seq(db, own, slot), floor, _merged(db, slot.epoch))
 
 
 def write_reserved(db: sqlite3.Connection, slot_of: SlotOf, up_to: int) -> None:
@@ -66,6 +69,25 @@ def mend_reservations(db: sqlite3.Connection) -> int:
     if damaged:
         raise_floor(db, floor_after(seq_floor(db), 1))
     return len(damaged)
+
+
+def merge_reservations(db: sqlite3.Connection, before_epoch: int) -> None:
+    """Keep of each earlier epoch one number that is not below any that was reserved there, for all its slots."""
+    kept = f"epoch < ? AND NOT ({_IS_MERGED})"
+    highest = db.execute(f"SELECT epoch, max(up_to) FROM reservations WHERE {kept} GROUP BY epoch", (before_epoch,))  # noqa: S608
+    for epoch, up_to in highest.fetchall():
+        key = (b"", b"", b"", epoch, 0, 0)
+        up_to = max(up_to, _merged(db, epoch))
+        db.execute(
+            "INSERT OR REPLACE INTO reservations VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*key, up_to, _sum(key, up_to))
+        )
+    db.execute(f"DELETE FROM reservations WHERE {kept}", (before_epoch,))  # noqa: S608 - constants
+
+
+def _merged(db: sqlite3.Connection, epoch: int) -> int:
+    """Return the number that stands for all merged reservations of an epoch; 0 where none were merged."""
+    row = db.execute(f"SELECT up_to FROM reservations WHERE epoch = ? AND {_IS_MERGED}", (epoch,)).fetchone()  # noqa: S608
+    return int(row[0]) if row is not None else 0
 
 
 def add_unsigned_end(db: sqlite3.Connection, own: str, end: UnsignedEnd) -> None:

@@ -25,7 +25,7 @@ from dht.identity import Identity, peer_id_to_bytes
 from dht.membership.members import read_message, write_message
 from dht.receipts.checking import SignatureChecker
 from dht.receipts.reader import check_envelopes
-from dht.receipts.tally import Tally
+from dht.receipts.totals import Newest
 from dht.records import Kind, SignedRecord, seal
 from dht.snapshot import NO_SCORES, Snapshot, digest_of
 from dht.swarm import Stream, Swarm
@@ -71,7 +71,7 @@ class Content:
     @property
     def slots(self) -> dict[Slot, int]:
         """Newest ``seq`` of each slot."""
-        return {receipt.slot: receipt.seq for receipt in Tally(_receipts(self.receipts))}
+        return {receipt.slot: receipt.seq for receipt in Newest(_receipts(self.receipts))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +247,7 @@ async def spot_check(
     return SpotCheck(len(keys), num_slots, num_missing)
 
 
-def merge(contents: Sequence[Content]) -> tuple[Tally, dict[str, float]]:
+def merge(contents: Sequence[Content]) -> tuple[Newest, dict[str, float]]:
     """Hold several publishers' snapshots side by side.
 
     Args:
@@ -256,7 +256,7 @@ def merge(contents: Sequence[Content]) -> tuple[Tally, dict[str, float]]:
     Returns:
         The newest receipt of each slot that anyone has, and for each publisher the share of these that it has.
     """
-    everything = Tally(receipt for content in contents for receipt in _receipts(content.receipts))
+    everything = Newest(receipt for content in contents for receipt in _receipts(content.receipts))
     newest = {receipt.slot: receipt.seq for receipt in everything}
     shares = {}
     for content in contents:

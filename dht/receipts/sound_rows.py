@@ -23,7 +23,7 @@ class SoundRows:
     def __init__(self, store: LedgerStore, clock: Callable[[], float]) -> None:
         self._store = store
         self._clock = clock
-        self._verified: dict[tuple[int, int], Receipt] = {}  # by generation of the file and number of the row
+        self._verified: dict[tuple[int, int], Receipt] = {}  # by generation of the file and hash of the row
 
     def newest(self, own: str, since_s: int, before_s: int, since_epoch: int = 0) -> list[tuple[Receipt, Row]]:
         """List the newest of every slot whose work ended in that time, in a fixed order; unix seconds."""
@@ -60,7 +60,7 @@ class SoundRows:
         return self._store.read(lambda db: receipt_table.page(db, after))
 
     def _sound(self, row: Row) -> Receipt | None:
-        key = (self._store.generation, row.row_id)
+        key = (self._store.generation, hash(row))  # A number may have been another row's, dropped by another process.
         if key in self._verified:
             return self._verified[key]
         reason = complaint(row)

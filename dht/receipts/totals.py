@@ -1,15 +1,43 @@
-"""Add up receipts: what one peer gave and took, per peer and per model. Pure.
+"""Add receipts up: who did how much of what, for whom, with which model, in all or since a moment.
 
-Receipts count up within their slot, so what was done since a moment is the newest one less the newest one before it.
+Receipts count up within their slot: only the newest of a slot counts, once, in whatever order they come and from many
+sources; and what was done since a moment is the newest one less the newest one before it. Nothing is checked here:
+whoever calls has checked the signatures. Pure.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
 from dht.work import Receipt, Slot, WorkKind
 
 _K = TypeVar("_K")
+
+
+class Newest:
+    """The newest receipt of each slot."""
+
+    def __init__(self, receipts: Iterable[Receipt] = ()) -> None:
+        self._newest: dict[Slot, Receipt] = {}
+        for receipt in receipts:
+            self.add(receipt)
+
+    def add(self, receipt: Receipt) -> None:
+        """Take a receipt in place of an older one of its slot."""
+        slot = receipt.slot
+        standing = self._newest.get(slot)
+        if standing is None or standing.seq < receipt.seq:
+            self._newest[slot] = receipt
+
+    def __len__(self) -> int:
+        return len(self._newest)
+
+    def __iter__(self) -> Iterator[Receipt]:
+        return iter(self._newest.values())
+
+    def changes(self) -> "Iterator[Change]":
+        """Give all that was ever counted in each slot."""
+        return map(Change, self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +47,12 @@ class Change:
     newest: Receipt
     before: Receipt | None = None  # the newest one of an earlier time in the same slot; None: all of it counts
 
-    def since(self, counter: str) -> int:
-        """Return by how much a counter of the receipt has risen."""
-        risen = int(getattr(self.newest, counter))
-        return max(0, risen - (int(getattr(self.before, counter)) if self.before is not None else 0))
+    def counted(self) -> tuple[int, ...]:
+        """Say by how much amount, work, bytes in, bytes out and sessions have risen."""
+        risen = _counters(self.newest)
+        if self.before is None:
+            return risen
+        return tuple(max(0, now - then) for now, then in zip(risen, _counters(self.before), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +77,22 @@ def totals_of(changes: Iterable[Change]) -> Totals:
 
     Prefill and decode of a session share its lane, so a lane has as many sessions as the kind of work with the most.
     """
-    total = Totals()
-    sessions: dict[Slot, int] = {}
+    tokens = prefill = block_tokens = relayed = bytes_in = bytes_out = 0
+    sessions: dict[tuple[str, str, int, int], int] = {}
     for change in changes:
-        total += _without_sessions(change)
-        lane = change.newest.slot._replace(work_kind=WorkKind.DECODE)
-        sessions[lane] = max(sessions.get(lane, 0), change.since("sessions"))
-    return total + Totals(sessions=sum(sessions.values()))
-
-
-def _without_sessions(change: Change) -> Totals:
-    amount, bytes_in, bytes_out = (change.since(counter) for counter in ("amount", "bytes_in", "bytes_out"))
-    if change.newest.work_kind is WorkKind.RELAY:
-        return Totals(relayed_kib=amount, bytes_in=bytes_in, bytes_out=bytes_out)
-    prefill = amount if change.newest.work_kind is WorkKind.PREFILL else 0
-    return Totals(amount, prefill, change.since("work"), 0, bytes_in, bytes_out)
+        receipt = change.newest
+        amount, work, taken, given, begun = change.counted()
+        bytes_in += taken
+        bytes_out += given
+        if receipt.work_kind is WorkKind.RELAY:
+            relayed += amount
+        else:
+            tokens += amount
+            block_tokens += work
+            prefill += amount if receipt.work_kind is WorkKind.PREFILL else 0
+        lane = (receipt.provider, receipt.consumer, receipt.epoch, receipt.lane)
+        sessions[lane] = max(sessions.get(lane, 0), begun)
+    return Totals(tokens, prefill, block_tokens, relayed, bytes_in, bytes_out, sum(sessions.values()))
 
 
 def group(changes: Iterable[Change], key: Callable[[Receipt], _K]) -> list[tuple[_K, Totals]]:
@@ -71,3 +102,7 @@ def group(changes: Iterable[Change], key: Callable[[Receipt], _K]) -> list[tuple
         groups.setdefault(key(change.newest), []).append(change)
     sums = [(name, totals_of(members)) for name, members in groups.items()]
     return sorted(sums, key=lambda pair: (-pair[1].block_tokens, -pair[1].relayed_kib, str(pair[0])))
+
+
+def _counters(receipt: Receipt) -> tuple[int, ...]:
+    return (receipt.amount, receipt.work, receipt.bytes_in, receipt.bytes_out, receipt.sessions)

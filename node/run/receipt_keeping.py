@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 from pathlib import Path
 from typing import Self
 
 from dht.enrolment import Enrolment
+from dht.errors import DhtError
 from dht.ident import Role
 from dht.identity import Identity
 from dht.receipts.async_ledger import AsyncLedger, OwnReceipts
@@ -21,6 +23,8 @@ from dht.receipts.publisher import ReceiptPublisher
 from dht.rules import Rules
 from dht.swarm import Swarm
 from node.run.receipts import LEDGER
+
+logger = logging.getLogger(__name__)
 
 BEGINNINGS_FILE = "ident.json"
 
@@ -56,6 +60,8 @@ class ReceiptKeeping:
             await exits.enter_async_context(publisher)
             await exits.enter_async_context(EquivocationWatch(self._swarm))
             path = self._home / BEGINNINGS_FILE if self._home is not None else None
+            compacting = asyncio.create_task(self._compact(held))
+            exits.push_async_callback(_cancelled, compacting)
             enrolling = asyncio.create_task(Enrolment(self._swarm, self._identity, self._role, path=path).run())
             exits.push_async_callback(_cancelled, enrolling)
             self._exits = exits.pop_all()
@@ -63,6 +69,15 @@ class ReceiptKeeping:
 
     async def __aexit__(self, *_: object) -> None:
         await self._exits.aclose()
+
+    async def _compact(self, held: Ledger) -> None:
+        """Once an epoch, let the ledger drop what newer receipts stand for; others use it meanwhile."""
+        while True:
+            try:
+                await asyncio.to_thread(held.compact, self.rules)
+            except DhtError as error:
+                logger.warning("the ledger was not compacted: %s", error)
+            await asyncio.sleep(self.rules.epoch_s)
 
     def _open(self) -> Ledger:
         path = self._home / LEDGER if self._home is not None else None

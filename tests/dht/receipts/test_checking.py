@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from dht.identity import Identity
-from dht.receipts.checking import SignatureChecker, job_of
+from dht.receipts.checking import SignatureChecker, job_in
 from dht.receipts.signatures import are_signed
 from dht.records import Envelope, seal
 from dht.rules import DEFAULT_RULES
@@ -27,7 +27,7 @@ def forged(envelope: bytes) -> bytes:
 
 
 def jobs(made: list[bytes]):
-    return [job_of(envelope, DEFAULT_RULES) for envelope in made]
+    return [job_in(envelope, DEFAULT_RULES) for envelope in made]
 
 
 def test_a_record_is_signed_by_all_its_authors_or_not_at_all():

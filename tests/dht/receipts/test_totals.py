@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dht.receipts.totals import Change, Totals, group, totals_of
+from dht.receipts.totals import Change, Newest, Totals, group, totals_of
 from dht.work import WorkKind
 from tests.dht.receipts.ledger_kit import CONSUMER, OTHER, OWN, made
 
@@ -41,3 +41,29 @@ def test_groups_add_up_to_the_whole_in_whatever_order(entries, random):
     groups = group(changes, lambda receipt: receipt.consumer)
     assert groups == group(shuffled, lambda receipt: receipt.consumer)
     assert sum((total for _, total in groups), Totals()) == totals_of(changes)
+
+
+PEERS = [OWN, CONSUMER, OTHER]
+
+
+def test_of_one_slot_the_newest_receipt_counts_once():
+    newest = Newest([made(seq=1), made(seq=3), made(seq=2), made(seq=3)])
+    assert len(newest) == 1
+    assert totals_of(newest.changes()).tokens == 3 * 64
+
+
+def test_lanes_kinds_epochs_and_consumers_add_up():
+    newest = Newest([made(), made(lane=8), made(epoch=1), made(consumer=OTHER), made(work_kind=WorkKind.PREFILL)])
+    assert totals_of(newest.changes()).tokens == 5 * 64
+    assert dict(group(newest.changes(), lambda receipt: receipt.work_kind))[WorkKind.PREFILL].tokens == 64
+    by_manifest = group(newest.changes(), lambda receipt: receipt.manifest)
+    assert [total.block_tokens for _, total in by_manifest] == [5 * 256]
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2), st.integers(1, 9)), max_size=30))
+def test_order_and_repetition_change_nothing(entries):
+    receipts = [made(PEERS[one], PEERS[other], lane=lane, seq=seq) for one, other, lane, seq in entries if one != other]
+    backwards = Newest([*receipts[::-1], *receipts])
+    assert totals_of(Newest(receipts).changes()) == totals_of(backwards.changes())
+    by_provider = group(backwards.changes(), lambda receipt: receipt.provider)
+    assert sum((total for _, total in by_provider), Totals()) == totals_of(backwards.changes())
