@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from dht.errors import BadRecord
@@ -38,7 +38,7 @@ Found = TypeVar("Found")
 
 async def collect_receipts(
     swarm: Swarm, providers: Iterable[str], window: Sequence[int], *, checker: SignatureChecker | None = None
-) -> AsyncIterator[SignedRecord]:
+) -> AsyncGenerator[SignedRecord, None]:
     """Stream the newest receipts of providers, one of each slot, as they are read.
 
     Args:
