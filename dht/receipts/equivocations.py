@@ -58,6 +58,11 @@ class EquivocationWatch:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
+    @property
+    def accused(self) -> tuple[str, ...]:
+        """Peers whose contradictions were seen, the last one last."""
+        return tuple(self._published)
+
     def hear(self, one: bytes, other: bytes) -> None:
         """Take in two valid envelopes that claim one place and time; those that prove nothing are let go."""
         try:

@@ -11,6 +11,7 @@ receipts. It runs on the event loop.
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -28,7 +29,7 @@ MAX_SNAPSHOTS = 4
 """Publishers whose snapshots are asked for."""
 
 READ_S = 120.0
-"""Seconds that the reading of one snapshot may take."""
+"""Seconds that the reading of all snapshots may take, comparisons left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +74,25 @@ async def begin(
     """
     identities = await read_identities(swarm)
     providers = {ident.peer for ident in identities} | await known_providers(swarm, shards=())
-    verdicts, sound = [], []
+    verdicts = []
+    receipts: dict[bytes, SignedRecord] = {}  # by envelope: publishers have mostly the same
+    covered: set[int] = set()
+    left_s = READ_S
     for publisher in _publishers(bootstraps, identities):
         record = await newest_record(swarm, publisher, window[-1])
         if record is None or record.first_epoch == record.epoch or record.epoch < window[0]:
             continue  # Its newest epoch is read from the DHT all the same.
-        verdict, content = await _judge(swarm, record, providers, checker, rng)
+        began_s = time.monotonic()
+        content = await _content(swarm, record, checker, left_s)
+        left_s -= time.monotonic() - began_s
+        verdict = content if isinstance(content, Verdict) else await _compared(swarm, content, providers, rng)
         verdicts.append(verdict)
-        if verdict.is_used and content is not None:
-            sound.append(content)
-    receipts = tuple(signed for content in sound for signed in content.receipts)
-    known = providers | {signed.record.provider for signed in receipts if isinstance(signed.record, Receipt)}
-    covered = {epoch for content in sound for epoch in range(content.record.first_epoch, content.record.epoch)}
+        if verdict.is_used and isinstance(content, Content):
+            receipts.update((signed.envelope, receipts.get(signed.envelope, signed)) for signed in content.receipts)
+            covered.update(range(record.first_epoch, record.epoch))
+    known = providers | {signed.record.provider for signed in receipts.values() if isinstance(signed.record, Receipt)}
     rest = tuple(epoch for epoch in window if epoch not in covered)
-    return Beginning(tuple(verdicts), receipts, tuple(sorted(known)), rest)
+    return Beginning(tuple(verdicts), tuple(receipts.values()), tuple(sorted(known)), rest)
 
 
 async def complete(swarm: Swarm, beginning: Beginning, checker: SignatureChecker) -> AsyncIterator[SignedRecord]:
@@ -106,21 +112,22 @@ def _publishers(bootstraps: Sequence[str], identities: Iterable[Ident]) -> list[
     return list(dict.fromkeys([*bootstraps, *others]))[:MAX_SNAPSHOTS]
 
 
-async def _judge(
-    swarm: Swarm, record: Snapshot, providers: Iterable[str], checker: SignatureChecker, rng: random.Random
-) -> tuple[Verdict, Content | None]:
+async def _content(swarm: Swarm, record: Snapshot, checker: SignatureChecker, timeout_s: float) -> Content | Verdict:
+    """Have what a snapshot holds, or say why not."""
     try:
-        async with asyncio.timeout(READ_S):
-            content = await read_content(swarm, record, checker)
+        async with asyncio.timeout(timeout_s):
+            return await read_content(swarm, record, checker)
     except TimeoutError:
-        return Verdict(record, trouble=f"it was not had within {READ_S:.0f} s"), None
+        return Verdict(record, trouble="it did not come in time")
     except (PeerUnreachable, NotAdmitted) as error:
-        return Verdict(record, trouble=str(error)), None
+        return Verdict(record, trouble=str(error))
     except ProtocolViolation as error:
-        return Verdict(record, trouble=str(error), is_false=True), None
-    settled = _without_newest_epoch(content)
-    check = await spot_check(swarm, settled, providers, rng)
-    return Verdict(record, check, is_false=not check.is_sound), content
+        return Verdict(record, trouble=str(error), is_false=True)
+
+
+async def _compared(swarm: Swarm, content: Content, providers: Iterable[str], rng: random.Random) -> Verdict:
+    check = await spot_check(swarm, _without_newest_epoch(content), providers, rng)
+    return Verdict(content.record, check, is_false=not check.is_sound)
 
 
 def _without_newest_epoch(content: Content) -> Content:

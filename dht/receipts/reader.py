@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 
 from dht.errors import BadRecord
 from dht.ident import NUM_SHARDS, Ident
@@ -31,7 +31,7 @@ PARTS_AHEAD = 16
 
 async def collect_receipts(
     swarm: Swarm, providers: Iterable[str], window: Sequence[int], *, checker: SignatureChecker | None = None
-) -> AsyncIterator[SignedRecord]:
+) -> AsyncGenerator[SignedRecord, None]:
     """Stream the newest receipts of providers, one of each slot, as they are read.
 
     Args:

@@ -9,6 +9,7 @@ event loop.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -18,15 +19,15 @@ from dht.identity import Identity
 from dht.receipts.checking import SignatureChecker
 from dht.receipts.publisher import period_s
 from dht.receipts.reader import collect_receipts, known_providers
-from dht.receipts.snapshots import SnapshotServer, read_record
+from dht.receipts.snapshots import MAX_RECEIPTS, SnapshotServer, read_record
 from dht.rules import Rules
 from dht.snapshot import digest_of
 from dht.swarm import Swarm
 
 logger = logging.getLogger(__name__)
 
-MAX_KEPT = 2**17
-"""Receipts of a snapshot at most, 50 MB, held twice; where there are more, it begins with a later epoch."""
+MAX_KEPT = MAX_RECEIPTS
+"""Receipts of a snapshot, which are held twice; where there are more, it begins with a later epoch."""
 
 LATE_PERIODS = 2
 """Periods of publication after an epoch's end in which its receipts may still come."""
@@ -113,12 +114,14 @@ class SnapshotKeeper:
             for epoch in reversed(window):
                 is_settled = epoch in self._kept and epoch <= window[-1] - NUM_UNSETTLED
                 found = set(self._kept[epoch]) if is_settled else set()
-                async for signed in collect_receipts(
+                reading = collect_receipts(
                     self._swarm, sorted(fresh if is_settled else known), [epoch], checker=checker
-                ):
-                    found.add(signed.envelope)
-                    if len(found) > room:
-                        break
+                )
+                async with contextlib.aclosing(reading):
+                    async for signed in reading:
+                        found.add(signed.envelope)
+                        if len(found) > room:
+                            break
                 if len(found) > room:
                     break
                 room -= len(found)

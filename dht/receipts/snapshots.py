@@ -15,6 +15,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -45,11 +46,17 @@ MAX_REQUEST_BYTES = 64
 PAGES_AHEAD = 8
 """Pages that a reader asks for before the first has come."""
 
-MAX_RECEIPTS = 2**20
-"""Most receipts of a snapshot that is read."""
+MAX_RECEIPTS = 2**17
+"""Most receipts of a snapshot that is read or made: 50 MB of envelopes."""
 
 MAX_READERS = 16
 """Streams that are served at once; others wait."""
+
+MAX_READERS_OF_PEER = 2
+"""Streams of one peer that are served or wait; more are closed."""
+
+STREAM_S = 300.0
+"""Seconds after which a stream is closed, however busy."""
 
 PAGE_S = 10.0
 """Seconds that either side waits for the other's next message."""
@@ -103,6 +110,7 @@ class SnapshotServer:
         self._pages: list[bytes] = []
         self._epoch = -1
         self._turns = asyncio.Semaphore(MAX_READERS)
+        self._readers: Counter[str] = Counter()
 
     async def start(self) -> None:
         """Answer members that ask for the content."""
@@ -131,16 +139,25 @@ class SnapshotServer:
         return record
 
     async def _serve(self, stream: Stream) -> None:
+        if self._readers[stream.peer_id] >= MAX_READERS_OF_PEER:
+            return
+        self._readers[stream.peer_id] += 1
+        try:
+            async with self._turns, asyncio.timeout(STREAM_S):
+                await self._send_pages(stream)
+        finally:
+            self._readers -= Counter([stream.peer_id])
+
+    async def _send_pages(self, stream: Stream) -> None:
         """Send the pages that are asked for: ``[epoch, page]`` to one page, empty where there is none."""
-        async with self._turns:
-            while True:
-                async with asyncio.timeout(PAGE_S):
-                    request = Fields(decode(await read_message(stream.reader, MAX_REQUEST_BYTES), MAX_REQUEST_BYTES))
-                epoch, page = request.uint("epoch", MAX_EPOCH), request.uint("page", MAX_RECEIPTS)
-                request.end()
-                is_there = epoch == self._epoch and page < len(self._pages)
-                async with asyncio.timeout(PAGE_S):
-                    await write_message(stream.writer, self._pages[page] if is_there else encode([]))
+        while True:
+            async with asyncio.timeout(PAGE_S):
+                request = Fields(decode(await read_message(stream.reader, MAX_REQUEST_BYTES), MAX_REQUEST_BYTES))
+            epoch, page = request.uint("epoch", MAX_EPOCH), request.uint("page", MAX_RECEIPTS)
+            request.end()
+            is_there = epoch == self._epoch and page < len(self._pages)
+            async with asyncio.timeout(PAGE_S):
+                await write_message(stream.writer, self._pages[page] if is_there else encode([]))
 
 
 async def read_record(swarm: Swarm, publisher: str, epoch: int) -> Snapshot | None:

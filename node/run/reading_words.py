@@ -34,6 +34,11 @@ def plan_in_words(beginning: Beginning) -> str:
     )
 
 
+def contradiction_in_words(peer_id: str) -> str:
+    """Say that a peer has been caught."""
+    return f"{peer_id} has signed receipts that contradict each other; the proof was published."
+
+
 def nothing_found(period_s: float) -> str:
     """Say why nothing may be there.
 

@@ -47,7 +47,7 @@ def as_fields(receipt: Receipt, names: Names) -> dict[str, Any]:
 
 def in_order(receipts: Iterable[Receipt]) -> list[Receipt]:
     """Sort receipts, oldest first, so that the same ones always come in the same order."""
-    return sorted(receipts, key=lambda receipt: (receipt.epoch, receipt.slot, receipt.seq))
+    return sorted(receipts, key=lambda receipt: (receipt.t_last, receipt.slot, receipt.seq))
 
 
 def as_json_lines(receipts: Iterable[Receipt], names: Names) -> str:

@@ -27,7 +27,7 @@ from dht.rules import Rules
 from dht.swarm import Swarm
 from node.run.exit_codes import OK
 from node.run.key_care import look_at_keys
-from node.run.reading_words import nothing_found, plan_in_words, verdict_in_words
+from node.run.reading_words import contradiction_in_words, nothing_found, plan_in_words, verdict_in_words
 from node.run.receipts import LEDGER, ReceiptsOptions, check_peers, show, wanted
 
 _RULES_S = 15.0
@@ -44,7 +44,7 @@ async def run_swarm_receipts(join: JoinCode, options: ReceiptsOptions) -> int:
     own = own_ids(options.home) if options.repair else set()
     async with (
         Swarm(Identity.ephemeral(), join=join, client_mode=True) as swarm,
-        EquivocationWatch(swarm),
+        EquivocationWatch(swarm) as watch,
         SignatureChecker() as checker,
     ):
         rules = await _rules(swarm)
@@ -55,6 +55,8 @@ async def run_swarm_receipts(join: JoinCode, options: ReceiptsOptions) -> int:
             sys.stderr.write(f"{verdict_in_words(verdict)}\n")
         sys.stderr.write(f"{plan_in_words(beginning)}\n")
         held = [signed async for signed in complete(swarm, beginning, checker)]
+        for peer in watch.accused:
+            sys.stderr.write(f"{contradiction_in_words(peer)}\n")
         names = {model.manifest: model.name for model in await read_models(swarm)}
     if options.repair:
         sys.stderr.write(f"{await asyncio.to_thread(refill, options.home, own, held)}\n")

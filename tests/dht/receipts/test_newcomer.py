@@ -1,5 +1,6 @@
 """What a newcomer reads of a window: sound snapshots and the rest of the DHT; false snapshots are found and named."""
 
+import asyncio
 import random
 import time
 
@@ -8,6 +9,7 @@ import pytest
 from dht.codec import encode
 from dht.ident import Ident, Role
 from dht.identity import Identity
+from dht.receipts import newcomer
 from dht.receipts.checking import SignatureChecker
 from dht.receipts.newcomer import begin, complete
 from dht.receipts.snapshots import SnapshotServer
@@ -97,6 +99,21 @@ async def test_a_publisher_that_is_gone_is_no_liar_and_costs_nothing_but_its_sna
     (verdict,) = beginning.verdicts
     assert (verdict.is_false, verdict.is_used) == (False, False)
     assert "another snapshot" in verdict.trouble
+
+
+async def test_a_publisher_that_sends_too_slowly_costs_a_bounded_time(town, monkeypatch):
+    server, publisher, reader, checker, receipts = town
+    await server.publish(SUMMED, ended(receipts))
+
+    async def silent(stream):
+        await asyncio.sleep(60)
+
+    server._send_pages = silent
+    monkeypatch.setattr(newcomer, "READ_S", 0.3)
+    beginning, found = await read(reader, publisher, checker)
+    assert found == {signed.envelope for signed in receipts}
+    (verdict,) = beginning.verdicts
+    assert (verdict.is_false, verdict.trouble) == (False, "it did not come in time")
 
 
 async def test_who_says_that_it_is_a_bootstrap_is_asked_too_but_only_a_few_are(town):

@@ -1,5 +1,7 @@
 """A window of receipts from one peer: complete, signed for, and compared with the DHT and with other publishers."""
 
+import asyncio
+import contextlib
 import random
 import time
 from dataclasses import replace
@@ -11,7 +13,9 @@ from dht.errors import PeerUnreachable, ProtocolViolation
 from dht.identity import Identity
 from dht.receipts.checking import SignatureChecker
 from dht.receipts.snapshots import (
+    MAX_READERS_OF_PEER,
     PAGE,
+    SNAPSHOT_PROTOCOL,
     Content,
     SnapshotServer,
     SpotCheck,
@@ -99,6 +103,34 @@ async def test_a_snapshot_larger_than_any_is_not_asked_for(stage):
     record = await server.publish(window(), done(1))
     with pytest.raises(ProtocolViolation, match="more than is read"):
         await read_content(reader, replace(record, num_receipts=2**40), checker)
+
+
+async def test_one_peer_takes_few_streams_and_none_for_ever(stage, monkeypatch):
+    publisher, other, reader, server, checker = stage
+    receipts = done(3)
+    record = await server.publish(window(), receipts)
+    held = [await reader.dial(publisher.peer_id, SNAPSHOT_PROTOCOL) for _ in range(MAX_READERS_OF_PEER)]
+    await asyncio.sleep(0.2)
+    with pytest.raises(PeerUnreachable):
+        await read_content(reader, record, checker)
+    assert len((await read_content(other, record, checker)).receipts) == 3, "others are served meanwhile"
+    for stream in held:
+        await stream.close()
+    await eventually_read(reader, record, checker)
+    monkeypatch.setattr("dht.receipts.snapshots.STREAM_S", 0.2)
+    stream = await reader.dial(publisher.peer_id, SNAPSHOT_PROTOCOL)
+    async with asyncio.timeout(5):
+        assert await stream.reader.read(1) == b""
+    await stream.close()
+    await eventually_read(reader, record, checker)
+
+
+async def eventually_read(reader, record, checker):
+    async with asyncio.timeout(10):
+        while True:
+            with contextlib.suppress(PeerUnreachable):
+                return await read_content(reader, record, checker)
+            await asyncio.sleep(0.1)
 
 
 def content(publisher: Identity, receipts) -> Content:

@@ -6,7 +6,7 @@ from dht.identity import Identity
 from dht.receipts.newcomer import Beginning, Verdict
 from dht.receipts.snapshots import SpotCheck
 from dht.snapshot import NO_SCORES, Snapshot
-from node.run.reading_words import nothing_found, plan_in_words, verdict_in_words
+from node.run.reading_words import contradiction_in_words, nothing_found, plan_in_words, verdict_in_words
 
 PEER = Identity.ephemeral().peer_id
 RECORD = Snapshot(PEER, 3, 9, 1200, bytes(32), NO_SCORES)
@@ -31,6 +31,10 @@ def test_a_snapshot_is_named_with_its_publisher_and_what_became_of_it(verdict, w
 def test_what_is_read_from_the_dht_is_counted():
     said = plan_in_words(Beginning((), (), (PEER,), (8, 9)))
     assert said.startswith("Reading from the DHT what 1 peer did in 2 epochs (2 keys)")
+
+
+def test_a_peer_that_contradicts_itself_is_named():
+    assert contradiction_in_words(PEER).startswith(f"{PEER} has signed receipts that contradict each other")
 
 
 def test_the_wait_for_a_receipt_is_said_in_seconds():

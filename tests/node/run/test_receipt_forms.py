@@ -74,6 +74,8 @@ def test_the_order_does_not_depend_on_how_they_came():
     many = [made(lane=lane, seq=seq, consumer=peer) for lane in (1, 2) for seq in (1, 2) for peer in (CONSUMER, OTHER)]
     assert in_order(many) == in_order(reversed(many))
     assert in_order([made(epoch=3), made(epoch=2)])[0].epoch == 2
+    first, last = replace(ONE, lane=9, t_last=ONE.t_last - 1), ONE
+    assert in_order([last, first]) == [first, last], "oldest first"
 
 
 def test_in_a_narrow_terminal_peers_are_told_apart_by_their_ends():
