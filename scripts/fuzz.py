@@ -1,7 +1,7 @@
 """Fuzz one entry point for a while, guided by what is covered; keep the inputs that reach something new.
 
     python scripts/fuzz.py served --seconds 180 --corpus /tmp/corpus
-    python scripts/fuzz.py served --keep /tmp/corpus   # of these, add the few that reach something new to tests/fuzz/corpus
+    python scripts/fuzz.py served --keep /tmp/corpus   # add the few that reach something new to tests/fuzz/corpus
 
 Needs atheris (``pip install -e .[fuzz]``, on Linux with x86-64). The entry points are in tests/fuzz/harnesses.py, the
 inputs in tests/fuzz/corpus, where an ordinary test runs them again. Prints libFuzzer's words; exits with 77 where an
