@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import math
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import msgpack
@@ -30,7 +31,7 @@ OWN, MEMBER, STRANGER = (PeerID(Identity.from_seed(bytes([50 + n]) * 32).peer_id
 LONG = Rules(epoch_s=2**24, window_epochs=2**16)
 """Records of ``NOW`` outlive these tests, whose storage has the clock of the machine."""
 STANDING = [
-    seal(announcement(ALICE, t=int(time.time())), ALICE),
+    seal(replace(announcement(ALICE, t=int(time.time())), life_s=3600), ALICE),
     seal(receipt(ALICE, BOB, epoch=106, t_first=106 * 2**24 + 60, t_last=106 * 2**24 + 62), ALICE, BOB, rules=LONG),
 ]
 KEYS = [DHTID.from_bytes(dht_id(signed.key)) for signed in STANDING] + [DHTID(5)]

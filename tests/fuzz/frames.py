@@ -92,9 +92,9 @@ def drawn_body(draw: Draw) -> bytes:
     """A frame behind its prefix: whole as a rule, with the payload that its shape asks for."""
     header = drawn_header(draw)
     payload = b""
-    with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
-        size = payload_bytes(header["codec"], tuple(header["shape"]))  # type: ignore[call-overload, arg-type]
-        payload = bytes(min(size, 2**16))
+    codec, shape = header.get("codec"), header.get("shape")
+    if codec in (*CODECS, IDS, LOGITS) and type(shape) is list and len(shape) == 3 and {*map(type, shape)} == {int}:
+        payload = bytes(max(0, min(payload_bytes(codec, tuple(shape)), 2**16)))
     try:
         body = msgpack.packb(header) + payload
     except (ValueError, OverflowError, TypeError):

@@ -1,5 +1,6 @@
 """Fuzz the server's sessions: clients and stages that send what they like, in any order, on as many streams."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from dht.domains import Domain
@@ -52,9 +53,9 @@ MAX_STREAMS = 24
 class Peers:
     """Everybody whom the server talks to, in one hand."""
 
-    def __init__(self, draw: Draw) -> None:
-        self._draw = draw
-        self.serving = Serving(counts=not draw.rarely(), offers_ends=draw.flag())
+    def __init__(self, draw: Draw, serving: Serving | None = None) -> None:
+        self.draw = draw
+        self.serving = serving or Serving(counts=not draw.rarely(), offers_ends=draw.flag())
         self.controls: dict[bytes, MemoryStream] = {}
         self.pushes: dict[bytes, MemoryStream] = {}
         self._taps: dict[bytes, Tap] = {}
@@ -65,7 +66,7 @@ class Peers:
 
     @property
     def session(self) -> bytes:
-        return self._draw.one_of(SESSIONS)
+        return self.draw.one_of(SESSIONS)
 
     def act(self) -> None:
         """Do one thing."""
@@ -73,7 +74,11 @@ class Peers:
             self.push, self.push, self.push, self.open, self.turn, self.cosign, self.open_push, self.control,
             self.junk, self.leave, self.conditions, self.replay, self.adopt, self.turn, self.open, self.server,
         )  # fmt: skip
-        self._draw.one_of(acts)()
+        self.do(self.draw.one_of(acts))
+
+    def do(self, act: Callable[[], None]) -> None:
+        """Do something, and see what the server makes of it."""
+        act()
         self.serving.turn()
         self._listen()
 
@@ -83,7 +88,7 @@ class Peers:
         """A client opens a session."""
         if len(self.serving.streams) >= MAX_STREAMS:
             return
-        draw, session = self._draw, self.session
+        draw, session = self.draw, self.session
         stream = self.serving.open_stream(CLIENT if not draw.rarely() else STAGE)
         opened = self._opening(session)
         self.controls[session] = stream
@@ -94,7 +99,7 @@ class Peers:
                 self.open_push(session)
 
     def _opening(self, session: bytes) -> Open:
-        draw = self._draw
+        draw = self.draw
         fields = {
             "session": session,
             "manifest": MANIFEST if not draw.rarely() else bytes(32),
@@ -117,7 +122,7 @@ class Peers:
         return self._with_offer(opened)
 
     def _with_offer(self, opened: Open) -> Open:
-        draw = self._draw
+        draw = self.draw
         self._lane += not draw.rarely()
         offer = Offer(
             session=opened.session,
@@ -138,18 +143,18 @@ class Peers:
     def open_push(self, session: bytes | None = None) -> None:
         """The stage before opens its stream."""
         session = session or self.session
-        if len(self.serving.streams) >= MAX_STREAMS or (session in self.pushes and not self._draw.rarely()):
+        if len(self.serving.streams) >= MAX_STREAMS or (session in self.pushes and not self.draw.rarely()):
             return
         live = self.serving.handler._sessions.get(session)
         named = PEERS.get(live.state.previous) if live is not None else None
-        peer = named if named is not None and not self._draw.rarely() else self._draw.one_of((CLIENT, STAGE))
+        peer = named if named is not None and not self.draw.rarely() else self.draw.one_of((CLIENT, STAGE))
         self.pushes[session] = self.serving.open_stream(peer)
         opened = live.state.opened if live is not None else None
         self._taps[session] = Tap(opened.codec if opened else "float32", opened.segment if opened else 0)
 
     def push(self) -> None:
         """The stage before sends the next step, or one near it."""
-        draw, session = self._draw, self.session
+        draw, session = self.draw, self.session
         stream = self.pushes.get(session) if not draw.rarely() else self.controls.get(session)
         if stream is None:
             return
@@ -167,12 +172,12 @@ class Peers:
     def _vouch(self, session: bytes, stream: MemoryStream, step: Step) -> None:
         for chunk in self._taps[session].add(step, step.segment, step.codec, step.shape, step.payload):
             signature = STAGE.sign(Domain.CHUNK, chunk.voucher_body(session))
-            if self._draw.rarely():
+            if self.draw.rarely():
                 signature = bytes(64)
             stream.sends(framed(Voucher(session, chunk.segment, chunk.index, signature)))
 
     def _step(self, session: bytes) -> Step:
-        draw = self._draw
+        draw = self.draw
         live = self.serving.handler._sessions.get(session)
         length, rows, codec, embed, taken = 0, 1, "float32", False, 0
         if live is not None:
@@ -203,7 +208,7 @@ class Peers:
 
     def cosign(self) -> None:
         """The client signs for a checkpoint, for an older one, or for none."""
-        draw, session = self._draw, self.session
+        draw, session = self.draw, self.session
         stream, bodies = self.controls.get(session), self._checkpoints.get(session)
         if stream is None or not bodies:
             return
@@ -217,7 +222,7 @@ class Peers:
         stream.sends(framed(Cosign(session, CosignBody(number, tuple(signatures[:8])).to_body())))
 
     def replay(self) -> None:
-        draw, session = self._draw, self.session
+        draw, session = self.draw, self.session
         stream = self.controls.get(session)
         if stream is not None:
             who = draw.one_of((NEXT.peer_id, STAGE.peer_id, "" if draw.rarely() else NEXT.peer_id))
@@ -226,7 +231,7 @@ class Peers:
             )
 
     def adopt(self) -> None:
-        draw, session = self._draw, self.session
+        draw, session = self.draw, self.session
         stream = self.controls.get(session)
         if stream is not None:
             who = draw.one_of((STAGE.peer_id, CLIENT.peer_id, "" if draw.rarely() else NEXT.peer_id))
@@ -238,7 +243,7 @@ class Peers:
 
     def control(self) -> None:
         """The client sends some frame of a session."""
-        draw, session = self._draw, self.session
+        draw, session = self.draw, self.session
         stream = self.controls.get(session)
         if stream is None:
             return
@@ -247,7 +252,7 @@ class Peers:
 
     def junk(self) -> None:
         """Somebody sends what is no frame, or one that belongs elsewhere."""
-        draw = self._draw
+        draw = self.draw
         streams = self.serving.streams
         if not streams or (draw.rarely() and len(streams) < MAX_STREAMS):
             self.serving.open_stream(draw.one_of((CLIENT, STAGE)))
@@ -257,7 +262,7 @@ class Peers:
 
     def leave(self) -> None:
         """A peer closes a stream, or reads no more."""
-        draw = self._draw
+        draw = self.draw
         streams = [*self.serving.streams, *self.serving.dialled]
         if streams:
             stream = draw.one_of(streams)
@@ -269,11 +274,11 @@ class Peers:
     # What happens around.
 
     def turn(self) -> None:
-        self.serving.turn(self._draw.one_of((0.02, 0.3, 2.0, 10.0, 31.0)))
+        self.serving.turn(self.draw.one_of((0.02, 0.3, 2.0, 10.0, 31.0)))
 
     def conditions(self) -> None:
         """The engine, the network and the ledger are slow, or fail."""
-        draw, serving = self._draw, self.serving
+        draw, serving = self.draw, self.serving
         serving.engine.takes_s = draw.one_of((0.0, 0.0, 0.05, 3.0))
         serving.engine.fails = draw.rarely()
         serving.dial_takes_s = draw.one_of((0.0, 0.0, 1.0))
@@ -284,7 +289,7 @@ class Peers:
 
     def server(self) -> None:
         """The server ends what is idle, or leaves."""
-        draw, handler = self._draw, self.serving.handler
+        draw, handler = self.draw, self.serving.handler
         run = self.serving.loop.run_until_complete
         match draw.number(5):
             case 0:
