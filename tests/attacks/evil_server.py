@@ -5,12 +5,14 @@ Run as a module: ``python -m tests.attacks.evil_server silent serve ...``. It is
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import sys
 from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
 
+from node.agreement.exposure import CHECKPOINT_TOKENS, UNITS
 from node.agreement.provider import ProviderAccount
 from node.commitment.stage import StageCommitment
 from node.serve.contract import Contract
@@ -34,13 +36,15 @@ def _silent() -> None:
 
 
 def _stalls() -> None:
-    """Never ask for a signature, and give nothing more when some are lacking, while all signs of life are given."""
+    """Never ask for a signature, and do nothing more when that would be seen by the next answer."""
+    _silent()
 
-    async def nothing(*_: object, **__: object) -> None:
-        pass
+    async def allow(self: Contract, step: object) -> None:
+        del step
+        while self._account.exposure >= CHECKPOINT_TOKENS * UNITS:
+            await asyncio.sleep(0.1)
 
-    Contract.check = nothing  # type: ignore[method-assign, assignment]
-    ProviderAccount.has_waited_too_long = lambda *_: False  # type: ignore[method-assign, assignment]
+    Contract.allow = allow  # type: ignore[method-assign, assignment]
 
 
 def _forges() -> None:

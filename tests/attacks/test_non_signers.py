@@ -71,10 +71,10 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 @contextlib.contextmanager
 def led_to(scene: Scene, remote: Any, place: int, behaviour: str) -> Iterator[str]:
-    """Start an evil server and let the client's next session go through it."""
+    """Start an evil server and let the client's next session go through it; afterwards there are others again."""
     evil = scene.start(SPANS[place], behaviour)
     remote._connector.forget()
-    later = Refused("full", "Later.", retryable=True, retry_after_s=2.0)
+    later = Refused("full", "Later.", retryable=True, retry_after_s=30.0)
     for peer, span in scene.fleet._spans.items():
         if span == SPANS[place] and peer != evil:
             remote._connector._loop.call_soon(lambda peer=peer: remote._connector.failed(peer, later))
@@ -96,7 +96,7 @@ def remote(scene: Scene) -> Iterator[Any]:
 
 @pytest.mark.parametrize(
     ("behaviour", "place"),
-    [("silent", 0), ("silent", 1), ("forges", 0), ("inflates", 1), ("mishashes", 0), ("mishashes", 1)],
+    [("silent", 0), ("silent", 1), ("forges", 0), ("inflates", 1), ("mishashes", 0), ("mishashes", 1), ("stalls", 0)],
 )
 def test_an_answer_goes_on_elsewhere_when_a_server_does_not_sign_as_it_should(scene, remote, behaviour, place):
     expected = scene.local.generate(**prompt(), **settings(NEW_TOKENS))
@@ -104,14 +104,13 @@ def test_an_answer_goes_on_elsewhere_when_a_server_does_not_sign_as_it_should(sc
     remote._connector.on_repaired, remote._connector.on_rechecked = repairs.append, rechecked.append
 
     def look() -> None:
-        (chain,) = remote._connector._chains
-        seen.extend(stage.peer_id for stage in chain.route.stages)
+        seen.extend(stage.peer_id for stage in running(remote).route.stages)
+        remote._connector.forget()
 
     streamer = AtTokens({1: look})
     with led_to(scene, remote, place, behaviour) as evil:
         tokens = remote.generate(**prompt(), **settings(NEW_TOKENS), streamer=streamer)
         wait_until(lambda: rechecked)
-    print(behaviour, place, max(streamer.pauses_s()), rechecked)
     assert seen[place] == evil
     assert torch.equal(tokens, expected)
     (repaired,) = repairs
@@ -127,7 +126,8 @@ def test_an_answer_that_a_server_falsifies_and_does_not_sign_for_is_run_again_an
     scene, remote, place, caplog
 ):
     expected = scene.local.generate(**prompt(), **settings(NEW_TOKENS))
-    connector, streamer = remote._connector, AtTokens({})
+    connector = remote._connector
+    streamer = AtTokens({1: connector.forget})
     connector.on_rechecked = network._warn_of_rechecked
     with led_to(scene, remote, place, "lies") as evil:
         tokens = remote.generate(**prompt(), **settings(NEW_TOKENS), streamer=streamer)
@@ -137,6 +137,12 @@ def test_an_answer_that_a_server_falsifies_and_does_not_sign_for_is_run_again_an
     (said,) = [record.getMessage() for record in caplog.records if "has not signed" in record.getMessage()]
     assert evil in said
     assert "do not trust that answer from position 8 on" in said
+
+
+def running(remote: Any) -> Any:
+    """Return the session that is open and is not being closed."""
+    (chain,) = (chain for chain in remote._connector._chains if chain._failure is None)
+    return chain
 
 
 def wait_until(is_so: Callable[[], object]) -> None:
@@ -160,14 +166,18 @@ def test_a_client_that_does_not_sign_is_served_so_many_tokens_and_told_why_and_o
     scene, remote, num_signed, most, monkeypatch
 ):
     expected = scene.local.generate(**prompt(), **settings(NEW_TOKENS))
-    genuine, signing = SessionContract.checkpoint, []
+    genuine, genuine_overdue, signing = SessionContract.checkpoint, SessionContract.overdue, list[bool]()
     with scene.client() as evil:
         dealings = evil._connector._dealings
 
         def checkpoint(self: SessionContract, place: int, body: bytes) -> Any:
             return genuine(self, place, body) if self._dealings is not dealings or signing else (None, None)
 
+        def overdue(self: SessionContract) -> list[int]:
+            return [] if self._dealings is dealings else genuine_overdue(self)
+
         monkeypatch.setattr(SessionContract, "checkpoint", checkpoint)
+        monkeypatch.setattr(SessionContract, "overdue", overdue)
         if num_signed:
             signing.append(True)
             evil.generate(**prompt(4), **settings(num_signed))
@@ -181,17 +191,15 @@ def test_a_client_that_does_not_sign_is_served_so_many_tokens_and_told_why_and_o
             assert torch.equal(other.result(), expected)
         consumer = dealings._identity.peer_id
         wait_until(lambda: served_unsigned(scene, consumer))
-    assert len(streamer.times_s) <= most
+    assert most // 2 < len(streamer.times_s) <= most
     assert 0 < max(served_unsigned(scene, consumer)) <= most
-    print(num_signed, len(streamer.times_s), served_unsigned(scene, consumer))
 
 
 def alone(evil: Any, streamer: AtTokens) -> AtTokens:
     """Let the session not look for other servers: it does not pay those either."""
 
     def look_for_nobody() -> None:
-        (chain,) = evil._connector._chains
-        chain._planner = None
+        running(evil)._planner = None
 
     streamer._acts[1] = look_for_nobody
     return streamer
