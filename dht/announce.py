@@ -38,7 +38,15 @@ MakeRecords = Callable[[int, int], Sequence[Record]]
 class Announcer:
     """An async context manager; inside it, this node's records stand on the DHT."""
 
-    def __init__(self, swarm: Swarm, identity: Identity, make: MakeRecords, *, refresh_s: float = REFRESH_S) -> None:
+    def __init__(
+        self,
+        swarm: Swarm,
+        identity: Identity,
+        make: MakeRecords,
+        *,
+        refresh_s: float = REFRESH_S,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         """Describe what is announced.
 
         Args:
@@ -46,11 +54,13 @@ class Announcer:
             identity: Who signs.
             make: Gives the records with the time and life that it is called with; called for every announcement.
             refresh_s: Seconds between two announcements.
+            clock: Unix seconds.
         """
         self._swarm = swarm
         self._identity = identity
         self._make = make
         self._refresh_s = refresh_s
+        self._clock = clock
         self._life_s = max(LIFE_REFRESHES, round(LIFE_REFRESHES * refresh_s))
         self._last_t = 0
         self._said: dict[tuple[bytes, bytes], SignedRecord] = {}
@@ -80,7 +90,11 @@ class Announcer:
             True when every record is held by at least one member.
         """
         async with self._turn:
-            await asyncio.sleep(max(0.0, self._last_t - time.time() - MAX_AHEAD_S))
+            ahead_s = self._last_t - self._clock() - MAX_AHEAD_S
+            if ahead_s > self._life_s:
+                self._last_t = 0  # The clock was set back: what was signed ahead of it was not believed, or has ended.
+            else:
+                await asyncio.sleep(max(0.0, ahead_s))
             records = [seal(record, self._identity) for record in self._make(self._next_t(), self._life_s)]
             for signed in records:
                 self._said[signed.key, signed.subkey] = signed
@@ -88,12 +102,12 @@ class Announcer:
 
     def _next_t(self) -> int:
         """Give the time to sign with: the present, but later than before, because only a later expiry replaces."""
-        self._last_t = max(int(time.time()), self._last_t + 1)
+        self._last_t = max(int(self._clock()), self._last_t + 1)
         return self._last_t
 
     async def _resume(self) -> None:
         """Sign later than the tombstone of our last run, if it was a moment ago."""
-        now_s = int(time.time())
+        now_s = int(self._clock())
         for record in self._make(now_s, self._life_s):
             if isinstance(record, Announcement):
                 for standing in await self._swarm.fetch(record.KIND, record.key_parts()):

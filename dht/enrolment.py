@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 MAX_SPREAD_S = 600.0
 """Seconds after an epoch's begin over which identities are renewed, so that not all are at once."""
 
+LOOK_S = 60.0
+"""Seconds after which the clock is read again: it may have been set."""
+
 
 class Enrolment:
     """One identity's IDENT record in one swarm; ``run`` keeps it."""
@@ -48,7 +51,8 @@ class Enrolment:
             try:
                 beginning = beginning or await self._begin(rules)
                 if await self._enrol(beginning, rules):
-                    wait_s = self._until_next_s(rules, time.time())
+                    await self._rest(rules)
+                    continue
             except DaemonDied:
                 return
             except (DhtError, TimeoutError, OSError) as error:
@@ -60,6 +64,13 @@ class Enrolment:
         peer = self._identity.peer_id
         ident = Ident(peer, beginning.created_epoch, epoch, beginning.nonce, self._roles, self._region)
         return await self._swarm.store(seal(ident, self._identity, rules=rules))
+
+    async def _rest(self, rules: Rules) -> None:
+        """Wait for this identity's turn in the next epoch; that a clock is set meanwhile is seen within a minute."""
+        now_s = time.time()
+        due_s = now_s + self._until_next_s(rules, now_s)
+        while due_s - 2 * rules.epoch_s < (now_s := time.time()) < due_s:  # noqa: ASYNC110 - a clock sets no event
+            await asyncio.sleep(min(due_s - now_s, LOOK_S))
 
     def _until_next_s(self, rules: Rules, now_s: float) -> float:
         """Say how long until this identity's turn in the next epoch."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Self
 
 from dht.errors import BadRecord, Contradiction, DhtError, LedgerNotWritten, SeqsSpent
-from dht.receipts import receipt_table, reservation_table
+from dht.receipts import receipt_table, reservation_table, standing_table
 from dht.receipts.compaction import compact
 from dht.receipts.ledger_file import LedgerFile
 from dht.receipts.ledger_store import LedgerStore
@@ -280,6 +280,21 @@ class Ledger:
     def unsigned(self, own: str, since_s: float = 0.0) -> list[UnsignedEnd]:
         """List the sessions that ended so, oldest first."""
         return self._store.read(lambda db: reservation_table.unsigned_ends(db, own, int(since_s)))
+
+    def num_unsigned(self, own: str, consumer: str) -> int:
+        """Say how many sessions a consumer has ended without signing, less those in which it has signed since."""
+        return self._store.read(lambda db: standing_table.num_unsigned(db, own, consumer))
+
+    def change_unsigned(self, own: str, consumer: str, change: int) -> None:
+        """Add to that number, which never falls below zero."""
+
+        def write(db: sqlite3.Connection) -> None:
+            num = standing_table.num_unsigned(db, own, consumer)
+            if num or change > 0:
+                standing_table.write_unsigned(db, own, consumer, num + change, int(self._clock()))
+
+        if change > 0 or self.num_unsigned(own, consumer):
+            self._store.write(write)
 
     def note_model(self, manifest: bytes, name: str) -> None:
         """Remember what a model is called, for people."""

@@ -81,6 +81,16 @@ CREATE TABLE unsigned_ends (  -- sessions that ended with work that a peer did n
     t INTEGER NOT NULL  -- unix seconds
 )
 
+CREATE TABLE standings (  -- consumers who have not always signed
+    own BLOB NOT NULL,
+    peer BLOB NOT NULL,
+    num_unsigned INTEGER NOT NULL,  -- sessions that ended so, less those since that were signed for
+    t INTEGER NOT NULL,  -- when it changed last, unix seconds
+    PRIMARY KEY (own, peer)
+) WITHOUT ROWID
+
+CREATE INDEX standings_by_time ON standings (own, t)
+
 CREATE TABLE models (  -- what people call the models that this home has met
     manifest BLOB PRIMARY KEY,
     name TEXT NOT NULL

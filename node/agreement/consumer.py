@@ -94,6 +94,16 @@ class ConsumerAccount:
         """Whether every step that was sent is signed for."""
         return not self._sent
 
+    @property
+    def unsigned_tokens(self) -> int:
+        """Tokens that were answered since the stage asked for a signature last."""
+        return self._since_tokens
+
+    @property
+    def num_signed(self) -> int:
+        """Number of the last step that is signed for."""
+        return self._steps
+
     def sent(self, number: int, kind: WorkKind, tokens: int, bytes_in: int, bytes_out: int, now_s: float) -> None:
         """Note what the stage is given to do.
 
@@ -122,7 +132,12 @@ class ConsumerAccount:
         self._begins_s = min(self._begins_s, now_s)
 
     def answered(self, tokens: int, now_s: float) -> None:
-        """Note that a step has been answered, so that the stage has handed it on."""
+        """Note that a step has been answered, so that the stage has handed it on.
+
+        Args:
+            tokens: rows times positions.
+            now_s: monotonic time, s; the same as in ``is_overdue``.
+        """
         self._since_tokens += tokens
         if self._due_since_s is not None:
             self._steps_past_due += 1

@@ -55,6 +55,16 @@ class Standing:
         """Return the most exposure for this consumer, in sixteenths of a token; one step is always possible."""
         return tokens_between_checkpoints(signed_tokens) * UNITS >> min(self.unsigned_ends, 16)
 
-    def after(self, *, is_settled: bool) -> Standing:
-        """Return the standing after a session: halved by an unsigned one, doubled by one that is settled."""
-        return Standing(max(0, self.unsigned_ends - 1) if is_settled else self.unsigned_ends + 1)
+    def change(self, *, is_settled: bool, signed_tokens: int, cap: int) -> int:
+        """Return what a session adds to ``unsigned_ends``: an unsigned end 1, one that is settled takes 1 away.
+
+        One that is settled and was for less than the cap changes nothing: it would mend for nothing what it costs.
+
+        Args:
+            is_settled: whether all that the session has counted is signed for.
+            signed_tokens: tokens that the consumer has signed for in it.
+            cap: that was in force, in sixteenths of a token.
+        """
+        if not is_settled:
+            return 1
+        return -1 if self.unsigned_ends and signed_tokens * UNITS >= max(cap, UNITS) else 0

@@ -207,7 +207,7 @@ class LaneBook:
             raise _no_lane("is open in another session")
         if lane.is_spent or lane.offer.terms != offer.terms:
             raise _no_lane("has ended with something unsigned" if lane.is_spent else "is for other blocks or weights")
-        lane.offer, lane.epoch, lane.is_open = offer, epoch, True
+        lane.offer, lane.epoch, lane.is_open = offer, max(lane.epoch, epoch), True  # Clocks are set back.
         self._lanes[key] = self._lanes.pop(key)
         return lane
 
@@ -268,6 +268,11 @@ class ConsumerLanes:
     def give_back(self, lane: ConsumerLane, provider: str, terms: Terms) -> None:
         """Note that the session in a lane has ended with everything signed."""
         self._free.setdefault((provider, terms), []).append(lane)
+
+    def forget(self, provider: str) -> None:
+        """Drop the lanes of a provider that does not know them any more: it has started anew."""
+        for key in [key for key in self._free if key[0] == provider]:
+            del self._free[key]
 
 
 def _no_lane(why: str) -> Refused:

@@ -63,7 +63,8 @@ class ProviderAccount:
         self._offer = lane.offer
         self._consumer_id = peer_id_to_bytes(lane.offer.consumer)
         self._rules = rules
-        self._cap = cap
+        self.cap = cap
+        """Most exposure, in sixteenths of a token."""
         self._every = every
         self._sign = sign
         self._verify = verify
@@ -100,7 +101,7 @@ class ProviderAccount:
             now_s: monotonic or unix time, s; the same as in ``has_waited_too_long``.
         """
         exposure = self.exposure
-        is_possible = not exposure or exposure + exposure_of(kind, tokens) <= self._cap
+        is_possible = not exposure or exposure + exposure_of(kind, tokens) <= self.cap
         if is_possible:
             self._waits_since_s = None
         elif self._waits_since_s is None:
@@ -156,7 +157,7 @@ class ProviderAccount:
             is_last
             or self._waits_since_s is not None
             or self._since_tokens >= self._every
-            or self.exposure + max(UNITS, self._last_cost) > self._cap
+            or self.exposure + max(UNITS, self._last_cost) > self.cap
             or any(counted < epoch for counted, _ in self._changed)
         )
 

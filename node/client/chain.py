@@ -25,6 +25,7 @@ from typing import Any, TypeAlias
 from dht.errors import UnavailableError as PeerUnavailable
 from dht.swarm import Swarm
 from node.client.contract import Dealings, SessionContract
+from node.client.recheck import Doubt, Rechecked, doubt, run_again
 from node.client.repair import Planner, Repaired, Replacement, open_replacement, rehearse, unreachable
 from node.client.route import Route
 from node.client.silence import Silence
@@ -56,6 +57,8 @@ _LAST_SIGNATURES_S = 1.0
 """A stage that leaves has so long to ask for them."""
 _REPAIR_GRACE_S = 5.0
 """So much longer than a step may take a repair may: it knows better what is missing."""
+_RECHECK_S = 20.0
+"""A session that ends waits so long for what is run again."""
 _LOOK_S = 0.02
 _LEAVES = Refused("draining", "It leaves.", retryable=True, retry_after_s=30.0)
 _MAX_REFUSALS = 2
@@ -121,6 +124,8 @@ class Chain:
         self._has_news = asyncio.Event()
         """Set by every answer, every checkpoint and every loss."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._checking: set[asyncio.Task[None]] = set()
+        """Runs again what was not signed for."""
         self._is_repairing = False
         self._silence = Silence(time.monotonic())
         self._timer: asyncio.TimerHandle | None = None
@@ -247,6 +252,10 @@ class Chain:
             case StageLostFrame() if frame.session == self.session:
                 accused = [other for other in self._links if other.stage.peer_id == frame.peer]
                 for other in accused:
+                    if link in self._links and self._links.index(other) < self._links.index(link):
+                        self._doubt(
+                            other, is_at_fault=True
+                        )  # Who is behind it does not say that it is gone, but that it does wrong.
                     self._lose(other, StageLost(f"The stage {other.stage} is gone; {RETRYABLE_WORDS}."))
             case Drain() if frame.session == self.session:
                 self._leave(link)
@@ -283,24 +292,52 @@ class Chain:
         if self._contract is None or link not in self._links:
             return
         try:
-            answer = self._contract.checkpoint(self._links.index(link), frame.body)
+            answer, other = self._contract.checkpoint(self._links.index(link), frame.body)
         except StageAtFault as fault:
             self._blame(fault)
             return
         self._has_news.set()
         if answer is not None:
             link.tell(answer)
+        if other is not None:
+            self._blame(other)
 
     def _blame(self, fault: StageAtFault) -> None:
         for link in list(self._links):
             if link.stage.peer_id == fault.peer_id:
+                self._doubt(link, is_at_fault=True)
                 self._lose(link, fault)
 
     def _lose_overdue(self) -> None:
         """Note stages as lost that should have asked for signatures and have not."""
         for place in self._contract.overdue() if self._contract is not None else ():
             link = self._links[place]
+            self._doubt(link)
             self._lose(link, StageLost(f"The stage {link.stage} does not sign for what it does; {RETRYABLE_WORDS}."))
+
+    def _doubt(self, link: StageLink, *, is_at_fault: bool = False) -> None:
+        """Have what a stage has not signed for as it should run again elsewhere, and compared."""
+        if self._contract is None or self._planner is None or self._log is None or link in self._lost:
+            return
+        kept = self._contract.unsigned(self._links.index(link), is_at_fault=is_at_fault)
+        if kept and not self._checking:  # One at a time: who does not sign shall not make others work without end.
+            padding = self._shape.left_padding
+            made = doubt(link.stage.peer_id, kept, self._log.replay(self._answered, 0), self._shape.codec, padding)
+            task = asyncio.create_task(self._recheck(self._planner, made))
+            self._checking.add(task)
+            task.add_done_callback(self._checking.discard)
+
+    async def _recheck(self, planner: Planner, made: Doubt) -> None:
+        """Run what is in doubt again in a session of its own, without the stage that has not signed for it."""
+        shape = replace(self._shape, max_length=made.end)
+        try:
+            stages = await planner.plan(0, self._links[-1].stage.end, {made.peer_id})
+            route, patience_s = Route(stages), self._step_timeout_s
+            chain = await open_chain(self._swarm, route, shape, step_timeout_s=patience_s, dealings=self._dealings)
+        except UnavailableError as error:
+            planner.rechecked(Rechecked(made.peer_id, made.num_positions, why_not=str(error)))
+        else:
+            planner.rechecked(await run_again(made, chain))
 
     def _is_answer(self, result: Result, step: Step) -> bool:
         if result.position != step.position:
@@ -353,6 +390,7 @@ class Chain:
         self._timer = None
         if not self._waiting or self._failure is not None:
             return
+        self._lose_overdue()
         bound_s, silent_s = self._silence.bound_s, self._silence.lasts_s(time.monotonic())
         if self._is_repairing and self._waited_s >= self._step_timeout_s + _REPAIR_GRACE_S:
             self._fail(StageLost(f"Lost stages were not replaced within {self._waited_s:.0f} s; {RETRYABLE_WORDS}."))
@@ -609,6 +647,10 @@ class Chain:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._checking:
+            await asyncio.wait(self._checking, timeout=_RECHECK_S)
+        for task in self._checking:
+            task.cancel()
         if self._contract is not None and not self._waiting:
             with contextlib.suppress(StageAtFault):
                 self._contract.seal()

@@ -10,14 +10,16 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from random import SystemRandom
+from typing import Any
 
 from dht.domains import Domain
 from dht.errors import DhtError
 from dht.identity import Identity, verify
 from dht.receipts.async_ledger import AsyncLedger
+from dht.receipts.reservation_table import UnsignedEnd
 from dht.records import Envelope, Kind
 from dht.rules import Rules
 from dht.work import Slot
@@ -25,9 +27,11 @@ from node.agreement.checkpoint import Checkpoint
 from node.agreement.consumer import ConsumerAccount
 from node.agreement.exposure import kind_of
 from node.agreement.offers import ConsumerLane, ConsumerLanes, Offer, is_accepted, profile_digest
+from node.client.recheck import Kept, Recent
 from node.client.route import Stage
 from node.client.thin_terms import ThinTerms
 from node.commitment.chain import ChainCheck
+from node.commitment.chunks import WINDOW
 from node.errors import LocalError, StageAtFault
 from node.wire import ID_BYTES, LOGIT_BYTES, Cosign, Result, Step, payload_bytes
 
@@ -95,9 +99,12 @@ class Dealings:
         """Put receipts that both have signed into the ledger, without waiting."""
         for body, by_provider, by_us in zip(checkpoint.receipts, checkpoint.signatures, signatures, strict=True):
             envelope = Envelope(Kind.RECEIPT, body, (by_provider, by_us)).to_bytes()
-            task = asyncio.create_task(self._append(envelope))
-            self._appending.add(task)
-            task.add_done_callback(self._appending.discard)
+            self._later(self._append(envelope))
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._appending.add(task)
+        task.add_done_callback(self._appending.discard)
 
     async def _append(self, envelope: bytes) -> None:
         try:
@@ -109,6 +116,22 @@ class Dealings:
         """Note that a session has ended with everything signed: its lane may be taken again."""
         self._lanes.give_back(deal.lane, deal.offer.provider, deal.offer.terms)
 
+    def note_unsigned(self, deal: Deal, tokens: int) -> None:
+        """Note that a session has ended in which a server has not signed for so many tokens."""
+        t = int(self._clock())
+        end = UnsignedEnd(deal.offer.provider, peer_provides=True, manifest=deal.offer.manifest, amount=tokens, t=t)
+        self._later(self._note(end))
+
+    async def _note(self, end: UnsignedEnd) -> None:
+        try:
+            await self._ledger.note_unsigned_end(self._identity.peer_id, end)
+        except DhtError as error:
+            logger.warning("who has not signed was not noted: %s", error)
+
+    def forget_lanes(self, provider: str) -> None:
+        """Draw new lanes for a server from now on: it does not know those of before any more."""
+        self._lanes.forget(provider)
+
     async def drained(self) -> None:
         """Wait until the ledger has taken everything."""
         await asyncio.gather(*self._appending, return_exceptions=True)
@@ -118,6 +141,13 @@ class Dealings:
 class _Party:
     deal: Deal
     account: ConsumerAccount
+    began: int = 0
+    """Steps that had been answered when it took its place."""
+
+    @property
+    def num_signed(self) -> int:
+        """Steps that it has signed for, or has no part in."""
+        return max(self.began, self.account.num_signed)
 
 
 class SessionContract:
@@ -150,6 +180,8 @@ class SessionContract:
         self._parties = [_Party(deal, dealings.account(deal)) for deal in deals]
         self._waiting: deque[int] = deque()
         """Segments of the steps that are not answered."""
+        self._num_answered = 0
+        self._recent = Recent()
 
     @property
     def num_sent(self) -> int:
@@ -167,6 +199,7 @@ class SessionContract:
         if segment:
             step = replace(step, segment=segment)
         self._check.sent(step, segment)
+        self._recent.sent(step)
         self._waiting.append(segment)
         for place in range(len(self._parties)):
             self._count(place, step, self._check.num_sent)
@@ -195,8 +228,11 @@ class SessionContract:
         """
         tokens = step.shape[0] * step.shape[1]
         for party in self._parties:
-            party.account.answered(tokens, time.time())
+            party.account.answered(tokens, time.monotonic())
         segment = self._waiting.popleft()
+        self._num_answered += 1
+        if self._thin is None:
+            self._recent.answered(self._num_answered, result)
         self._check.answered(step, segment, result.codec, result.shape, result.payload)
 
     def is_settled(self, place: int) -> bool:
@@ -205,24 +241,44 @@ class SessionContract:
 
     def overdue(self) -> list[int]:
         """Return the places of stages that should have asked for signatures and have not."""
-        now_s = time.time()
+        now_s = time.monotonic()
         return [place for place, party in enumerate(self._parties) if party.account.is_overdue(now_s)]
 
-    def checkpoint(self, place: int, body: bytes) -> Cosign | None:
-        """Check what a stage reports; return what to answer.
+    def checkpoint(self, place: int, body: bytes) -> tuple[Cosign | None, StageAtFault | None]:
+        """Check what a stage reports; return what to answer, and the fault of the stage before that it shows.
 
         Raises:
-            StageAtFault: a stage, this one or the one before, has not kept to what it agreed to.
+            StageAtFault: the stage has not kept to what it agreed to.
             FrameError: the checkpoint is malformed.
         """
         party, made = self._parties[place], Checkpoint.from_body(body)
-        answer = party.account.repeated(made)
+        answer, other = party.account.repeated(made), None
         if answer is None:
-            root = self._check.check(place, made.leaves, made.steps)
+            root, other = self._root(place, made)
             answer = party.account.check(made, root, time.time())
             if answer is not None:
                 self._dealings.keep(made, answer.signatures)
-        return Cosign(self._session, answer.to_body()) if answer is not None else None
+                self._recent.signed(min(party.num_signed for party in self._parties) - WINDOW)
+        return Cosign(self._session, answer.to_body()) if answer is not None else None, other
+
+    def _root(self, place: int, made: Checkpoint) -> tuple[bytes, StageAtFault | None]:
+        try:
+            return self._check.check(place, made.leaves, made.steps), None
+        except StageAtFault as fault:
+            if fault.peer_id == self._parties[place].deal.offer.provider:
+                raise
+            return self._check.root_of(place), fault
+
+    def unsigned(self, place: int, *, is_at_fault: bool = False) -> tuple[Kept, ...]:
+        """Return the results that the stage at a place has a part in and has not signed for as it should.
+
+        Args:
+            place: of the stage.
+            is_at_fault: what it has signed for last may be false, too.
+        """
+        party = self._parties[place]
+        signed = party.num_signed - (WINDOW if is_at_fault else 0)
+        return self._recent.since(max(party.began, signed))
 
     def resent(self, step: Step) -> None:
         """Note a step that the client sends again itself."""
@@ -251,7 +307,8 @@ class SessionContract:
             waiting: steps that are sent again, in order.
         """
         self._check.replaced(first, last, [deal.offer.provider for deal in deals])
-        self._parties[first : last + 1] = [_Party(deal, self._dealings.account(deal)) for deal in deals]
+        self._end(self._parties[first : last + 1])
+        self._parties[first : last + 1] = [_Party(deal, self._dealings.account(deal), answered) for deal in deals]
         for place in range(first, first + len(deals)):
             if history:
                 self._hand_history(place, first + len(deals), answered, rows, history)
@@ -274,10 +331,15 @@ class SessionContract:
         self._check.seal()
 
     def close(self) -> None:
-        """Give back the lanes in which everything is signed for."""
-        for party in self._parties:
+        """Give back the lanes in which everything is signed for, and note who has not signed."""
+        self._end(self._parties)
+
+    def _end(self, parties: Sequence[_Party]) -> None:
+        for party in parties:
             if party.account.is_settled:
                 self._dealings.end(party.deal)
+            elif party.account.unsigned_tokens:
+                self._dealings.note_unsigned(party.deal, party.account.unsigned_tokens)
 
 
 def blamed(fault: StageAtFault, stages: Sequence[Stage]) -> list[int]:

@@ -26,6 +26,7 @@ from node.client.loop_thread import LoopThread
 from node.client.offers import FASTEST, Policy
 from node.client.outlook import Outlook, Wanted
 from node.client.receipt_book import enter_swarm, open_dealings
+from node.client.recheck import Rechecked
 from node.client.repair import Repaired, unreachable
 from node.client.route import Route, Stage
 from node.client.thin_terms import ThinTerms
@@ -33,6 +34,8 @@ from node.errors import MissingBlocks, Refused, UserError
 from node.wire import Result, Step
 
 logger = logging.getLogger(__name__)
+user_logger = logging.getLogger("efedllm")
+"""Says what concerns the user, under the name that the user knows."""
 
 _MAX_OPEN_ATTEMPTS = 8
 _OPEN_PATIENCE_S = 75.0
@@ -64,6 +67,8 @@ class Network:
         exits.push_async_callback(self.outlook.close)
         self.on_repaired: Callable[[Repaired], None] = _log_repaired
         """Called in the loop's thread when a session has got other stages for lost ones."""
+        self.on_rechecked: Callable[[Rechecked], None] = _warn_of_rechecked
+        """Called in the loop's thread when what a server has not signed for was run again elsewhere."""
         self.last_route: Route | None = None
         """The route of the session opened last; None: none was, or the last one could not be."""
         self._chains: set[Chain] = set()
@@ -287,6 +292,10 @@ class _SessionPlanner:
         """Tell whoever wants to know."""
         self._network.on_repaired(repaired)
 
+    def rechecked(self, rechecked: Rechecked) -> None:
+        """Tell whoever wants to know."""
+        self._network.on_rechecked(rechecked)
+
 
 def _may_come_back(failure: StageFailed) -> bool:
     return not isinstance(failure.reason, Refused) or failure.reason.code in _PASSING_CODES
@@ -301,6 +310,11 @@ def _log_repaired(repaired: Repaired) -> None:
         repaired.replayed_tokens,
         "" if repaired.same_drift_class else "; they compute differently, so tokens may differ",
     )
+
+
+def _warn_of_rechecked(rechecked: Rechecked) -> None:
+    is_bad = rechecked.num_different or rechecked.why_not
+    user_logger.log(logging.WARNING if is_bad else logging.INFO, "%s", rechecked.in_words())
 
 
 def _leave(loop: LoopThread, exits: contextlib.AsyncExitStack, chains: set[Chain]) -> None:

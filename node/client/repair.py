@@ -14,6 +14,7 @@ from typing import Protocol
 from dht.errors import DhtError
 from dht.swarm import Swarm
 from node.client.contract import Dealings
+from node.client.recheck import Rechecked
 from node.client.route import Stage
 from node.client.stage_link import RETRYABLE_WORDS, SessionShape, StageFailed, StageLink, is_secondary, open_links
 from node.errors import MissingBlocks, NodeError, StageLost
@@ -54,6 +55,9 @@ class Planner(Protocol):
 
     def tell(self, repaired: Repaired) -> None:
         """Tell whoever wants to know."""
+
+    def rechecked(self, rechecked: Rechecked) -> None:
+        """Tell whoever wants to know what running again has shown."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -201,6 +201,28 @@ async def open_link(
     next_stage: Stage | None,
     dealings: Dealings | None = None,
 ) -> StageLink:
+    """Open a session at one stage, in another lane where it does not take the first one: it may have been restarted.
+
+    Args and errors are those of ``_open_link``.
+    """
+    try:
+        return await _open_link(swarm, stage, session, shape, previous, next_stage, dealings)
+    except StageFailed as failure:
+        if dealings is None or not (isinstance(failure.reason, Refused) and failure.reason.code == "lane"):
+            raise
+        dealings.forget_lanes(stage.peer_id)
+    return await _open_link(swarm, stage, session, shape, previous, next_stage, dealings)
+
+
+async def _open_link(
+    swarm: Swarm,
+    stage: Stage,
+    session: bytes,
+    shape: SessionShape,
+    previous: str,
+    next_stage: Stage | None,
+    dealings: Dealings | None,
+) -> StageLink:
     """Open a session at one stage.
 
     Args:

@@ -185,9 +185,11 @@ class ChainCheck:
             steps: number of the last step that it has handed on.
 
         Raises:
-            StageAtFault: a stage, this one or the one before, has not kept to the protocol.
+            StageAtFault: a stage, this one or the one before, has not kept to the protocol. Where it is the one before,
+                the report itself is sound, and taken: see ``root_of``.
         """
         reporter = self._stages[stage]
+        other: StageAtFault | None = None
         if len(leaves) > MAX_LEAVES or steps > self.num_sent:
             raise StageAtFault(reporter.peer_id, "reports more than there is")
         for leaf in leaves:
@@ -195,12 +197,18 @@ class ChainCheck:
                 self._check_resent(stage, leaf, steps)
             else:
                 self._check_turn(reporter, leaf)
-                self._check_taken(stage, leaf, steps)
+                other = self._check_taken(stage, leaf, steps) or other
                 self._check_given(stage, leaf, steps)
             reporter.tree.append(leaf.hash(self._session))
         if len(leaves) < MAX_LEAVES and not self._is_sealed:
             self._check_omissions(stage, steps)
+        if other is not None:
+            raise other
         return reporter.tree.root()
+
+    def root_of(self, stage: int) -> bytes:
+        """Return the root over all that a stage has reported."""
+        return self._stages[stage].tree.root()
 
     def _check_turn(self, reporter: _Reporter, leaf: Leaf) -> None:
         is_next = (leaf.segment, leaf.index) == reporter.next or (leaf.index == 0 and leaf.segment > reporter.next[0])
@@ -208,21 +216,22 @@ class ChainCheck:
             raise StageAtFault(reporter.peer_id, f"commits to chunk {leaf.index} out of turn")
         reporter.next = (leaf.segment, leaf.index + 1)
 
-    def _check_taken(self, stage: int, leaf: Leaf, steps: int) -> None:
-        """Check a stage's input: signed for by the stage before, and what that one commits to."""
+    def _check_taken(self, stage: int, leaf: Leaf, steps: int) -> StageAtFault | None:
+        """Check a stage's input: signed for by the stage before, and what that one commits to; return its fault."""
         reporter, edge, chunk = self._stages[stage], self._edges[stage], leaf.chunk_in
         if stage == 0:
             if leaf.segment >= edge.since and edge.take(chunk, steps, 0) != chunk:
                 raise StageAtFault(reporter.peer_id, f"commits to other bytes of chunk {leaf.index} than it was sent")
-            return
+            return None
         before = self._stages[stage - 1]
         if leaf.segment >= edge.since:
             body = chunk.voucher_body(self._session)
             if not self._verify(before.id_bytes, Domain.CHUNK, body, leaf.voucher):
                 raise StageAtFault(reporter.peer_id, f"commits to a chunk {leaf.index} that nobody has signed for")
         given = edge.take(chunk, steps, 0)
-        if given not in (None, chunk):
-            raise StageAtFault(before.peer_id, f"has signed for other bytes of chunk {leaf.index} than it commits to")
+        if given in (None, chunk):
+            return None
+        return StageAtFault(before.peer_id, f"has signed for other bytes of chunk {leaf.index} than it commits to")
 
     def _check_given(self, stage: int, leaf: Leaf, steps: int) -> None:
         reporter, edge, chunk = self._stages[stage], self._edges[stage + 1], leaf.chunk_out

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias
 
@@ -21,6 +20,7 @@ from dht.domains import Domain
 from dht.errors import DhtError, SeqsSpent
 from dht.identity import Identity, verify
 from dht.receipts.async_ledger import AsyncLedger
+from dht.receipts.ledger import Ledger
 from dht.receipts.reservation_table import UnsignedEnd
 from dht.rules import Rules
 from dht.work import Slot, WorkKind
@@ -42,8 +42,8 @@ Tell: TypeAlias = Callable[[Sendable], Awaitable[None]]
 LAST_SIGNATURES_S = 2.0
 """How long a session that ends waits for what is still to be signed, s."""
 _LOOK_S = 0.25
-_MAX_STANDINGS = 65_536
-"""Consumers whose sessions ended unsigned, remembered at most."""
+_REST_S = 1.0
+"""When nothing was counted for so long, its client may sign for what was."""
 
 
 class Contracts:
@@ -64,7 +64,6 @@ class Contracts:
         self._rules = rules
         self._clock = clock
         self._lanes = LaneBook()
-        self._standings: OrderedDict[str, Standing] = OrderedDict()
         self._appending: set[asyncio.Task[None]] = set()
 
     async def begin(self, opened: Open, client: str, weights: str, tell: Tell) -> Contract:
@@ -96,22 +95,23 @@ class Contracts:
         )
         offer = read_offer(opened.offer, opened.offer_signature, wanted, verify, now_s)
         epoch = self._rules.epoch_of(now_s)
-        signed_tokens, was_used = await self._history(client, epoch, offer.lane)
+        signed_tokens, was_used, num_unsigned = await self._history(client, epoch, offer.lane)
         self._lanes.forget(epoch - 1)
         lane = self._lanes.open(offer, epoch, was_used=was_used)
+        standing = Standing(num_unsigned)
         account = ProviderAccount(
             lane,
             self._rules,
-            cap=self._standings.get(client, Standing()).cap(signed_tokens),
+            cap=standing.cap(signed_tokens),
             every=tokens_between_checkpoints(signed_tokens),
             sign=self._identity.sign,
             verify=verify,
             reserve=self._reserve,
         )
-        return Contract(self, opened, lane, account, tell, self._clock)
+        return Contract(self, opened, lane, account, standing, tell, self._clock)
 
-    async def _history(self, client: str, epoch: int, lane: int) -> tuple[int, bool]:
-        """Ask the ledger how much a client has signed for, and whether it knows the lane."""
+    async def _history(self, client: str, epoch: int, lane: int) -> tuple[int, bool, int]:
+        """Ask the ledger how much a client has signed for, whether it knows the lane, and of unsigned ends."""
         own = self._identity.peer_id
         slots = [Slot(own, client, epoch, lane, kind) for kind in WorkKind]
         try:
@@ -119,6 +119,7 @@ class Contracts:
                 lambda held: (
                     held.history_of(own, client),
                     any(held.newest_of(own, slot) is not None for slot in slots),
+                    held.num_unsigned(own, client),
                 )
             )
         except DhtError as error:
@@ -153,28 +154,30 @@ class Contracts:
         except DhtError as error:
             logger.warning("a receipt was not kept: %s", error)
 
-    async def end(self, lane: Lane, account: ProviderAccount) -> None:
-        """Note how a session has ended."""
+    async def end(self, lane: Lane, account: ProviderAccount, standing: Standing, *, is_ours: bool) -> None:
+        """Note how a session has ended; ``is_ours``: this server has ended it, so its consumer is not to blame."""
         is_settled = account.is_settled
         self._lanes.close(lane, is_settled=is_settled)
-        consumer = lane.offer.consumer
-        standing = self._standings.pop(consumer, Standing()).after(is_settled=is_settled)
-        if standing.unsigned_ends:
-            self._standings[consumer] = standing
-            if len(self._standings) > _MAX_STANDINGS:
-                self._standings.popitem(last=False)
-        if not is_settled:
-            end = UnsignedEnd(
-                consumer,
-                peer_provides=False,
-                manifest=lane.offer.manifest,
-                amount=account.unsigned_tokens,
-                t=int(self._clock()),
-            )
-            try:
-                await self._ledger.note_unsigned_end(self._identity.peer_id, end)
-            except DhtError as error:
-                logger.warning("the end of a session was not kept: %s", error)
+        own, consumer = self._identity.peer_id, lane.offer.consumer
+        change = standing.change(is_settled=is_settled, signed_tokens=account.signed_tokens, cap=account.cap)
+        end = UnsignedEnd(
+            consumer,
+            peer_provides=False,
+            manifest=lane.offer.manifest,
+            amount=account.unsigned_tokens,
+            t=int(self._clock()),
+        )
+
+        def note(held: Ledger) -> None:
+            if not is_settled:
+                held.note_unsigned_end(own, end)
+            if change < 0 or (change > 0 and not is_ours):
+                held.change_unsigned(own, consumer, change)
+
+        try:
+            await self._ledger.ask(note)
+        except DhtError as error:
+            logger.warning("how a session ended was not noted: %s", error)
 
     async def drained(self) -> None:
         """Wait until the ledger has taken everything."""
@@ -190,6 +193,7 @@ class Contract:
         opened: Open,
         lane: Lane,
         account: ProviderAccount,
+        standing: Standing,
         tell: Tell,
         clock: Callable[[], float],
     ) -> None:
@@ -199,6 +203,7 @@ class Contract:
         self._opened = opened
         self._lane = lane
         self._account = account
+        self._standing = standing
         self._tell = tell
         self._clock = clock
         is_new_place = opened.steps > 0 or opened.segment > 0
@@ -217,6 +222,8 @@ class Contract:
         self._is_closed = False
         self._is_leaving = False
         """Whether the client has been asked to take the session elsewhere: every step may be the last one here."""
+        self._counted_s = time.monotonic()
+        """When something was counted last."""
 
     # Steps.
 
@@ -259,6 +266,7 @@ class Contract:
         """
         rows, tokens, _ = step.shape
         self._steps += not step.replay
+        self._counted_s = time.monotonic()
         self._account.count(
             kind_of(step),
             rows * tokens,
@@ -299,14 +307,18 @@ class Contract:
     # Signatures.
 
     async def check(self, *, is_last: bool = False) -> None:
-        """Send a checkpoint if one is due.
+        """Send a checkpoint if one is due, or the session is at rest.
 
         Raises:
             UnavailableError: the client is gone.
             Refused: no number is left to sign with, or the ledger does not take it.
         """
-        if (made := self._due(is_last=is_last or self._is_leaving)) is not None:
+        if (made := self._due(is_last=is_last or self._is_leaving or self._is_at_rest)) is not None:
             await self._tell(made)
+
+    @property
+    def _is_at_rest(self) -> bool:
+        return time.monotonic() - self._counted_s > _REST_S and not self._account.unanswered()
 
     def leave(self) -> Checkpoint | None:
         """Ask for signatures after every step from now on; return the checkpoint that is due now, if one is."""
@@ -355,12 +367,16 @@ class Contract:
         except TimeoutError:
             pass
 
-    async def close(self) -> None:
-        """Note that the session has ended; doing so twice is fine."""
+    async def close(self, *, is_ours: bool = False) -> None:
+        """Note that the session has ended; doing so twice is fine.
+
+        Args:
+            is_ours: this server has ended it, so that its client is not to blame for what it has not signed.
+        """
         if not self._is_closed:
             self._is_closed = True
             self._has_news.set()
-            await self._contracts.end(self._lane, self._account)
+            await self._contracts.end(self._lane, self._account, self._standing, is_ours=is_ours)
 
 
 def _unable(error: DhtError) -> Refused:

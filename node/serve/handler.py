@@ -425,7 +425,7 @@ class Handler:
         del self._sessions[session]
         self._runner.end(live)
         if live.contract is not None:
-            await live.contract.close()
+            await live.contract.close(is_ours=_is_ours(error))
         if not self._sessions:
             self._is_empty.set()
         if live.relinking is not None:
@@ -456,6 +456,13 @@ class Handler:
         refusal = Refused("idle", "The session was idle for too long; open it again.")
         await asyncio.gather(*(self._end(live, refusal) for live in idle))
         return len(idle)
+
+
+def _is_ours(error: NodeError | None) -> bool:
+    """Say whether a session that ends by ``error`` ends by this server's doing; None: its client has ended it."""
+    if isinstance(error, Refused):
+        return error.code not in ("unsigned", "idle")
+    return isinstance(error, ComputeFailed)
 
 
 def _refusal(session: bytes, error: NodeError) -> Refuse:

@@ -80,3 +80,15 @@ async def test_leaving_is_quick_when_p2pd_has_died():
             await asyncio.sleep(0.1)
             started = time.monotonic()
         assert time.monotonic() - started < 4
+
+
+async def test_a_clock_that_was_ahead_and_is_set_right_silences_nobody():
+    offset_s = [3600.0]
+    async with testnet(2) as (reader, node):
+        announcer = Announcer(node, node._identity, offers(node), clock=lambda: time.time() + offset_s[0])
+        async with announcer:
+            assert await seen(reader) == [], "nobody believes what is said from the future"
+            offset_s[0] = 0.0
+            async with asyncio.timeout(5):
+                assert await announcer.update()
+            assert abs((await seen(reader))[0].t - time.time()) < 10

@@ -2,9 +2,12 @@ import asyncio
 import contextlib
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+import dht.enrolment
 from dht.beginnings import Beginning, read_beginnings
 from dht.enrolment import Enrolment
 from dht.ident import Ident, Role, shard_of
@@ -75,3 +78,17 @@ async def test_after_a_restart_it_still_counts_from_its_first_epoch(tmp_path: Pa
 async def test_in_memory_it_is_enrolled_without_a_file():
     async with testnet(2, rules=QUICK) as (node, reader), enrolled(node, node._identity, None):
         assert (await seen_in(reader, node.peer_id, 0)).region == "here"
+
+
+@pytest.mark.parametrize("jump_s", [1300.0, -5000.0])
+async def test_a_clock_that_is_set_while_an_epoch_lasts_is_noticed(monkeypatch: pytest.MonkeyPatch, jump_s: float):
+    now_s = [1_000_000.0]
+    monkeypatch.setattr(dht.enrolment, "LOOK_S", 0.01)
+    monkeypatch.setattr(dht.enrolment, "time", SimpleNamespace(time=lambda: now_s[0]))
+    enrolment = Enrolment(cast(Swarm, None), ALICE, Role.SERVER, path=None)
+    resting = asyncio.create_task(enrolment._rest(Rules(epoch_s=1000)))
+    await asyncio.sleep(0.05)
+    assert not resting.done()
+    now_s[0] += jump_s
+    async with asyncio.timeout(5):
+        await resting

@@ -36,9 +36,18 @@ def test_a_consumer_with_history_may_be_served_64_tokens_ahead_and_a_newcomer_16
 def test_an_unsigned_end_halves_the_cap_down_to_one_step_and_a_settled_session_doubles_it():
     standing, caps = Standing(), []
     for is_settled in [False] * 8 + [True] * 9:
-        standing = standing.after(is_settled=is_settled)
+        change = standing.change(is_settled=is_settled, signed_tokens=64, cap=standing.cap(256))
+        standing = Standing(standing.unsigned_ends + change)
         caps.append(standing.cap(256) / UNITS)
     assert caps == [32, 16, 8, 4, 2, 1, 0.5, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 64]
+
+
+def test_a_session_in_which_less_than_the_cap_was_signed_for_mends_nothing():
+    standing = Standing(2)
+    changes = [standing.change(is_settled=True, signed_tokens=tokens, cap=standing.cap(256)) for tokens in (0, 15, 16)]
+    assert changes == [0, 0, -1]
+    assert Standing(9).change(is_settled=True, signed_tokens=0, cap=Standing(9).cap(256)) == 0
+    assert Standing().change(is_settled=True, signed_tokens=99, cap=64 * UNITS) == 0, "it is as good as it can be"
 
 
 def served_to_a_non_signer(cap, every, kind, tokens):

@@ -371,3 +371,22 @@ def test_a_stage_that_holds_a_segment_back_is_named_whoever_was_replaced(replace
     with pytest.raises(StageAtFault) as caught:
         decode(session, 200)
     assert caught.value.peer_id == session.peers[evil]
+
+
+def test_a_report_that_shows_the_fault_of_the_stage_before_is_taken_itself():
+    """Or the honest stage would wait for its signatures, and be left as one that does not ask for them."""
+    session = Session(IDENTITIES, 2, stage_class=lambda number: CommitsOther if number == 0 else Stage)
+    session.call([130])
+    session.settle()
+    session.stages[0].report()
+    session.deliver(0)
+    session.stages[1].report()
+    leaves, root, steps = session.stages[1].reports.popleft()
+    with pytest.raises(StageAtFault, match="has signed for other bytes") as shown:
+        session.check.check(1, leaves, steps)
+    assert shown.value.peer_id == session.peers[0]
+    assert session.check.root_of(1) == root
+    session.call([64])
+    session.settle()
+    session.stages[1].report()
+    session.deliver(1)

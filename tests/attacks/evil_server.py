@@ -1,0 +1,113 @@
+"""Our own server changed for evil: it does what a server does, but for what it signs, or gives.
+
+Run as a module: ``python -m tests.attacks.evil_server silent serve ...``. It is the process's main program.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import sys
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Any
+
+from node.agreement.exposure import CHECKPOINT_TOKENS, UNITS
+from node.agreement.provider import ProviderAccount
+from node.commitment.stage import StageCommitment
+from node.serve.contract import Contract
+from node.serve.outlets import Outlets
+
+
+def evil_server(behaviour: str) -> tuple[str, ...]:
+    """Return the program for ``Fleet.start`` that does evil."""
+    assert behaviour in _BEHAVIOURS
+    return ("tests.attacks.evil_server", behaviour)
+
+
+def _silent() -> None:
+    """Never ask for a signature, and serve on."""
+
+    async def nothing(*_: object, **__: object) -> None:
+        pass
+
+    Contract.check = nothing  # type: ignore[method-assign, assignment]
+    Contract.allow = nothing  # type: ignore[method-assign, assignment]
+
+
+def _stalls() -> None:
+    """Never ask for a signature, and do nothing more when that would be seen by the next answer."""
+    _silent()
+
+    async def allow(self: Contract, step: object) -> None:
+        del step
+        while self._account.exposure >= CHECKPOINT_TOKENS * UNITS:
+            await asyncio.sleep(0.1)
+
+    Contract.allow = allow  # type: ignore[method-assign, assignment]
+
+
+def _forges() -> None:
+    """Put other signatures under its receipts."""
+    genuine = ProviderAccount.checkpoint
+
+    def forged(self: ProviderAccount, *arguments: Any) -> Any:
+        made = genuine(self, *arguments)
+        return dataclasses.replace(made, signatures=tuple(bytes(64) for _ in made.signatures))
+
+    ProviderAccount.checkpoint = forged  # type: ignore[method-assign]
+
+
+def _inflates() -> None:
+    """Count twice what it does."""
+    genuine = ProviderAccount.count
+
+    def count(self: ProviderAccount, kind: Any, tokens: int, *arguments: Any, **options: Any) -> None:
+        genuine(self, kind, 2 * tokens, *arguments, **options)
+
+    ProviderAccount.count = count  # type: ignore[method-assign]
+
+
+def _mishashes() -> None:
+    """Commit to other outputs than it gives."""
+    genuine = StageCommitment._add_leaf
+
+    def add(self: StageCommitment, chunk: Any, out: Any, voucher: bytes) -> None:
+        genuine(self, chunk, dataclasses.replace(out, digest=sha256(b"other").digest()), voucher)
+
+    StageCommitment._add_leaf = add  # type: ignore[method-assign]
+
+
+def _lies() -> None:
+    """Give other outputs than it computes, and never ask for a signature."""
+    _silent()
+    genuine = Outlets.hand_on
+
+    async def hand_on(self: Outlets, live: Any, order: Any, output: Any, known_positions: int = 0) -> None:
+        payload, shape = output
+        wrong = bytes(payload)[::-1] if shape[1] == 1 else payload
+        await genuine(self, live, order, (wrong, shape), known_positions)
+
+    Outlets.hand_on = hand_on  # type: ignore[method-assign]
+
+
+_BEHAVIOURS: dict[str, Callable[[], None]] = {
+    "silent": _silent,
+    "stalls": _stalls,
+    "forges": _forges,
+    "inflates": _inflates,
+    "mishashes": _mishashes,
+    "lies": _lies,
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Take the behaviour off the front and run the command behind it."""
+    from node.cli import main as run
+
+    _BEHAVIOURS[arguments[0]]()
+    return run(arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
