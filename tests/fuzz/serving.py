@@ -325,11 +325,11 @@ class Serving:
         assert not self.complaints, self.complaints
         handler, slots = self.handler, self.handler.slots
         leased = sum(slot.size for live in handler._sessions.values() for slot in live.slots)
-        assert handler.num_sessions == handler._admission.num_sessions <= 4
+        assert handler.num_sessions == handler._runner.admission.num_sessions <= 4
         assert slots.total - slots.free >= leased
         assert slots.total - slots.free == leased or self.engine.num_running
         promised = sum(live.log_bytes for live in handler._sessions.values())
-        assert handler._admission._log_bytes_free == LOG_BYTES - promised
+        assert handler._runner.admission._log_bytes_free == LOG_BYTES - promised
 
     def end(self) -> None:
         """All peers go; whatever they have done, nothing of it is left."""
@@ -343,7 +343,7 @@ class Serving:
             assert handler.num_sessions == 0
             assert handler.num_streams == 0
             assert handler.slots.free == handler.slots.total
-            assert handler._admission._log_bytes_free == LOG_BYTES
+            assert handler._runner.admission._log_bytes_free == LOG_BYTES
             assert all(stream.is_closed for stream in (*self.streams, *self.dialled))
             if self.contracts is not None:
                 assert not [lane for lane in self.contracts._lanes._lanes.values() if lane.is_open]

@@ -159,7 +159,7 @@ def test_a_server_does_not_grow_by_what_peers_did():
         assert opened > 20
         assert len(serving.contracts._lanes) <= MAX_LANES
         assert set(serving.contracts._standings) <= {CLIENT.peer_id, STAGE.peer_id}
-        assert len(serving.handler._groups) <= 10
+        assert len(serving.handler._runner._groups) <= 10
         serving.end()
     finally:
         serving.abandon()
