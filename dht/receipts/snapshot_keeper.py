@@ -70,13 +70,13 @@ class SnapshotKeeper:
         rules = await self._swarm.wait_for_rules()
         await self._server.start()
         while True:
+            await asyncio.sleep(period_s(rules))  # Also before the first: a node that starts has other things to do.
             try:
                 await self.sum_up(rules)
             except DaemonDied:
                 return
             except (DhtError, TimeoutError) as error:
                 logger.warning("no snapshot of receipts was made: %s; trying again in a while", error)
-            await asyncio.sleep(period_s(rules))
 
     async def sum_up(self, rules: Rules) -> bool:
         """Make the snapshot that is due; say whether one was.

@@ -250,3 +250,54 @@ def test_an_offer_and_its_acceptance_are_checked_by_the_page_alone():
     terms = [COMMITMENTS["profile"][name] for name in ("weights", "codec", "adapter")]
     digest = hashlib.sha256(packed(["efedllm/profile/1", *terms])).hexdigest()
     assert digest == COMMITMENTS["profile"]["digest"] == profile.hex()
+
+
+def tree_hash(leaves: list[bytes]) -> bytes:
+    """RFC 6962, section 2.1, of leaves that are hashed already."""
+    if not leaves:
+        return hashlib.sha256(b"").digest()
+    if len(leaves) == 1:
+        return leaves[0]
+    split = 1 << (len(leaves) - 1).bit_length() - 1
+    return hashlib.sha256(b"\x01" + tree_hash(leaves[:split]) + tree_hash(leaves[split:])).digest()
+
+
+def test_leaves_and_roots_follow_from_the_page_alone():
+    session = bytes.fromhex(COMMITMENTS["offer"]["fields"]["session"])
+    hashes = []
+    for vector in COMMITMENTS["leaves"]:
+        leaf = vector["leaf"]
+        numbers = struct.pack(">III", leaf["segment"], leaf["index"], leaf["first"])
+        digests = b"".join(bytes.fromhex(leaf[name]) for name in ("header", "taken", "given"))
+        hashes.append(hashlib.sha256(b"\x00" + session + numbers + digests).digest())
+        assert hashes[-1].hex() == vector["hash"]
+    assert [tree_hash(hashes[:size]).hex() for size in range(len(hashes) + 1)] == COMMITMENTS["roots"]
+
+
+def test_a_chunk_of_one_row_is_hashed_by_the_page_alone():
+    vector = COMMITMENTS["chunks"][0]
+    (six, one), (before, behind) = vector["steps"], vector["chunks"]
+    payload = bytes.fromhex(six["payload"])
+    header = b"bfloat16\x00" + struct.pack(">IHIIB", 60, 1, 4, 0, 0)
+    assert hashlib.sha256(header).hexdigest() == before["header"]
+    assert hashlib.sha256(payload[:8]).hexdigest() == before["digest"]
+    header = b"bfloat16\x00" + struct.pack(">IHIIB", 64, 1, 2, 1, 0) + struct.pack(">IHIIB", 66, 1, 1, 1, 0)
+    assert hashlib.sha256(header).hexdigest() == behind["header"]
+    assert hashlib.sha256(payload[8:] + bytes.fromhex(one["payload"])).hexdigest() == behind["digest"]
+
+
+def test_a_voucher_and_a_checkpoint_are_read_by_the_page_alone():
+    voucher, chunk = COMMITMENTS["voucher"], COMMITMENTS["voucher"]["chunk"]
+    body = bytes.fromhex(voucher["body"])
+    _, segment, index, first, header, digest = unpacked(body)
+    assert [segment, index, first, header.hex(), digest.hex()] == list(chunk.values())
+    signers = [from_base58(peer) for peer in COMMITMENTS["peer_ids"].values()]
+    assert any(has_signed(peer, 130, body, bytes.fromhex(voucher["signature"])) for peer in signers)
+    number, steps, leaves, receipts = unpacked(bytes.fromhex(COMMITMENTS["checkpoint"]["body"]))
+    assert (number, steps, len(leaves)) == tuple(
+        COMMITMENTS["checkpoint"][name] for name in ("number", "steps", "leaves")
+    )
+    ((receipt, by_provider),) = receipts
+    fields = dict(zip(FIELDS, unpacked(receipt), strict=True))
+    assert has_signed(fields["provider"], 2, receipt, by_provider)
+    assert fields["commitment"].hex() == COMMITMENTS["roots"][len(leaves)]
