@@ -9,6 +9,7 @@ that have it: who claims a digest and gives something else is passed by, and the
 This file does not know who should hold a key, nor what records mean. It runs on the event loop.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 
 from hivemind.dht.routing import DHTID
@@ -24,6 +25,9 @@ MAX_PEERS = 8
 
 KEYS_PER_READ = 16
 """Keys whose records one call asks for; what does not fit into its answer is asked for alone."""
+
+READ_S = 30.0
+"""Seconds that one member may take each time; what it has not given by then others may."""
 
 Claims = dict[DHTID, dict[PeerID, bytes]]
 """For each key what members say of it: digests that have not been read."""
@@ -44,7 +48,12 @@ async def harvest(
         settle(claimed, digest_of(findings[key].records()))
 
     async def read(peer: PeerID) -> None:
-        await _read(protocol, peer, plan[peer], claims, findings)
+        try:
+            async with asyncio.timeout(READ_S):
+                await _read(protocol, peer, plan[peer], claims, findings)
+        except TimeoutError:
+            for claimed in claims.values():
+                claimed.pop(peer, None)
 
     while plan := share_out(claims):
         await in_turns(read, plan, MAX_PEERS)
@@ -102,8 +111,9 @@ async def _read(
         answer = await protocol.call_find(peer, part, {key: findings[key] for key in part})
         if answer is None:
             return
+        has_given = any(records for records, _ in answer.values())  # else its answer was not too long for the others
         for key, (records, _) in answer.items():
-            if not records and len(part) > 1:
+            if not records and has_given:
                 parts.append([key])
             elif digest_of(records) == claimed[key]:
                 settle(claims[key], claimed[key])

@@ -5,6 +5,7 @@ import asyncio
 from hivemind.dht.routing import DHTID
 from hivemind.proto import dht_pb2
 
+from dht.hardening import harvest as harvest_module
 from dht.hardening import protocol as protocol_module
 from dht.hardening.harvest import settle, share_out
 from dht.hardening.protocol import MAX_KEYS_PER_CALL
@@ -145,3 +146,22 @@ def test_whoever_has_least_to_do_is_asked_and_what_is_read_is_asked_of_nobody():
         settle(claims[key], b"1")
     assert share_out(claims) == {"c": keys}
     assert share_out({keys[0]: {}}) == {}
+
+
+async def test_a_member_that_takes_its_time_with_everything_is_left_behind(monkeypatch):
+    monkeypatch.setattr(harvest_module, "READ_S", 1.0)
+    async with testnet(3) as (slow, honest, reader):
+        signed = [sealed(provider, C) for provider in PROVIDERS]
+        for each in signed:
+            put(honest, each)
+        slow._overlay.protocol.storage.digest = lambda key: key.to_bytes() + bytes(12)
+        honest_find = slow._control._unary_handlers["DHTProtocol.rpc_find"]
+
+        async def late(request: bytes, remote: object) -> bytes:
+            await asyncio.sleep(0.6)
+            return await honest_find(request, remote)
+
+        slow._control._unary_handlers["DHTProtocol.rpc_find"] = late
+        finds = calls_of(slow, "DHTProtocol.rpc_find")
+        assert await read_all(reader) == given(*signed)
+        assert len(finds) <= 3
