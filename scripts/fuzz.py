@@ -5,7 +5,7 @@
 
 Needs atheris (``pip install -e .[fuzz]``, on Linux with x86-64). The entry points are in tests/fuzz/harnesses.py, the
 inputs in tests/fuzz/corpus, where an ordinary test runs them again. Prints libFuzzer's words; an input that does what
-it must not ends the run with a trace and an error, and is then in a file beside the corpus, named after its entry point.
+it must not ends the run with a trace and an error, and is then in a file beside the corpus, named after its harness.
 """
 
 import argparse
