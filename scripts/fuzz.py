@@ -4,8 +4,8 @@
     python scripts/fuzz.py served --keep /tmp/corpus   # add the few that reach something new to tests/fuzz/corpus
 
 Needs atheris (``pip install -e .[fuzz]``, on Linux with x86-64). The entry points are in tests/fuzz/harnesses.py, the
-inputs in tests/fuzz/corpus, where an ordinary test runs them again. Prints libFuzzer's words; exits with 77 where an
-input was found that does what it must not, which is then in a file beside the corpus.
+inputs in tests/fuzz/corpus, where an ordinary test runs them again. Prints libFuzzer's words; an input that does what
+it must not ends the run with a trace and an error, and is then in a file beside the corpus, named after its harness.
 """
 
 import argparse
@@ -56,8 +56,16 @@ def fuzz(name: str, seconds: int, corpus: Path) -> None:
         for number in range(NUM_SEEDS):
             (corpus / f"seed{number}").write_bytes(chance.randbytes(chance.choice((8, 40, 150, MAX_INPUT_BYTES))))
     bounds = [f"-max_len={MAX_INPUT_BYTES}", "-len_control=0", "-rss_limit_mb=4096", "-timeout=20"]
-    words = [f"-max_total_time={seconds}", "-print_final_stats=1", f"-artifact_prefix={corpus.parent}/{name}-"]
-    atheris.Setup([sys.argv[0], *bounds, *words, str(corpus)], harness)
+    words = [f"-max_total_time={seconds}", "-print_final_stats=1"]
+
+    def noting(data: bytes) -> None:
+        try:
+            harness(data)
+        except BaseException:
+            (corpus.parent / f"{name}-{hashlib.sha256(data).hexdigest()[:12]}").write_bytes(data)
+            raise
+
+    atheris.Setup([sys.argv[0], *bounds, *words, str(corpus)], noting)
     atheris.Fuzz()
 
 

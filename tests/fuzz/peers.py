@@ -71,8 +71,8 @@ class Peers:
     def act(self) -> None:
         """Do one thing."""
         acts = (
-            self.push, self.push, self.push, self.open, self.turn, self.cosign, self.open_push, self.control,
-            self.junk, self.leave, self.conditions, self.replay, self.adopt, self.turn, self.open, self.server,
+            self.push, self.push, self.work, self.open, self.turn, self.cosign, self.open_push, self.control,
+            self.junk, self.leave, self.conditions, self.replay, self.adopt, self.work, self.work, self.server,
         )  # fmt: skip
         self.do(self.draw.one_of(acts))
 
@@ -84,11 +84,30 @@ class Peers:
 
     # What is valid, or nearly so.
 
-    def open(self) -> None:
+    def work(self) -> None:
+        """A client opens a session unless it has one, and goes through some steps of it as it should."""
+        session, drawn = self.session, self.draw
+        tokens = [drawn.one_of((1, 1, 4, 17, 64, 70)) for _ in range(1 + drawn.number(3))]
+        self.draw = Draw(b"")  # Whose choices are all the plain ones.
+        if session not in self.serving.handler._sessions:
+            self.open(session)
+            self.serving.turn(0.02)
+        self.open_push(session)
+        for number in tokens:
+            self.push(session, number)
+            self.serving.turn(0.1)
+            self._listen()
+            self.cosign(session)
+            self.serving.turn(0.1)
+        self.draw = drawn
+
+    def open(self, session: bytes | None = None) -> None:
         """A client opens a session."""
         if len(self.serving.streams) >= MAX_STREAMS:
             return
-        draw, session = self.draw, self.session
+        draw, session = self.draw, session or self.session
+        self._checkpoints.pop(session, None)
+        self.pushes.pop(session, None)
         stream = self.serving.open_stream(CLIENT if not draw.rarely() else STAGE)
         opened = self._opening(session)
         self.controls[session] = stream
@@ -152,13 +171,13 @@ class Peers:
         opened = live.state.opened if live is not None else None
         self._taps[session] = Tap(opened.codec if opened else "float32", opened.segment if opened else 0)
 
-    def push(self) -> None:
+    def push(self, session: bytes | None = None, tokens: int = 0) -> None:
         """The stage before sends the next step, or one near it."""
-        draw, session = self.draw, self.session
+        draw, session = self.draw, session or self.session
         stream = self.pushes.get(session) if not draw.rarely() else self.controls.get(session)
         if stream is None:
             return
-        step = self._step(session)
+        step = self._step(session, tokens)
         live = self.serving.handler._sessions.get(session)
         if live is not None and not draw.rarely():
             try:
@@ -176,7 +195,7 @@ class Peers:
                 signature = bytes(64)
             stream.sends(framed(Voucher(session, chunk.segment, chunk.index, signature)))
 
-    def _step(self, session: bytes) -> Step:
+    def _step(self, session: bytes, tokens: int) -> Step:
         draw = self.draw
         live = self.serving.handler._sessions.get(session)
         length, rows, codec, embed, taken = 0, 1, "float32", False, 0
@@ -190,7 +209,7 @@ class Peers:
         selected = None
         if draw.rarely():
             selected = tuple(draw.number(rows - 1) for _ in range(1 + draw.number(3)))
-        tokens = draw.one_of((1, 1, 4, 17, 64, 70)) if draw.flag() else 1
+        tokens = tokens or (draw.one_of((1, 1, 4, 17, 64, 70)) if draw.flag() else 1)
         shape = (len(selected) if selected else rows, tokens, 1 if embed else HIDDEN)
         return Step(
             session=session if not draw.rarely() else self.session,
@@ -206,9 +225,9 @@ class Peers:
             segment=draw.number(3) if draw.rarely() else 0,
         )
 
-    def cosign(self) -> None:
+    def cosign(self, session: bytes | None = None) -> None:
         """The client signs for a checkpoint, for an older one, or for none."""
-        draw, session = self.draw, self.session
+        draw, session = self.draw, session or self.session
         stream, bodies = self.controls.get(session), self._checkpoints.get(session)
         if stream is None or not bodies:
             return
@@ -218,7 +237,6 @@ class Peers:
         if draw.rarely():
             signatures = [draw.blob(64) for _ in range(draw.number(9))]
         number = made.number if not draw.rarely() else 1 + draw.number(40)
-        self.signed += 1
         stream.sends(framed(Cosign(session, CosignBody(number, tuple(signatures[:8])).to_body())))
 
     def replay(self) -> None:
@@ -312,6 +330,7 @@ class Peers:
                 self.accepted += isinstance(frame, Accept)
         for stream in (*self.serving.streams, *self.serving.dialled):
             stream.frames()
+        self.signed = len(self.serving.ledger.envelopes)
         self.computed = max(self.computed, *(live.handed_on for live in self.serving.handler._sessions.values()), 0, 0)
 
     def _note(self, session: bytes, frame: Checkpoint) -> None:

@@ -142,7 +142,7 @@ def envelopes(data: bytes) -> None:
     if draw.rarely():
         key = draw.some_bytes(21)
     if draw.rarely():
-        subkey = draw.some_bytes(130)
+        subkey = draw.one_of((msgpack.packb(BOB.peer_id_bytes), draw.some_bytes(130)))
     if draw.rarely():
         expires_s = draw.one_of((float("nan"), float("inf"), float("-inf"), -1.0, 0.0, expires_s + 1, 1e300))
     verdicts = [validator.validate(DHTRecord(key, subkey, envelope, expires_s)) for _ in range(2)]

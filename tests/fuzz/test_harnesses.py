@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dht.validation import RecordValidator
 from tests.fuzz.harnesses import HARNESSES
 from tests.fuzz.peers import everybody
-from tests.fuzz.records import NOW, envelopes
+from tests.fuzz.records import envelopes
 
 CORPUS = Path(__file__).parent / "corpus"
 MAX_CORPUS_BYTES = 200_000
@@ -41,22 +42,18 @@ def test_the_corpus_is_small():
 
 def test_fuzzed_records_come_past_the_signature_check(monkeypatch):
     verdicts = []
-    validate = "dht.validation.RecordValidator.why_not"
-    from dht.validation import RecordValidator
-
     why_not = RecordValidator.why_not
 
-    def noting(self, *arguments):
-        verdicts.append(why_not(self, *arguments))
+    def noting(*arguments):
+        verdicts.append(why_not(*arguments))
         return verdicts[-1]
 
-    monkeypatch.setattr(validate, noting)
+    monkeypatch.setattr(RecordValidator, "why_not", noting)
     chance = Random(1)
     for _ in range(1500):
         envelopes(chance.randbytes(100))
     assert {None, "signature", "malformed", "key", "expiry", "owner", "expired", "from the future"} <= set(verdicts)
     assert verdicts.count(None) > 100
-    assert NOW > 0
 
 
 def test_fuzzed_peers_open_sessions_run_steps_and_sign():
