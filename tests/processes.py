@@ -149,8 +149,9 @@ def servers(
         for process in started:
             if process.returncode is None:
                 process.signal(signal.SIGTERM)
-        for process in started:
-            process.stop()
+        with contextlib.ExitStack() as exits:
+            for process in started:
+                exits.callback(process.stop)
 
 
 def run_command(

@@ -5,6 +5,7 @@ A ``Fleet`` starts servers of one model and harms those that it started, by thei
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -53,10 +54,11 @@ class Fleet:
         for server in self.servers.values():
             if server.returncode is None:
                 server.signal(signal.SIGTERM)
-        for server in self.servers.values():
-            server.stop()
-        if self._own_links is not None:
-            self._own_links.close()
+        with contextlib.ExitStack() as exits:
+            if self._own_links is not None:
+                exits.callback(self._own_links.close)
+            for server in self.servers.values():
+                exits.callback(server.stop)
 
     def start(self, *spans: tuple[int, int], program: Sequence[str] = _OURS) -> list[str]:
         """Start a server for each span at once; return their peer ids when all are ready."""
