@@ -16,8 +16,8 @@ import ipaddress
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
-from typing import Any, Self
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence, Set
+from typing import Any, NamedTuple, Self
 
 from dht.charter import Charter
 from dht.errors import (
@@ -43,6 +43,7 @@ from dht.membership.members import (
     PEERS_PROTOCOL,
     Membership,
     Stream,
+    first_listening,
     read_message,
     tcp_endpoint,
     write_message,
@@ -69,6 +70,9 @@ WATCH_S = 1.0
 
 MAX_MISSED_S = 8.0
 """Most seconds between two tries to meet one of them again; the first comes at once, each later one takes its time."""
+
+JOIN_S = 10.0
+"""Seconds for which peers are asked again to let us in that listen and do not answer in time: they may be busy."""
 
 REFRESH_S = 60.0
 """Seconds between two looks at our own neighbourhood in the DHT."""
@@ -297,28 +301,38 @@ class Swarm:
         peers = {peer for _, peer in self._join if peer != self.peer_id}
         if not peers:
             return
-        attempts = {asyncio.get_running_loop().create_task(self._membership.ensure(peer)): peer for peer in peers}
-        waiting, admitted = set(attempts), list[str]()
-        try:
-            while waiting and not admitted:
-                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                admitted = [attempts[task] for task in done if task.exception() is None]
-        finally:
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
-        if not admitted:
-            raise _why_not_joined([task.exception() for task in attempts])
-        skew_s = min((self._membership.skew_s(peer) for peer in admitted), key=abs)
+        until_s = time.monotonic() + JOIN_S
+        while not (admitted := await self._admitted_by(peers)).names:
+            why = _why_not_joined(admitted.errors)
+            is_slow = isinstance(why, PeerUnreachable) and time.monotonic() < until_s
+            if not is_slow or await first_listening([transport for transport, _ in self._join]) is None:
+                raise why
+            await asyncio.sleep(WATCH_S)
+        skew_s = min((self._membership.skew_s(peer) for peer in admitted.names), key=abs)
         if abs(skew_s) > MAX_CLOCK_SKEW_S:
             raise ClockSkew(
                 f"this machine's clock is {abs(skew_s):.0f} s {'behind' if skew_s > 0 else 'ahead of'} the swarm's: "
                 "set it, or let NTP do so"
             )
         if self._client_mode:
-            await self._overlay.meet(admitted)  # What it looks for is not near its own id: others it meets as it looks.
+            # What it looks for is not near its own id: others it meets as it looks.
+            await self._overlay.meet(admitted.names)
         else:
-            await self._overlay.join(admitted)
+            await self._overlay.join(admitted.names)
+
+    async def _admitted_by(self, peers: Set[str]) -> "_Admitted":
+        """Say hello to several peers at once, until the first one has let us in."""
+        attempts = {asyncio.get_running_loop().create_task(self._membership.ensure(peer)): peer for peer in peers}
+        waiting, names = set(attempts), list[str]()
+        try:
+            while waiting and not names:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                names = [attempts[task] for task in done if task.exception() is None]
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        return _Admitted(names, [] if names else [task.exception() for task in attempts])
 
     async def _watch(self) -> None:
         """Meet the peers through which we joined again whenever they are gone, and keep our neighbourhood fresh."""
@@ -525,6 +539,13 @@ class Swarm:
         last_line = await self._daemon.wait()
         if not self._leaving:
             raise DaemonDied(f"the p2pd process of this node has ended ({last_line}): start the node again")
+
+
+class _Admitted(NamedTuple):
+    """What came of asking to be let in."""
+
+    names: list[str]  # peers that have let us in
+    errors: list[BaseException | None]  # why nobody has; empty when somebody has
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

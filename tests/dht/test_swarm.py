@@ -154,6 +154,31 @@ async def test_a_client_meets_only_whom_it_joins_through_until_it_looks_for_some
             assert set(client.members()) == {node.peer_id for node in nodes}
 
 
+async def test_a_node_that_joins_waits_for_a_bootstrap_that_is_too_busy_to_answer_in_time():
+    async with testnet(1) as (first,):
+        join = JoinCode(tuple(first.addresses), "testnet", b"")
+        os.kill(first._daemon.pid, signal.SIGSTOP)
+        try:
+            joining = asyncio.create_task(Swarm(Identity.ephemeral(), join=join).__aenter__())
+            await asyncio.sleep(6.0)  # Longer than one exchange of hellos may take.
+            assert not joining.done()
+        finally:
+            os.kill(first._daemon.pid, signal.SIGCONT)
+        swarm = await joining
+        assert swarm.members() == [first.peer_id]
+        await swarm.__aexit__(None, None, None)
+
+
+async def test_a_node_that_joins_does_not_wait_where_no_one_listens():
+    async with testnet(1) as (first,):
+        join = JoinCode(tuple(first.addresses), "testnet", b"")
+    began_s = time.monotonic()
+    with pytest.raises(PeerUnreachable, match="no one listens"):
+        async with Swarm(Identity.ephemeral(), join=join):
+            pass
+    assert time.monotonic() - began_s < 4.0
+
+
 async def test_without_the_bootstrap_the_others_go_on_and_through_it_restarted_new_nodes_join(tmp_path: Path):
     founder = Identity.load_or_create(tmp_path / "founder")
     async with contextlib.AsyncExitStack() as stack:
