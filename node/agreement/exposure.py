@@ -21,6 +21,8 @@ NEWCOMER_TOKENS = 16
 """The same for a consumer without history."""
 HISTORY_TOKENS = 256
 """Tokens that a consumer must have signed for to have a history."""
+SIGNED_SHARE = 4
+"""All sessions of a consumer together may be ahead of its signatures by one token for so many that are signed for."""
 COSIGN_TIMEOUT_S = 5.0
 """A step waits so long for the signatures for what was before it."""
 CHECKPOINT_TIMEOUT_S = 2.0
@@ -54,6 +56,11 @@ class Standing:
     def cap(self, signed_tokens: int) -> int:
         """Return the most exposure for this consumer, in sixteenths of a token; one step is always possible."""
         return tokens_between_checkpoints(signed_tokens) * UNITS >> min(self.unsigned_ends, 16)
+
+    def cap_of_all(self, signed_tokens: int) -> int:
+        """Return the most exposure of all sessions of this consumer together, in sixteenths of a token."""
+        cap = self.cap(signed_tokens)
+        return cap if self.unsigned_ends else max(cap, signed_tokens * UNITS // SIGNED_SHARE)
 
     def change(self, *, is_settled: bool, signed_tokens: int, cap: int) -> int:
         """Return what a session adds to ``unsigned_ends``: an unsigned end 1, one that is settled takes 1 away.

@@ -92,16 +92,20 @@ class ProviderAccount:
         """Whether everything that was counted is signed by both."""
         return not self._changed and not self._unanswered
 
-    def can_run(self, kind: WorkKind, tokens: int, now_s: float) -> bool:
+    def can_run(self, kind: WorkKind, tokens: int, now_s: float, *, others: int = 0, most: int | None = None) -> bool:
         """Say whether a step may be run now. Where not, a checkpoint is due if none is on the way.
 
         Args:
             kind: of the step.
             tokens: rows times positions.
             now_s: monotonic or unix time, s; the same as in ``has_waited_too_long``.
+            others: exposure of the consumer's other sessions.
+            most: exposure of all its sessions together; None: what each of them may have.
         """
-        exposure = self.exposure
-        is_possible = not exposure or exposure + exposure_of(kind, tokens) <= self.cap
+        cost, exposure = exposure_of(kind, tokens), self.exposure
+        is_possible = not exposure or exposure + cost <= self.cap
+        if most is not None and exposure + others:
+            is_possible = is_possible and exposure + others + cost <= most
         if is_possible:
             self._waits_since_s = None
         elif self._waits_since_s is None:

@@ -11,6 +11,7 @@ stream: what is to be sent to the client goes through a function that is passed 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -25,7 +26,7 @@ from dht.receipts.reservation_table import UnsignedEnd
 from dht.rules import Rules
 from dht.work import Slot, WorkKind
 from node.agreement.checkpoint import Cosign as CosignBody
-from node.agreement.exposure import Standing, kind_of, tokens_between_checkpoints
+from node.agreement.exposure import COSIGN_TIMEOUT_S, Standing, kind_of, tokens_between_checkpoints
 from node.agreement.offers import Lane, LaneBook, Offer, accept, profile_digest, read_offer
 from node.agreement.provider import ProviderAccount
 from node.commitment.chunks import Chunk
@@ -64,6 +65,8 @@ class Contracts:
         self._rules = rules
         self._clock = clock
         self._lanes = LaneBook()
+        self._open: dict[str, set[Contract]] = {}
+        """By consumer."""
         self._appending: set[asyncio.Task[None]] = set()
 
     async def begin(self, opened: Open, client: str, weights: str, tell: Tell) -> Contract:
@@ -108,7 +111,9 @@ class Contracts:
             verify=verify,
             reserve=self._reserve,
         )
-        return Contract(self, opened, lane, account, standing, tell, self._clock)
+        contract = Contract(self, opened, lane, account, standing, signed_tokens, tell, self._clock)
+        self._open.setdefault(client, set()).add(contract)
+        return contract
 
     async def _history(self, client: str, epoch: int, lane: int) -> tuple[int, bool, int]:
         """Ask the ledger how much a client has signed for, whether it knows the lane, and of unsigned ends."""
@@ -124,6 +129,17 @@ class Contracts:
             )
         except DhtError as error:
             raise _unable(error) from error
+
+    def of(self, consumer: str) -> tuple[Contract, ...]:
+        """Return the agreements about a consumer's open sessions."""
+        return tuple(self._open.get(consumer, ()))
+
+    def forget(self, contract: Contract) -> None:
+        """Note that a session is not open any more."""
+        of_consumer = self._open.get(contract.consumer, set())
+        of_consumer.discard(contract)
+        if not of_consumer:
+            self._open.pop(contract.consumer, None)
 
     def sign(self, domain: int, body: bytes) -> bytes:
         """Sign with the server's key."""
@@ -194,9 +210,12 @@ class Contract:
         lane: Lane,
         account: ProviderAccount,
         standing: Standing,
+        signed_tokens: int,
         tell: Tell,
         clock: Callable[[], float],
     ) -> None:
+        self.consumer = lane.offer.consumer
+        """Peer id of the client."""
         self.agreement = accept(opened.offer, contracts.sign)
         """The server's signature over the offer."""
         self._contracts = contracts
@@ -204,6 +223,7 @@ class Contract:
         self._lane = lane
         self._account = account
         self._standing = standing
+        self._signed_before = signed_tokens
         self._tell = tell
         self._clock = clock
         is_new_place = opened.steps > 0 or opened.segment > 0
@@ -220,6 +240,10 @@ class Contract:
         self._has_news = asyncio.Event()
         """Set by every co-signature and voucher."""
         self._is_closed = False
+        self._is_given_up = False
+        """Whether the client has left it unsigned while it wanted others to go on."""
+        self._asked_s: float | None = None
+        """Since when a checkpoint has been without its answer."""
         self._is_leaving = False
         """Whether the client has been asked to take the session elsewhere: every step may be the last one here."""
         self._counted_s = time.monotonic()
@@ -234,14 +258,59 @@ class Contract:
             Refused: the client does not sign for what it was served.
             UnavailableError: the session has ended, or the client is gone.
         """
-        kind, tokens = kind_of(step), step.shape[0] * step.shape[1]
-        while not self._account.can_run(kind, tokens, time.monotonic()):
+        while self._is_given_up or not self._can_run(step):
             if self._is_closed:
                 raise UnavailableError("The session has ended.")
+            if self._is_given_up:
+                raise _unsigned()
             await self.check()
-            if self._account.has_waited_too_long(time.monotonic()):
-                raise Refused("unsigned", "What was done is not signed for; sign checkpoints as they come.")
+            await self._press_others()
+            if self._account.has_waited_too_long(time.monotonic()) and not self._give_up_late_ones():
+                raise _unsigned()
             await self._news(_LOOK_S)
+
+    def _can_run(self, step: Step) -> bool:
+        all_open = self._contracts.of(self.consumer)
+        others = sum(contract.exposure for contract in all_open if contract is not self)
+        most = self._standing.cap_of_all(max(contract.signed_tokens for contract in all_open)) if all_open else None
+        kind, tokens = kind_of(step), step.shape[0] * step.shape[1]
+        return self._account.can_run(kind, tokens, time.monotonic(), others=others, most=most)
+
+    @property
+    def exposure(self) -> int:
+        """What was served and may still be signed for, in sixteenths of a token."""
+        return 0 if self._is_given_up else self._account.exposure
+
+    @property
+    def signed_tokens(self) -> int:
+        """Tokens that the client had signed for when the session began, and in it."""
+        return self._signed_before + self._account.signed_tokens
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the client was asked for signatures long ago."""
+        if self._asked_s is None or self._is_given_up:
+            return False
+        return time.monotonic() - self._asked_s > COSIGN_TIMEOUT_S - 2 * _LOOK_S
+
+    def give_up(self) -> None:
+        """Expect no more signatures, and run no more steps."""
+        self._is_given_up = True
+
+    def _give_up_late_ones(self) -> bool:
+        """Give up other sessions that the client does not sign for, lost ones perhaps; say whether there were any."""
+        late = [other for other in self._contracts.of(self.consumer) if other is not self and other.is_late]
+        for other in late:
+            other.give_up()
+        self._standing = Standing(self._standing.unsigned_ends + len(late))
+        return bool(late)
+
+    async def _press_others(self) -> None:
+        """Ask for the signatures of the client's other sessions, too: all of them together have a bound."""
+        others = [contract for contract in self._contracts.of(self.consumer) if contract is not self]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_S):
+                await asyncio.gather(*(other.check(is_last=True) for other in others), return_exceptions=True)
 
     def take(self, step: Step) -> None:
         """Commit to a step's input.
@@ -330,6 +399,7 @@ class Contract:
             return None
         leaves, root = self._commitment.report()
         made = self._account.checkpoint(leaves, root, self._steps)
+        self._asked_s = self._asked_s or time.monotonic()
         return Checkpoint(self._opened.session, made.to_body())
 
     def cosigned(self, frame: Cosign) -> None:
@@ -340,7 +410,9 @@ class Contract:
         """
         completed = self._account.cosigned(CosignBody.from_body(frame.body))
         self._contracts.keep([envelope.to_bytes() for envelope in completed])
-        self._has_news.set()
+        self._asked_s = time.monotonic() if self._account.unanswered() else None
+        for contract in self._contracts.of(self.consumer):
+            contract.hear()
 
     def seal(self) -> list[Voucher]:
         """End the last chunk, because the session does; return what is to be pushed."""
@@ -359,6 +431,10 @@ class Contract:
         while not self._account.is_settled and time.monotonic() < until_s:
             await self._news(_LOOK_S)
 
+    def hear(self) -> None:
+        """Note that the client has signed for something, here or in another session."""
+        self._has_news.set()
+
     async def _news(self, timeout_s: float) -> None:
         self._has_news.clear()
         try:
@@ -375,8 +451,13 @@ class Contract:
         """
         if not self._is_closed:
             self._is_closed = True
+            self._contracts.forget(self)
             self._has_news.set()
             await self._contracts.end(self._lane, self._account, self._standing, is_ours=is_ours)
+
+
+def _unsigned() -> Refused:
+    return Refused("unsigned", "What was done is not signed for; sign checkpoints as they come.")
 
 
 def _unable(error: DhtError) -> Refused:

@@ -19,6 +19,7 @@ TOKEN = 16
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     monkeypatch.setattr("node.agreement.provider.COSIGN_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(contract, "COSIGN_TIMEOUT_S", 0.05)
     monkeypatch.setattr(contract, "_LOOK_S", 0.02)
 
 
@@ -71,6 +72,44 @@ async def test_the_cap_halves_with_every_unsigned_session_and_doubles_with_every
 async def test_a_consumer_with_history_is_served_64_tokens_ahead_and_half_as_many_the_next_time(town):
     assert await town.session(300) == 300
     assert [await town.session(100, signs=False) for _ in range(3)] == [64, 32, 16]
+
+
+async def test_sessions_at_the_same_time_are_not_served_ahead_more_than_one(town):
+    sessions = [
+        await Dealt(town.contracts, town.dealings, CLIENT, SERVER, signs=False).open(bytes([number]) * 16)
+        for number in range(4)
+    ]
+    served = 0
+    for dealt in sessions:
+        with contextlib.suppress(Refused):
+            for _ in range(40):
+                await dealt.step()
+                served += 1
+    assert served == 16 + 3 * 8, "those that are waited for in vain count as ended unsigned"
+
+
+async def test_a_client_whose_lost_session_stays_unsigned_is_served_in_another_one(town):
+    lost = await Dealt(town.contracts, town.dealings, CLIENT, SERVER, signs=False).open(bytes([1]) * 16)
+    for _ in range(16):
+        await lost.step()
+    found = await Dealt(town.contracts, town.dealings, CLIENT, SERVER).open(bytes([2]) * 16)
+    for _ in range(100):
+        await found.step()
+    with pytest.raises(Refused) as refused:
+        await lost.step()
+    assert refused.value.code == "unsigned"
+
+
+async def test_sessions_at_the_same_time_of_a_client_that_signs_all_go_on(town):
+    sessions = [
+        await Dealt(town.contracts, town.dealings, CLIENT, SERVER).open(bytes([number]) * 16) for number in range(4)
+    ]
+    for _ in range(100):
+        for dealt in sessions:
+            await dealt.step()
+    for dealt in sessions:
+        await dealt.close()
+    assert town.ledger.history_of(SERVER.peer_id, CLIENT.peer_id) == 400
 
 
 async def test_sessions_in_which_nothing_is_served_mend_nothing(town):
