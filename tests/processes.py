@@ -29,6 +29,8 @@ class NodeProcess:
         home: where it keeps its state.
         environment: further variables; with any, the node is run by a fresh interpreter.
         program: the module that runs it, and what that takes before the command.
+        is_forked: whether it is forked from a process that has imported the libraries: not where it shall inherit what
+            this thread has become, as its network namespace.
     """
 
     def __init__(
@@ -38,13 +40,14 @@ class NodeProcess:
         environment: Mapping[str, str] | None = None,
         *,
         program: Sequence[str] = ("node",),
+        is_forked: bool = True,
     ) -> None:
         self.arguments = list(arguments)
         self.home = home
         bound = ["--exit-with-stdin"] if arguments[0] in ("bootstrap", "serve") else []
         words = [*program, *arguments, *bound, "--events", "json"]
         variables = {**os.environ, "EFEDLLM_HOME": str(home), "OMP_NUM_THREADS": "1", **(environment or {})}
-        self._process = _fresh(words, variables) if environment else Forked(words, variables)
+        self._process = Forked(words, variables) if is_forked and not environment else _fresh(words, variables)
         self.events: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self.errors: list[str] = []
         self._readers = [

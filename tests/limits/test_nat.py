@@ -169,14 +169,14 @@ def test_servers_in_two_homes_answer_a_client_at_home(tmp_path: Path, places: Ho
     try:
         with places.internet.inside():
             listen = f"/ip4/{places.internet.address}/tcp/31337"
-            started.append(NodeProcess(["bootstrap", "--listen", listen], tmp_path / "bootstrap"))
+            started.append(NodeProcess(["bootstrap", "--listen", listen], tmp_path / "bootstrap", is_forked=False))
         join = started[0].ready()["join"]
         spans = [(near, "0:2"), (far, "2:4"), (neighbour, f"4:{NUM_BLOCKS}")]  # the relay carries pushes both ways
         began_s = time.monotonic()
         for number, (machine, blocks) in enumerate(spans):
             serve = ["serve", str(model), "--join", join, "--device", "cpu", "--num-threads", "1", "--blocks", blocks]
             with machine.inside():
-                started.append(NodeProcess(serve, tmp_path / f"server{number}"))
+                started.append(NodeProcess(serve, tmp_path / f"server{number}", is_forked=False))
         for process in started[1:]:
             process.ready()
         print(f"servers ready after {time.monotonic() - began_s:.1f} s")

@@ -34,17 +34,19 @@ def test_a_client_generates_through_servers_of_both_machines(tmp_path: Path):
         try:
             with left.inside():
                 listen = f"/ip4/{left.address}/tcp/31337"
-                first = NodeProcess(["bootstrap", "--private", "--listen", listen], tmp_path / "bootstrap")
+                first = NodeProcess(
+                    ["bootstrap", "--private", "--listen", listen], tmp_path / "bootstrap", is_forked=False
+                )
                 started.append(first)
                 ready = first.ready()
                 assert all(address.startswith(listen) for address in ready["initial_peers"])
                 serve = ["serve", str(model), "--join", ready["join"], "--device", "cpu"]
                 narrow = [*serve, "--blocks", "0:3", "--listen", f"/ip4/{left.address}/tcp/0"]
-                started.append(NodeProcess(narrow, tmp_path / "left"))
+                started.append(NodeProcess(narrow, tmp_path / "left", is_forked=False))
             with right.inside():
                 announced = f"/ip4/{right.address}/tcp/{PORT}"
                 wide = ["--blocks", f"3:{NUM_BLOCKS}", "--listen", f"/ip4/0.0.0.0/tcp/{PORT}", "--announce", announced]
-                started.append(NodeProcess([*serve, *wide], tmp_path / "right"))
+                started.append(NodeProcess([*serve, *wide], tmp_path / "right", is_forked=False))
             for process in started[1:]:
                 process.ready()
             ask = ["generate", str(model), "--join", ready["join"], "--prompt", PROMPT, "--greedy"]
@@ -62,7 +64,7 @@ def test_a_client_generates_through_servers_of_both_machines(tmp_path: Path):
 def test_a_node_that_listens_on_loopback_is_not_reached_from_another_machine(tmp_path: Path):
     with two_machines() as (left, right):
         with left.inside():
-            hidden = NodeProcess(["bootstrap", "--private"], tmp_path / "bootstrap")
+            hidden = NodeProcess(["bootstrap", "--private"], tmp_path / "bootstrap", is_forked=False)
         try:
             join = hidden.ready()["join"]
             with right.inside():
