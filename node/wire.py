@@ -593,7 +593,7 @@ def decode(body: Payload) -> Frame:
     return frame(**values)
 
 
-def step_session(head: Payload) -> bytes | None:
+def pushed_session(head: Payload) -> bytes | None:
     """Return the session of a step, or of a voucher, which only push streams carry; None for other frames.
 
     Args:

@@ -51,7 +51,7 @@ from node.wire import (
     StageLost,
     Step,
     Voucher,
-    step_session,
+    pushed_session,
 )
 
 T = TypeVar("T")
@@ -217,7 +217,7 @@ class Handler:
         head = await self._in_time(frames.peek(MAX_HEADER_BYTES))
         if head is None:
             return
-        if (session := step_session(head)) is not None:
+        if (session := pushed_session(head)) is not None:
             await self._serve_pushes(frames, session)
             return
         match await self._in_time(frames.receive(MAX_HEADER_BYTES)):

@@ -30,7 +30,7 @@ from node.wire import (
     decode,
     encode,
     payload_bytes,
-    step_session,
+    pushed_session,
 )
 from tests.fuzz.draw import Draw, draw_value
 from tests.fuzz.records import ALICE
@@ -120,7 +120,7 @@ def frames(data: bytes) -> None:
     """Any bytes are a frame, or refused."""
     draw = Draw(data)
     for body in (data, drawn_body(draw)):
-        for read in (decode, lambda head: step_session(head[:MAX_HEADER_BYTES])):
+        for read in (decode, lambda head: pushed_session(head[:MAX_HEADER_BYTES])):
             try:
                 frame = read(body)
             except FrameError:

@@ -25,7 +25,7 @@ from tests.fuzz.answers import Node, answered, asked
 from tests.fuzz.draw import Draw
 from tests.fuzz.peers import MAX_STREAMS, Peers
 from tests.fuzz.records import ALICE, NOW, RecordValidator, envelopes
-from tests.fuzz.serving import CLIENT, STAGE, Serving
+from tests.fuzz.serving import Serving
 
 NESTED = {
     "arrays that claim what they have not": b"\xdc\x01\x00",

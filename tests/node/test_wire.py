@@ -48,7 +48,7 @@ from node.wire import (
     encode,
     max_step_tokens,
     payload_bytes,
-    step_session,
+    pushed_session,
 )
 
 FRAME_TYPES = (
@@ -222,15 +222,15 @@ def test_a_peer_that_is_no_peer_id_is_refused(field, peer):
 
 
 @given(frames)
-def test_the_session_of_a_step_is_read_from_its_first_bytes_and_no_other_frame_has_one(frame):
+def test_the_session_of_what_is_pushed_is_read_from_its_first_bytes_and_of_no_other_frame(frame):
     head = encode(frame)[0][LENGTH_BYTES:]
-    assert step_session(head) == (frame.session if isinstance(frame, Step) else None)
+    assert pushed_session(head) == (frame.session if isinstance(frame, Step | Voucher) else None)
 
 
 @given(st.binary(max_size=300))
 def test_the_first_bytes_of_no_frame_are_refused_and_nothing_else(head):
     try:
-        assert step_session(head) is None
+        assert pushed_session(head) is None
     except FrameError:
         return
 
