@@ -24,6 +24,8 @@ from tests.swarm.models import LLAMA, SPANS, save
 
 NUM_CLIENTS = 3
 PAUSE_S = (0.2, 2.0)
+ROUNDING = 1e-5
+"""Two logits that differ by less are equal: they have a spread of 2.4, and 24 bits."""
 PUBLISHED_WITHIN_S = 30.0
 NUM_LATE = 1
 """Servers that come when the others have worked for half of the time."""
@@ -57,9 +59,17 @@ class Worker(threading.Thread):
         length, num_tokens = self._chance.randint(1, 90), self._chance.randint(1, 60)
         ids = torch.randint(3, 100, (1, length), generator=torch.Generator().manual_seed(self._chance.randrange(99)))
         settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": num_tokens, "do_sample": False}
-        if not torch.equal(self.model.generate(ids, **settings), self._local.generate(ids, **settings)):
+        tokens, expected = self.model.generate(ids, **settings), self._local.generate(ids, **settings)
+        if not torch.equal(tokens, expected) and not self._is_tie(tokens[0], expected[0]):
             self.failures.append(f"wrong tokens after {self.num_answers} answers")
         self.num_answers += 1
+
+    def _is_tie(self, tokens: torch.Tensor, expected: torch.Tensor) -> bool:
+        """Say whether the first token that differs is one of two that are equally likely, but for rounding."""
+        at = int((tokens[: len(expected)] != expected[: len(tokens)]).int().argmax())
+        with torch.no_grad():
+            logits = self._local(expected[None, :at], logits_to_keep=1).logits[0, -1]
+        return bool((logits[expected[at]] - logits[tokens[at]]).abs() < ROUNDING)
 
 
 @pytest.fixture
