@@ -27,7 +27,7 @@ class NodeProcess:
     Args:
         arguments: the command and its arguments.
         home: where it keeps its state.
-        environment: further variables; with any, the node is run by a fresh interpreter.
+        environment: further variables; with any, the node is run by a fresh interpreter, as by another program.
         program: the module that runs it, and what that takes before the command.
         is_forked: whether it is forked from a process that has imported the libraries: not where it shall inherit what
             this thread has become, as its network namespace.
@@ -47,7 +47,8 @@ class NodeProcess:
         bound = ["--exit-with-stdin"] if arguments[0] in ("bootstrap", "serve") else []
         words = [*program, *arguments, *bound, "--events", "json"]
         variables = {**os.environ, "EFEDLLM_HOME": str(home), "OMP_NUM_THREADS": "1", **(environment or {})}
-        self._process = Forked(words, variables) if is_forked and not environment else _fresh(words, variables)
+        can_fork = is_forked and not environment and list(program) == ["node"]  # Others change what is imported.
+        self._process = Forked(words, variables) if can_fork else _fresh(words, variables)
         self.events: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self.errors: list[str] = []
         self._readers = [
