@@ -72,13 +72,17 @@ def signed_bytes(domain_type: int, body: bytes) -> bytes:
     return b"".join(_varint(len(part)) + part for part in parts)
 
 
+@functools.lru_cache(maxsize=1024)
+def _public_key(peer_id: bytes) -> Ed25519PublicKey:
+    return Ed25519PublicKey.from_public_bytes(peer_id[len(_PEER_ID_PREFIX) :])
+
+
 def verify(peer_id: bytes, domain_type: int, body: bytes, signature: bytes) -> bool:
     """Say whether the owner of the 38-byte ``peer_id`` signed ``body`` as ``domain_type``; junk is just not signed."""
     if len(peer_id) != PEER_ID_BYTES or not peer_id.startswith(_PEER_ID_PREFIX) or len(signature) != 64:
         return False
     try:
-        key = Ed25519PublicKey.from_public_bytes(peer_id[len(_PEER_ID_PREFIX) :])
-        key.verify(signature, signed_bytes(domain_type, body))
+        _public_key(peer_id).verify(signature, signed_bytes(domain_type, body))
     except (InvalidSignature, ValueError):
         return False
     return True

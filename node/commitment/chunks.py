@@ -123,6 +123,13 @@ class Tap:
         other._header, other._data = self._header.copy(), self._data.copy()  # noqa: SLF001 - one of our own
         return other
 
+    def may_close(self, step: Step, segment: int) -> bool:
+        """Say whether ``add`` may return chunks for this step; where not, it returns none."""
+        position, tokens = step.position, step.shape[1]
+        if self._filled and (segment > self.segment or self._first // WINDOW != position // WINDOW):
+            return True
+        return self._filled + tokens >= WINDOW or position % WINDOW + tokens >= WINDOW
+
     def add(self, step: Step, segment: int, codec: str, shape: tuple[int, ...], payload: Payload) -> list[Chunk]:
         """Take what goes by for a step; return the chunks that are complete.
 

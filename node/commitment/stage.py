@@ -104,7 +104,7 @@ class StageCommitment:
         is_passing = is_counted and segment <= self._passing and not step.replay
         if is_passing and not self._steps_left:
             raise StageAtFault(self._previous, "does not hand on that a segment has begun")
-        before = self._in.copy() if self._previous_id else self._in
+        before = self._in.copy() if self._previous_id and self._in.may_close(step, segment) else self._in
         closed = self._in.add(step, segment, step.codec, step.shape, step.payload)
         try:
             vouched = [(chunk, self._voucher(chunk)) for chunk in closed]

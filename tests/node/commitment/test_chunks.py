@@ -92,6 +92,27 @@ def test_chunks_hash_the_bytes_of_their_positions_in_every_codec(codec, rows, le
     assert [chunk.index for chunk in closed] == list(range(len(expected)))
 
 
+@given(st.lists(st.tuples(st.integers(0, 200), st.integers(1, 90), st.integers(0, 2)), max_size=12))
+def test_a_tap_says_beforehand_where_no_chunk_is_going_to_end(steps):
+    tap = Tap("float32")
+    for position, tokens, segment in steps:
+        step = step_of(position, 1, tokens)
+        may_close = tap.may_close(step, segment)
+        assert may_close or not add(tap, step, segment)
+        if may_close:
+            add(tap, step, segment)
+
+
+def test_a_tap_says_of_most_steps_of_one_token_that_none_ends():
+    tap = Tap("float32")
+    num_may = 0
+    for position in range(128):
+        step = step_of(position, 1, 1)
+        num_may += tap.may_close(step, 0)
+        add(tap, step)
+    assert num_may == 2
+
+
 def test_of_a_head_that_answers_for_the_last_positions_those_are_hashed():
     tap, step = Tap("float32"), step_of(50, 2, 30, logits_to_keep=20)
     answers = replace(step_of(60, 2, 20, LOGITS))
