@@ -17,7 +17,7 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence, Set
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from dht.charter import Charter
 from dht.errors import (
@@ -301,14 +301,8 @@ class Swarm:
         peers = {peer for _, peer in self._join if peer != self.peer_id}
         if not peers:
             return
-        until_s = time.monotonic() + JOIN_S
-        while not (admitted := await self._admitted_by(peers)).names:
-            why = _why_not_joined(admitted.errors)
-            is_slow = isinstance(why, PeerUnreachable) and time.monotonic() < until_s
-            if not is_slow or await first_listening([transport for transport, _ in self._join]) is None:
-                raise why
-            await asyncio.sleep(WATCH_S)
-        skew_s = min((self._membership.skew_s(peer) for peer in admitted.names), key=abs)
+        admitted = await self._admitted_by(peers)
+        skew_s = min((self._membership.skew_s(peer) for peer in admitted), key=abs)
         if abs(skew_s) > MAX_CLOCK_SKEW_S:
             raise ClockSkew(
                 f"this machine's clock is {abs(skew_s):.0f} s {'behind' if skew_s > 0 else 'ahead of'} the swarm's: "
@@ -316,23 +310,41 @@ class Swarm:
             )
         if self._client_mode:
             # What it looks for is not near its own id: others it meets as it looks.
-            await self._overlay.meet(admitted.names)
+            await self._overlay.meet(admitted)
         else:
-            await self._overlay.join(admitted.names)
+            await self._overlay.join(admitted)
 
-    async def _admitted_by(self, peers: Set[str]) -> "_Admitted":
-        """Say hello to several peers at once, until the first one has let us in."""
+    async def _admitted_by(self, peers: Set[str]) -> list[str]:
+        """Be let in by one of several peers; those that are too busy to answer are asked again for a while.
+
+        Raises:
+            DhtError: Why nobody lets us in.
+        """
+        until_s = time.monotonic() + JOIN_S
+        while True:
+            try:
+                return await self._greet(peers)
+            except PeerUnreachable:
+                is_late = time.monotonic() >= until_s
+                if is_late or await first_listening([transport for transport, _ in self._join]) is None:
+                    raise
+            await asyncio.sleep(WATCH_S)
+
+    async def _greet(self, peers: Set[str]) -> list[str]:
+        """Say hello to several peers at once; return those that have let us in when the first one has."""
         attempts = {asyncio.get_running_loop().create_task(self._membership.ensure(peer)): peer for peer in peers}
-        waiting, names = set(attempts), list[str]()
+        waiting, admitted = set(attempts), list[str]()
         try:
-            while waiting and not names:
+            while waiting and not admitted:
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                names = [attempts[task] for task in done if task.exception() is None]
+                admitted = [attempts[task] for task in done if task.exception() is None]
         finally:
             for task in waiting:
                 task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
-        return _Admitted(names, [] if names else [task.exception() for task in attempts])
+        if not admitted:
+            raise _why_not_joined([task.exception() for task in attempts])
+        return admitted
 
     async def _watch(self) -> None:
         """Meet the peers through which we joined again whenever they are gone, and keep our neighbourhood fresh."""
@@ -539,13 +551,6 @@ class Swarm:
         last_line = await self._daemon.wait()
         if not self._leaving:
             raise DaemonDied(f"the p2pd process of this node has ended ({last_line}): start the node again")
-
-
-class _Admitted(NamedTuple):
-    """What came of asking to be let in."""
-
-    names: list[str]  # peers that have let us in
-    errors: list[BaseException | None]  # why nobody has; empty when somebody has
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

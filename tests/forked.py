@@ -20,6 +20,8 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import IO
 
+import pytest
+
 _PRELOADED = [
     "node.run.server",
     "node.run.bootstrap",
@@ -90,15 +92,9 @@ class Forked:
 
 def _start_server() -> None:
     """Start the fork server, if it does not run: torch reads how many threads it may have when it is imported."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OMP_NUM_THREADS", "1")
         forkserver.ensure_running()
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
 
 
 def _as_text(end: Connection, mode: str) -> IO[str]:

@@ -31,7 +31,7 @@ BEAT_S = 5.0
 HUNG_S = 150.0
 """A client that says nothing for so long is hung: its own patience with a step is 120 s."""
 START_S = 400.0
-"""Four clients import their libraries at once, on a machine that may have other work."""
+"""Four clients read the model and join at once, on a machine that may have other work."""
 LEFT_S = 60.0
 SLOW_BYTES_PER_S = 50_000.0
 DELAY_S = 0.2

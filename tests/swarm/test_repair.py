@@ -1,5 +1,6 @@
 """Servers vanish, freeze and come back in the middle of an answer; the answer is the one that it would have been."""
 
+import itertools
 import json
 import random
 import signal
@@ -22,6 +23,8 @@ from tests.swarm.models import LLAMA, SPANS, noisy_copy, save
 HISTORY = 256
 """Tokens of the prompt, so that a repair has as many to replay at least."""
 NEW_TOKENS = 24
+MAX_TOKENS = 2000
+"""Of an answer that ends when something has happened."""
 
 
 class Swarm:
@@ -65,6 +68,36 @@ class Swarm:
         streamer = AtTokens(acts)
         settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, **settings}
         return self.remote.generate(**self.prompt(), **settings, streamer=streamer), streamer
+
+    def generate_by_steps(self, acts: dict[int, Any], **settings: Any) -> torch.Tensor:
+        """Generate while things happen, by the number of steps: beams and candidates take no streamer."""
+        num_steps = itertools.count(1)
+
+        def act(*_: Any, **__: Any) -> torch.Tensor:
+            step = next(num_steps)
+            if step in acts:
+                acts[step]()
+            return torch.tensor(False)
+
+        settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, **settings}
+        tokens: torch.Tensor = self.remote.generate(**self.prompt(), **settings, stopping_criteria=[act])
+        return tokens
+
+    def generate_until_repaired(self, act: Any, at: int = 9) -> AtTokens:
+        """Generate until some steps after a repair, however long that takes; check the tokens, return when they came.
+
+        Whoever leaves is replaced while it goes on serving: a short answer on a quick machine may end before that.
+        """
+        num_after = itertools.count()
+
+        def is_over(*_: Any, **__: Any) -> torch.Tensor:
+            return torch.tensor([bool(self.repairs) and next(num_after) >= NEW_TOKENS])
+
+        settings = {"max_new_tokens": MAX_TOKENS, "min_new_tokens": MAX_TOKENS, "stopping_criteria": [is_over]}
+        tokens, streamer = self.generate({at: act}, **settings)
+        num_new = tokens.shape[1] - HISTORY
+        assert torch.equal(tokens, self.expected(max_new_tokens=num_new, min_new_tokens=num_new))
+        return streamer
 
     def expected(self, **settings: Any) -> torch.Tensor:
         """Generate the same with transformers alone."""
@@ -125,14 +158,8 @@ def test_every_way_of_generating_survives(swarm: Swarm, mode: str, stage: int):
     settings = SETTINGS[mode]
     torch.manual_seed(3)
     expected = swarm.expected(**settings)
-    harm = threading.Timer(0.15, lambda: swarm.freeze(stage))  # Beams take no streamer.
     torch.manual_seed(3)
-    more = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, **settings}
-    swarm.remote.generate(**swarm.prompt(), **more)  # So that the timer falls into decoding.
-    torch.manual_seed(3)
-    harm.start()
-    tokens = swarm.remote.generate(**swarm.prompt(), **more)
-    harm.join()
+    tokens = swarm.generate_by_steps({3: lambda: swarm.freeze(stage)}, **settings)
     assert torch.equal(tokens, expected)
     assert len(swarm.repairs) == 1
 
@@ -140,12 +167,9 @@ def test_every_way_of_generating_survives(swarm: Swarm, mode: str, stage: int):
 def test_a_draft_models_candidates_survive(swarm: Swarm):
     assistant = noisy_copy(swarm.local)
     expected = swarm.expected(assistant_model=assistant)
-    harm = threading.Timer(0.1, lambda: swarm.freeze(1))
-    harm.start()
-    more = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
-    tokens = swarm.remote.generate(**swarm.prompt(), **more, assistant_model=assistant)
-    harm.join()
+    tokens = swarm.generate_by_steps({3: lambda: swarm.freeze(1)}, assistant_model=assistant)
     assert torch.equal(tokens, expected)
+    assert len(swarm.repairs) == 1
 
 
 def test_a_long_prefill_survives(swarm: Swarm):
@@ -290,8 +314,7 @@ def test_a_server_that_drains_hands_its_sessions_over_between_two_tokens(swarm: 
         said = run_command(["drain", "--no-wait"], left[0].home)
         assert (said.returncode, said.stdout) == (0, "draining (it leaves); sessions: 1\n")
 
-    tokens, streamer = swarm.generate({9: drain})
-    assert torch.equal(tokens, swarm.expected())
+    streamer = swarm.generate_until_repaired(drain)
     (repaired,) = swarm.repairs
     assert repaired.were_leaving
     assert repaired.seconds < 1.0
@@ -352,8 +375,7 @@ def test_a_paused_server_gives_its_sessions_away_and_takes_them_again_when_it_is
         paused.append(swarm.stages()[1])
         assert "paused" in run_command(["pause"], swarm.fleet.servers[paused[0]].home).stdout
 
-    tokens, _ = swarm.generate({9: pause})
-    assert torch.equal(tokens, swarm.expected())
+    swarm.generate_until_repaired(pause)
     assert len(swarm.repairs) == 1
     home = swarm.fleet.servers[paused[0]].home
     states = {server.owner: server.state.name for server in swarm.remote._connector.directory().servers}
