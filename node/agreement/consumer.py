@@ -20,7 +20,7 @@ from dht.records import Kind
 from dht.rules import MAX_SKEW_S, Rules
 from dht.work import Receipt, Slot, WorkKind
 from node.agreement.checkpoint import Checkpoint, Cosign
-from node.agreement.exposure import CHECKPOINT_STEPS, CHECKPOINT_TIMEOUT_S, CHECKPOINT_TOKENS
+from node.agreement.exposure import CHECKPOINT_STEPS, CHECKPOINT_TIMEOUT_S, CHECKPOINT_TOKENS, STALL_S
 from node.agreement.offers import ConsumerLane, Offer, Sign, Verify
 from node.errors import StageAtFault
 
@@ -148,7 +148,8 @@ class ConsumerAccount:
         """Say whether a checkpoint should have come and has not; the stage is then as good as lost."""
         if self._due_since_s is None:
             return False
-        return self._steps_past_due >= CHECKPOINT_STEPS and now_s - self._due_since_s > CHECKPOINT_TIMEOUT_S
+        is_prompt = self._steps_past_due >= CHECKPOINT_STEPS
+        return now_s - self._due_since_s > (CHECKPOINT_TIMEOUT_S if is_prompt else STALL_S)
 
     def check(self, checkpoint: Checkpoint, root: bytes, now_s: float) -> Cosign | None:
         """Check a checkpoint's receipts and sign them.

@@ -14,6 +14,7 @@ import torch
 
 from dht.receipts.ledger import Ledger
 from node import AutoDistributedModelForCausalLM
+from node.agreement.exposure import CHECKPOINT_TIMEOUT_S
 from node.client import network
 from node.client.contract import SessionContract
 from node.errors import Refused
@@ -107,7 +108,7 @@ def test_an_answer_goes_on_elsewhere_when_a_server_does_not_sign_as_it_should(sc
         seen.extend(stage.peer_id for stage in running(remote).route.stages)
         remote._connector.forget()
 
-    streamer = AtTokens({1: look})
+    streamer = AtTokens({1: look} | ({80: outlast_patience} if behaviour == "silent" else {}))
     with led_to(scene, remote, place, behaviour) as evil:
         tokens = remote.generate(**prompt(), **settings(NEW_TOKENS), streamer=streamer)
         wait_until(lambda: rechecked)
@@ -127,7 +128,7 @@ def test_an_answer_that_a_server_falsifies_and_does_not_sign_for_is_run_again_an
 ):
     expected = scene.local.generate(**prompt(), **settings(NEW_TOKENS))
     connector = remote._connector
-    streamer = AtTokens({1: connector.forget})
+    streamer = AtTokens({1: connector.forget, 80: outlast_patience})
     connector.on_rechecked = network._warn_of_rechecked
     with led_to(scene, remote, place, "lies") as evil:
         tokens = remote.generate(**prompt(), **settings(NEW_TOKENS), streamer=streamer)
@@ -137,6 +138,11 @@ def test_an_answer_that_a_server_falsifies_and_does_not_sign_for_is_run_again_an
     (said,) = [record.getMessage() for record in caplog.records if "has not signed" in record.getMessage()]
     assert evil in said
     assert "do not trust that answer from position 8 on" in said
+
+
+def outlast_patience() -> None:
+    """Think, between two tokens, for longer than a signature may be overdue."""
+    time.sleep(CHECKPOINT_TIMEOUT_S + 0.1)
 
 
 def running(remote: Any) -> Any:
