@@ -20,7 +20,7 @@ from dht.records import Kind
 from dht.rules import MAX_SKEW_S, Rules
 from dht.work import Receipt, Slot, WorkKind
 from node.agreement.checkpoint import Checkpoint, Cosign
-from node.agreement.exposure import CHECKPOINT_STEPS, CHECKPOINT_TIMEOUT_S, CHECKPOINT_TOKENS, STALL_S
+from node.agreement.exposure import CHECKPOINT_TIMEOUT_S, CHECKPOINT_TOKENS
 from node.agreement.offers import ConsumerLane, Offer, Sign, Verify
 from node.errors import StageAtFault
 
@@ -86,7 +86,7 @@ class ConsumerAccount:
         self._begins_s = float("inf")
         """When the first of what is not signed for was sent."""
         self._answers: dict[int, tuple[bytes, Cosign]] = {}
-        self._since_tokens = self._steps_past_due = 0
+        self._since_tokens = 0
         self._due_since_s: float | None = None
 
     @property
@@ -139,17 +139,12 @@ class ConsumerAccount:
             now_s: monotonic time, s; the same as in ``is_overdue``.
         """
         self._since_tokens += tokens
-        if self._due_since_s is not None:
-            self._steps_past_due += 1
-        elif self._since_tokens >= CHECKPOINT_TOKENS:
-            self._due_since_s, self._steps_past_due = now_s, 0
+        if self._due_since_s is None and self._since_tokens >= CHECKPOINT_TOKENS:
+            self._due_since_s = now_s
 
     def is_overdue(self, now_s: float) -> bool:
         """Say whether a checkpoint should have come and has not; the stage is then as good as lost."""
-        if self._due_since_s is None:
-            return False
-        is_prompt = self._steps_past_due >= CHECKPOINT_STEPS
-        return now_s - self._due_since_s > (CHECKPOINT_TIMEOUT_S if is_prompt else STALL_S)
+        return self._due_since_s is not None and now_s - self._due_since_s > CHECKPOINT_TIMEOUT_S
 
     def check(self, checkpoint: Checkpoint, root: bytes, now_s: float) -> Cosign | None:
         """Check a checkpoint's receipts and sign them.

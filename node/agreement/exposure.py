@@ -25,12 +25,8 @@ SIGNED_SHARE = 4
 """All sessions of a consumer together may be ahead of its signatures by one token for so many that are signed for."""
 COSIGN_TIMEOUT_S = 5.0
 """A step waits so long for the signatures for what was before it."""
-CHECKPOINT_TIMEOUT_S = 2.0
+CHECKPOINT_TIMEOUT_S = 5.0
 """A checkpoint that is due may take as long: it comes by another way than the results, which may be a longer one."""
-CHECKPOINT_STEPS = 2
-"""And so many more steps are answered before it counts as missing: where steps are slow, so is what follows them."""
-STALL_S = 5.0
-"""A checkpoint that is due for so long is missing even if no more steps are answered."""
 
 
 def kind_of(step: Step) -> WorkKind:
