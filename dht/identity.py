@@ -9,9 +9,11 @@ import contextlib
 import errno
 import fcntl
 import functools
+import hashlib
 import os
 import secrets
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -29,6 +31,7 @@ _PEER_ID_PREFIX = bytes.fromhex("002408011220")  # identity multihash, 36 bytes 
 _KEY_FILE_PREFIX = bytes.fromhex("08011240")  # PrivateKey{key_type: Ed25519, data: 64 bytes}
 _DOMAIN = b"efed/trust/1"
 
+_REMEMBERED_SIGNATURES = 2**12
 _REMEMBERED_IDS = 2**14
 """Peer ids whose other form is remembered: every record is read and written with them, and base58 costs 10 us."""
 
@@ -77,14 +80,57 @@ def _public_key(peer_id: bytes) -> Ed25519PublicKey:
     return Ed25519PublicKey.from_public_bytes(peer_id[len(_PEER_ID_PREFIX) :])
 
 
+class _KnownSignatures:
+    """Hashes of signatures that were made or found good here, the last so many; used from any thread.
+
+    A receipt's two signatures are checked as they come, and again as it is kept, published and republished.
+    """
+
+    def __init__(self) -> None:
+        self._hashes: dict[bytes, None] = {}
+        self._lock = threading.Lock()
+
+    def __contains__(self, signed: bytes) -> bool:
+        return signed in self._hashes
+
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._hashes.clear()
+
+    def add(self, signed: bytes) -> None:
+        """Remember one more, instead of the oldest."""
+        with self._lock:
+            self._hashes[signed] = None
+            if len(self._hashes) > _REMEMBERED_SIGNATURES:
+                del self._hashes[next(iter(self._hashes))]
+
+
+_known = _KnownSignatures()
+
+
+def forget_signatures() -> None:
+    """Check every signature anew from now on, as a process does that has just begun: for measurements."""
+    _known.clear()
+
+
+def _hash_signed(peer_id: bytes, signature: bytes, message: bytes) -> bytes:
+    return hashlib.sha256(b"".join((peer_id, signature, message))).digest()  # The first two have one length.
+
+
 def verify(peer_id: bytes, domain_type: int, body: bytes, signature: bytes) -> bool:
     """Say whether the owner of the 38-byte ``peer_id`` signed ``body`` as ``domain_type``; junk is just not signed."""
     if len(peer_id) != PEER_ID_BYTES or not peer_id.startswith(_PEER_ID_PREFIX) or len(signature) != 64:
         return False
+    message = signed_bytes(domain_type, body)
+    signed = _hash_signed(peer_id, signature, message)
+    if signed in _known:
+        return True
     try:
-        _public_key(peer_id).verify(signature, signed_bytes(domain_type, body))
+        _public_key(peer_id).verify(signature, message)
     except (InvalidSignature, ValueError):
         return False
+    _known.add(signed)
     return True
 
 
@@ -207,7 +253,10 @@ class Identity:
 
     def sign(self, domain_type: int, body: bytes) -> bytes:
         """Sign ``body`` as ``domain_type``; 64 bytes."""
-        return self._key.sign(signed_bytes(domain_type, body))
+        message = signed_bytes(domain_type, body)
+        signature = self._key.sign(message)
+        _known.add(_hash_signed(self.peer_id_bytes, signature, message))
+        return signature
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -24,7 +24,7 @@ from bench.cpu_time import cpu_seconds
 from bench.report import circumstances, spread
 
 from dht.codec import encode
-from dht.identity import Identity, peer_id_to_bytes, verify
+from dht.identity import Identity, forget_signatures, peer_id_to_bytes, verify
 from dht.parameters import JoinCode
 from dht.receipts.checking import SignatureChecker
 from dht.receipts.reader import check_envelopes
@@ -104,10 +104,12 @@ def checking_one(envelopes: Sequence[bytes]) -> dict[str, float]:
     malformed = [(key, subkey, value[:8] + b"\xc1" + value[9:], when) for key, subkey, value, when in places]
 
     def signatures(index: int) -> None:
+        forget_signatures()
         for author, signature in zip(receipts[index].authors, opened[index].signatures, strict=True):
             assert verify(peer_id_to_bytes(author), Receipt.KIND, opened[index].body, signature)
 
     def unseen(index: int) -> None:
+        forget_signatures()
         if index == 0:
             validator.__init__()  # type: ignore[misc]  # forgets what it has verified
         assert validator.why_not(*places[index]) is None
@@ -133,6 +135,7 @@ def _key(receipt: Receipt) -> bytes:
 async def checking_many(envelopes: Sequence[bytes]) -> dict[str, float]:
     """Check and add up all of them."""
     newest = Newest()
+    forget_signatures()
     began, cpu = time.perf_counter(), time.process_time()
     async with SignatureChecker(many=1) as checker:
         async for signed in check_envelopes(envelopes, DEFAULT_RULES, time.time(), checker):

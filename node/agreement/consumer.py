@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dht.errors import BadRecord
 from dht.identity import peer_id_to_bytes
@@ -28,8 +29,7 @@ MAX_ANSWERS = 32
 """Answers kept for checkpoints that are sent again."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Sent:
+class _Sent(NamedTuple):
     number: int
     kind: WorkKind
     tokens: int
@@ -116,7 +116,8 @@ class ConsumerAccount:
             now_s: unix time, s.
         """
         self._sent.append(_Sent(number, kind, tokens, bytes_in, bytes_out, now_s))
-        self._begins_s = min(self._begins_s, now_s)
+        if now_s < self._begins_s:
+            self._begins_s = now_s
 
     def handed_history(self, steps: int, tokens: int, bytes_in: int, bytes_out: int, now_s: float) -> None:
         """Note the history that a new stage is given, in pieces: it is prefill, whatever it was before.
@@ -131,8 +132,8 @@ class ConsumerAccount:
         self._history, self._history_steps = _Own(tokens, bytes_in, bytes_out), steps
         self._begins_s = min(self._begins_s, now_s)
 
-    def answered(self, tokens: int, now_s: float) -> None:
-        """Note that a step has been answered, so that the stage has handed it on.
+    def answered(self, tokens: int, now_s: float) -> bool:
+        """Note that a step has been answered, so that the stage has handed it on; say whether a checkpoint is due.
 
         Args:
             tokens: rows times positions.
@@ -141,6 +142,7 @@ class ConsumerAccount:
         self._since_tokens += tokens
         if self._due_since_s is None and self._since_tokens >= CHECKPOINT_TOKENS:
             self._due_since_s = now_s
+        return self._due_since_s is not None
 
     def is_overdue(self, now_s: float) -> bool:
         """Say whether a checkpoint should have come and has not; the stage is then as good as lost."""

@@ -73,6 +73,7 @@ class ProviderAccount:
         """Slots in which the session has been counted as one."""
         self._changed: set[tuple[int, WorkKind]] = set()
         self._since_tokens = self._since_counted = self._since_exposure = self._last_cost = 0
+        self._unanswered_exposure = 0
         self._number = 0
         self._unanswered: deque[_Unanswered] = deque()
         self._waits_since_s: float | None = None
@@ -80,7 +81,7 @@ class ProviderAccount:
     @property
     def exposure(self) -> int:
         """What has been served and is not signed for, in sixteenths of a token."""
-        return self._since_exposure + sum(entry.exposure for entry in self._unanswered)
+        return self._since_exposure + self._unanswered_exposure
 
     @property
     def unsigned_tokens(self) -> int:
@@ -131,7 +132,9 @@ class ProviderAccount:
         """
         self._lane.epoch = max(self._lane.epoch, self._rules.epoch_of(now_s))  # Clocks are set back; epochs are not.
         slot = (self._lane.epoch, kind)
-        tally = self._lane.tallies.setdefault(slot, Tally(int(now_s), int(now_s)))
+        tally = self._lane.tallies.get(slot)
+        if tally is None:
+            tally = self._lane.tallies[slot] = Tally(int(now_s), int(now_s))
         if slot not in self._begun:
             self._begun.add(slot)
             tally.sessions += 1
@@ -156,14 +159,14 @@ class ProviderAccount:
         """
         if not self._changed or len(self._unanswered) >= MAX_UNANSWERED:
             return False
-        epoch = self._rules.epoch_of(now_s)
-        return (
+        if (
             is_last
             or self._waits_since_s is not None
             or self._since_tokens >= self._every
             or self.exposure + max(UNITS, self._last_cost) > self.cap
-            or any(counted < epoch for counted, _ in self._changed)
-        )
+        ):
+            return True
+        return min(self._changed)[0] < self._rules.epoch_of(now_s)
 
     def checkpoint(self, leaves: Sequence[Leaf], root: bytes, steps: int) -> Checkpoint:
         """Make the next checkpoint.
@@ -181,9 +184,15 @@ class ProviderAccount:
         self._number += 1
         made = Checkpoint(self._number, steps, tuple(leaves), bodies, signatures)
         self._unanswered.append(_Unanswered(made, self._since_exposure, self._since_counted))
+        self._unanswered_exposure += self._since_exposure
         self._changed.clear()
         self._since_tokens = self._since_counted = self._since_exposure = 0
         return made
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether a checkpoint has no answer yet."""
+        return bool(self._unanswered)
 
     def unanswered(self) -> tuple[Checkpoint, ...]:
         """Return the checkpoints without an answer, to be sent again as they were."""
@@ -208,6 +217,7 @@ class ProviderAccount:
         if not is_signed:
             raise SessionError(f"Checkpoint {answer.number} is not signed with the key of the session's client.")
         self._unanswered.remove(entry)
+        self._unanswered_exposure -= entry.exposure
         self._waits_since_s = None
         self.signed_tokens += entry.tokens
         self._forget_past_epochs(made)

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from random import SystemRandom
-from typing import Any
+from typing import Any, TypeAlias
 
 from dht.domains import Domain
 from dht.errors import DhtError
@@ -22,7 +22,7 @@ from dht.receipts.async_ledger import AsyncLedger
 from dht.receipts.reservation_table import UnsignedEnd
 from dht.records import Envelope, Kind
 from dht.rules import Rules
-from dht.work import Slot
+from dht.work import Slot, WorkKind
 from node.agreement.checkpoint import Checkpoint
 from node.agreement.consumer import ConsumerAccount
 from node.agreement.exposure import kind_of
@@ -36,6 +36,9 @@ from node.errors import LocalError, StageAtFault
 from node.wire import ID_BYTES, LOGIT_BYTES, Cosign, Result, Step, payload_bytes
 
 logger = logging.getLogger(__name__)
+
+_Charge: TypeAlias = tuple[WorkKind, int, int, int]
+"""What a step is for a stage: a kind of work, tokens, what it takes for it and the most that it gives, bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +185,12 @@ class SessionContract:
         """Segments of the steps that are not answered."""
         self._num_answered = 0
         self._recent = Recent()
+        self._is_due = False
+        """Whether a stage was to ask for signatures when the last result came."""
+        self._charged: tuple[object, ...] = ()
+        """Form of the last step that was sent, and ..."""
+        self._charges: list[_Charge] = []
+        """... what it is for each stage."""
 
     @property
     def num_sent(self) -> int:
@@ -201,14 +210,17 @@ class SessionContract:
         self._check.sent(step, segment)
         self._recent.sent(step)
         self._waiting.append(segment)
-        for place in range(len(self._parties)):
-            self._count(place, step, self._check.num_sent)
+        form = (step.shape, len(step.payload), step.logits_to_keep)
+        if form != self._charged:  # While a session decodes, it is not.
+            self._charged, self._charges = form, [self._charge(place, step) for place in range(len(self._parties))]
+        number, now_s = self._check.num_sent, time.time()
+        for party, charge in zip(self._parties, self._charges, strict=True):
+            party.account.sent(number, *charge, now_s)
         return step
 
-    def _count(self, place: int, step: Step, number: int) -> None:
+    def _charge(self, place: int, step: Step) -> _Charge:
         rows, tokens, _ = step.shape
-        bytes_in, bytes_out = self._sizes(place, step)
-        self._parties[place].account.sent(number, kind_of(step), rows * tokens, bytes_in, bytes_out, time.time())
+        return (kind_of(step), rows * tokens, *self._sizes(place, step))
 
     def _sizes(self, place: int, step: Step) -> tuple[int, int]:
         """Return what a stage takes for a step, and the most that it gives, bytes."""
@@ -226,9 +238,9 @@ class SessionContract:
         Raises:
             StageAtFault: the last stage has given something else than it committed to.
         """
-        tokens = step.shape[0] * step.shape[1]
-        for party in self._parties:
-            party.account.answered(tokens, time.monotonic())
+        tokens, now_s = step.shape[0] * step.shape[1], time.monotonic()
+        is_due = [party.account.answered(tokens, now_s) for party in self._parties]
+        self._is_due = any(is_due)
         segment = self._waiting.popleft()
         self._num_answered += 1
         if self._thin is None:
@@ -241,6 +253,8 @@ class SessionContract:
 
     def overdue(self) -> list[int]:
         """Return the places of stages that should have asked for signatures and have not."""
+        if not self._is_due:
+            return []
         now_s = time.monotonic()
         return [place for place, party in enumerate(self._parties) if party.account.is_overdue(now_s)]
 
@@ -313,7 +327,8 @@ class SessionContract:
             if history:
                 self._hand_history(place, first + len(deals), answered, rows, history)
             for number, step in enumerate(waiting, answered + 1):
-                self._count(place, step, number)
+                self._parties[place].account.sent(number, *self._charge(place, step), time.time())
+        self._charged = ()
 
     def _hand_history(self, place: int, end: int, answered: int, rows: int, history: int) -> None:
         ids = place == 0 and self._thin is not None

@@ -31,6 +31,10 @@ WINDOW = 64
 NOTHING = sha256(b"").digest()
 """Hash of no bytes: what goes in where a stage sends its outputs once more."""
 
+_SMALL = 2**14
+_MAX_SMALL = 2**16
+"""Payloads of so many bytes are gathered, so many bytes of them, before they are hashed."""
+
 _HEADER = struct.Struct(">IHIIB")
 """Of a piece: first position, rows, positions, positions answered for, flags."""
 _HAS_CROP = 1
@@ -107,7 +111,7 @@ class Tap:
         segment: the first segment.
     """
 
-    __slots__ = ("_codec", "_data", "_filled", "_first", "_header", "index", "segment")
+    __slots__ = ("_codec", "_data", "_filled", "_first", "_header", "_small", "index", "segment")
 
     def __init__(self, codec: str, segment: int = 0) -> None:
         self.segment = segment
@@ -115,20 +119,26 @@ class Tap:
         """Chunks closed in this segment."""
         self._codec = codec.encode() + b"\x00"
         self._first = self._filled = 0
-        self._header = self._data = sha256()
+        self._header = bytearray()
+        self._small, self._data = bytearray(), sha256()
+        """What is not hashed yet: hashing 2 KiB or more lets another thread run, which may take its time."""
 
     def copy(self) -> Tap:
         """Return one that goes on from here by itself."""
         other = copy.copy(self)
-        other._header, other._data = self._header.copy(), self._data.copy()  # noqa: SLF001 - one of our own
+        other._header, other._small = self._header[:], self._small[:]  # noqa: SLF001 - one of our own
+        other._data = self._data.copy()  # noqa: SLF001 - one of our own
         return other
 
     def may_close(self, step: Step, segment: int) -> bool:
         """Say whether ``add`` may return chunks for this step; where not, it returns none."""
-        position, tokens = step.position, step.shape[1]
-        if self._filled and (segment > self.segment or self._first // WINDOW != position // WINDOW):
-            return True
-        return self._filled + tokens >= WINDOW or position % WINDOW + tokens >= WINDOW
+        return (segment > self.segment and self._filled > 0) or not self._has_room(step.position, step.shape[1])
+
+    def _has_room(self, position: int, tokens: int) -> bool:
+        """Say whether positions go into the open chunk, or a new one, and leave it open."""
+        if self._filled and self._first // WINDOW != position // WINDOW:
+            return False
+        return self._filled + tokens < WINDOW and position % WINDOW + tokens < WINDOW
 
     def add(self, step: Step, segment: int, codec: str, shape: tuple[int, ...], payload: Payload) -> list[Chunk]:
         """Take what goes by for a step; return the chunks that are complete.
@@ -143,6 +153,13 @@ class Tap:
         closed = self.cut(segment) if segment > self.segment else []
         position, tokens = step.position, step.shape[1]
         end = position + tokens
+        if self._has_room(position, tokens):  # As most steps of a decoding session.
+            if not self._filled:
+                self._open(position)
+            self._header += _piece_header(step, position, end)
+            self._hash(payload)
+            self._filled += tokens
+            return closed
         while position < end:
             window = position // WINDOW
             if self._filled and self._first // WINDOW != window:
@@ -150,13 +167,13 @@ class Tap:
             if not self._filled:
                 self._open(position)
             last = min(end, (window + 1) * WINDOW, position + WINDOW - self._filled)
-            self._header.update(_piece_header(step, position, last))
+            self._header += _piece_header(step, position, last)
             if last - position == tokens:
-                self._data.update(payload)
+                self._hash(payload)
             else:
                 answered = end - shape[1]
                 for part in _cut(payload, codec, shape, max(position, answered) - answered, last - answered):
-                    self._data.update(part)
+                    self._hash(part)
             self._filled += last - position
             position = last
             if last % WINDOW == 0 or self._filled == WINDOW:
@@ -175,10 +192,24 @@ class Tap:
 
     def _open(self, position: int) -> None:
         self._first = position
-        self._header, self._data = sha256(self._codec), sha256()
+        self._header, self._data = bytearray(self._codec), sha256()
+
+    def _hash(self, part: Payload) -> None:
+        if len(part) <= _SMALL:
+            self._small += part
+            if len(self._small) > _MAX_SMALL:
+                self._hash_small()
+        else:
+            self._hash_small()
+            self._data.update(part)
+
+    def _hash_small(self) -> None:
+        self._data.update(self._small)
+        self._small.clear()
 
     def _close(self) -> Chunk:
-        chunk = Chunk(self.segment, self.index, self._first, self._header.digest(), self._data.digest())
+        self._hash_small()
+        chunk = Chunk(self.segment, self.index, self._first, sha256(self._header).digest(), self._data.digest())
         self.index += 1
         self._filled = 0
         return chunk
@@ -190,8 +221,8 @@ def _piece_header(step: Step, first: int, last: int) -> bytes:
     crop = step.crop if is_first else None
     rows = step.rows if is_first else None
     flags = (crop is not None) * _HAS_CROP | (rows is not None) * _HAS_ROWS | (step.replay > 0) * _IS_HISTORY
-    end = step.position + step.shape[1]
-    answered = 0 if step.replay else max(0, last - max(first, end - step.logits_to_keep))
+    asked = step.position + step.shape[1] - step.logits_to_keep
+    answered = 0 if step.replay or last <= asked else last - (first if first > asked else asked)
     header = _HEADER.pack(first, step.shape[0], last - first, answered, flags)
     if crop is not None:
         header += struct.pack(">I", crop)

@@ -104,7 +104,16 @@ class StageCommitment:
         is_passing = is_counted and segment <= self._passing and not step.replay
         if is_passing and not self._steps_left:
             raise StageAtFault(self._previous, "does not hand on that a segment has begun")
-        before = self._in.copy() if self._previous_id and self._in.may_close(step, segment) else self._in
+        if self._in.may_close(step, segment):
+            self._take_in(step, segment)
+        else:
+            self._in.add(step, segment, step.codec, step.shape, step.payload)
+        if is_passing and self._steps_left is not None:
+            self._steps_left -= 1
+        self._is_inside = True
+
+    def _take_in(self, step: Step, segment: int) -> None:
+        before = self._in.copy() if self._previous_id else self._in
         closed = self._in.add(step, segment, step.codec, step.shape, step.payload)
         try:
             vouched = [(chunk, self._voucher(chunk)) for chunk in closed]
@@ -114,9 +123,6 @@ class StageCommitment:
         for chunk in closed:
             self._vouchers.pop((chunk.segment, chunk.index), None)
         self._taken.extend(vouched)
-        if is_passing and self._steps_left is not None:
-            self._steps_left -= 1
-        self._is_inside = True
 
     def give(self, step: Step, segment: int, codec: str, shape: tuple[int, ...], payload: Payload) -> list[Chunk]:
         """Take the output of the step that was taken last; return the chunks to vouch for before it is handed on."""

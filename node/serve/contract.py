@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence, Set
 from typing import TypeAlias
 
 from dht.domains import Domain
@@ -130,9 +130,9 @@ class Contracts:
         except DhtError as error:
             raise _unable(error) from error
 
-    def of(self, consumer: str) -> tuple[Contract, ...]:
-        """Return the agreements about a consumer's open sessions."""
-        return tuple(self._open.get(consumer, ()))
+    def of(self, consumer: str) -> Set[Contract]:
+        """Return the agreements about a consumer's open sessions, as they are at any time."""
+        return self._open.get(consumer, frozenset())
 
     def forget(self, contract: Contract) -> None:
         """Note that a session is not open any more."""
@@ -271,8 +271,12 @@ class Contract:
 
     def _can_run(self, step: Step) -> bool:
         all_open = self._contracts.of(self.consumer)
-        others = sum(contract.exposure for contract in all_open if contract is not self)
-        most = self._standing.cap_of_all(max(contract.signed_tokens for contract in all_open)) if all_open else None
+        if len(all_open) > 1:
+            others = sum(contract.exposure for contract in all_open if contract is not self)
+            signed_tokens = max(contract.signed_tokens for contract in all_open)
+        else:
+            others, signed_tokens = 0, self.signed_tokens
+        most = self._standing.cap_of_all(signed_tokens)
         kind, tokens = kind_of(step), step.shape[0] * step.shape[1]
         return self._account.can_run(kind, tokens, time.monotonic(), others=others, most=most)
 
@@ -366,8 +370,9 @@ class Contract:
         self._has_news.set()
 
     def _vouchers(self, chunks: Sequence[Chunk]) -> list[Voucher]:
-        session = self._opened.session
-        sign = self._contracts.sign
+        if not chunks:
+            return []
+        session, sign = self._opened.session, self._contracts.sign
         return [
             Voucher(session, chunk.segment, chunk.index, sign(Domain.CHUNK, chunk.voucher_body(session)))
             for chunk in chunks
@@ -387,7 +392,7 @@ class Contract:
 
     @property
     def _is_at_rest(self) -> bool:
-        return time.monotonic() - self._counted_s > _REST_S and not self._account.unanswered()
+        return time.monotonic() - self._counted_s > _REST_S and not self._account.is_asking
 
     def leave(self) -> Checkpoint | None:
         """Ask for signatures after every step from now on; return the checkpoint that is due now, if one is."""
@@ -410,7 +415,7 @@ class Contract:
         """
         completed = self._account.cosigned(CosignBody.from_body(frame.body))
         self._contracts.keep([envelope.to_bytes() for envelope in completed])
-        self._asked_s = time.monotonic() if self._account.unanswered() else None
+        self._asked_s = time.monotonic() if self._account.is_asking else None
         for contract in self._contracts.of(self.consumer):
             contract.hear()
 

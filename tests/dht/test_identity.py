@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dht.errors import IdentityDamaged, IdentityInUse, IdentityNotWritten
-from dht.identity import Identity, peer_id_to_bytes, peer_id_to_str, signed_bytes, verify
+from dht.identity import Identity, forget_signatures, peer_id_to_bytes, peer_id_to_str, signed_bytes, verify
 
 
 def test_an_identity_is_made_once_and_then_loaded(tmp_path: Path):
@@ -133,6 +133,35 @@ def test_a_signature_counts_for_its_owner_type_and_body_alone():
     assert not verify(alice.peer_id_bytes, 17, b"body", signature)
     assert not verify(alice.peer_id_bytes, 16, b"body2", signature)
     assert not verify(alice.peer_id_bytes, 16, b"body", signature[:-1])
+
+
+def test_a_signature_that_was_found_good_is_remembered_and_no_other(monkeypatch):
+    identity, other = Identity.ephemeral(), Identity.ephemeral()
+    signatures = [identity.sign(16, b"%d" % number) for number in range(3)]
+    forget_signatures()
+    assert verify(identity.peer_id_bytes, 16, b"0", signatures[0])
+    assert not verify(identity.peer_id_bytes, 16, b"1", signatures[0])
+    monkeypatch.setattr("dht.identity._public_key", None)  # Whatever is not remembered raises now.
+    assert verify(identity.peer_id_bytes, 16, b"0", signatures[0])
+    for changed in (
+        (identity.peer_id_bytes, 16, b"1", signatures[0]),
+        (identity.peer_id_bytes, 17, b"0", signatures[0]),
+        (identity.peer_id_bytes, 16, b"0", signatures[1]),
+        (other.peer_id_bytes, 16, b"0", signatures[0]),
+    ):
+        with pytest.raises(TypeError):
+            verify(*changed)
+
+
+def test_so_many_signatures_are_remembered_and_not_more(monkeypatch):
+    monkeypatch.setattr("dht.identity._REMEMBERED_SIGNATURES", 2)
+    forget_signatures()
+    identity = Identity.ephemeral()
+    signatures = [identity.sign(16, b"%d" % number) for number in range(3)]
+    monkeypatch.setattr("dht.identity._public_key", None)
+    assert verify(identity.peer_id_bytes, 16, b"1", signatures[1])
+    with pytest.raises(TypeError):
+        verify(identity.peer_id_bytes, 16, b"0", signatures[0])
 
 
 @given(st.binary(max_size=80), st.binary(max_size=80))

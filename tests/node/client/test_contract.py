@@ -7,7 +7,9 @@ import pytest
 
 from dht.identity import Identity
 from dht.receipts.ledger import Ledger
-from tests.node.serve.contracted import Dealt, contracts, dealings
+from node.agreement.exposure import CHECKPOINT_TIMEOUT_S
+from node.wire import Result, Step
+from tests.node.serve.contracted import HIDDEN, Dealt, contracts, dealings
 
 SERVER, CLIENT = Identity.ephemeral(), Identity.ephemeral()
 
@@ -36,12 +38,13 @@ class Clock(SimpleNamespace):
 async def test_a_wall_clock_that_jumps_makes_no_stage_late(dealt, monkeypatch):
     clock = Clock()
     monkeypatch.setattr("node.client.contract.time", clock)
-    for _ in range(64):
-        dealt.ours._parties[0].account.answered(1, clock.monotonic())
+    for position in range(64):
+        step = dealt.ours.sent(Step(dealt.session, position, (1, 1, HIDDEN), "float32", bytes(16)))
+        dealt.ours.answered(step, Result(dealt.session, position, (1, 1, HIDDEN), "float32", bytes(16)))
     clock.wall_s += 3600
     assert dealt.ours.overdue() == []
     clock.wall_s -= 7200
-    clock.steady_s += 2.1
+    clock.steady_s += CHECKPOINT_TIMEOUT_S + 0.1
     assert dealt.ours.overdue() == [0]
 
 
