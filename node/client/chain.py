@@ -20,12 +20,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence, Set
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias
 
 from dht.errors import UnavailableError as PeerUnavailable
 from dht.swarm import Swarm
 from node.client.contract import Dealings, SessionContract
-from node.client.recheck import Doubt, Rechecked, doubt, run_again
+from node.client.recheck import Doubt, Rechecking, doubt
 from node.client.repair import Planner, Repaired, Replacement, open_replacement, rehearse, unreachable
 from node.client.route import Route
 from node.client.silence import Silence
@@ -124,7 +125,7 @@ class Chain:
         self._has_news = asyncio.Event()
         """Set by every answer, every checkpoint and every loss."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._checking: set[asyncio.Task[None]] = set()
+        self._rechecking = Rechecking(partial(self._open_elsewhere, planner), planner.rechecked) if planner else None
         """Runs again what was not signed for."""
         self._is_repairing = False
         self._silence = Silence(time.monotonic())
@@ -317,27 +318,19 @@ class Chain:
 
     def _doubt(self, link: StageLink, *, is_at_fault: bool = False) -> None:
         """Have what a stage has not signed for as it should run again elsewhere, and compared."""
-        if self._contract is None or self._planner is None or self._log is None or link in self._lost:
+        if self._contract is None or self._rechecking is None or self._log is None or link in self._lost:
             return
         kept = self._contract.unsigned(self._links.index(link), is_at_fault=is_at_fault)
-        if kept and not self._checking:  # One at a time: who does not sign shall not make others work without end.
-            padding = self._shape.left_padding
-            made = doubt(link.stage.peer_id, kept, self._log.replay(self._answered, 0), self._shape.codec, padding)
-            task = asyncio.create_task(self._recheck(self._planner, made))
-            self._checking.add(task)
-            task.add_done_callback(self._checking.discard)
+        if kept and not self._rechecking.is_busy:
+            shape, history = self._shape, self._log.replay(self._answered, 0)
+            self._rechecking.begin(doubt(link.stage.peer_id, kept, history, shape.codec, shape.left_padding))
 
-    async def _recheck(self, planner: Planner, made: Doubt) -> None:
-        """Run what is in doubt again in a session of its own, without the stage that has not signed for it."""
+    async def _open_elsewhere(self, planner: Planner, made: Doubt) -> Chain:
+        """Open a session for what is in doubt, without the stage that has not signed for it."""
         shape = replace(self._shape, max_length=made.end)
-        try:
-            stages = await planner.plan(0, self._links[-1].stage.end, {made.peer_id})
-            route, patience_s = Route(stages), self._step_timeout_s
-            chain = await open_chain(self._swarm, route, shape, step_timeout_s=patience_s, dealings=self._dealings)
-        except UnavailableError as error:
-            planner.rechecked(Rechecked(made.peer_id, made.num_positions, why_not=str(error)))
-        else:
-            planner.rechecked(await run_again(made, chain))
+        route = Route(await planner.plan(0, self._links[-1].stage.end, {made.peer_id}))
+        patience_s = self._step_timeout_s
+        return await open_chain(self._swarm, route, shape, step_timeout_s=patience_s, dealings=self._dealings)
 
     def _is_answer(self, result: Result, step: Step) -> bool:
         if result.position != step.position:
@@ -647,10 +640,8 @@ class Chain:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._checking:
-            await asyncio.wait(self._checking, timeout=_RECHECK_S)
-        for task in self._checking:
-            task.cancel()
+        if self._rechecking is not None:
+            await self._rechecking.close(_RECHECK_S)
         if self._contract is not None and not self._waiting:
             with contextlib.suppress(StageAtFault):
                 self._contract.seal()

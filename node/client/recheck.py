@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 
-from node.errors import NodeError
+from node.errors import NodeError, UnavailableError
 from node.model.tensors import from_payload
 from node.wire import Payload, Result, Step, payload_bytes
 
@@ -142,6 +142,45 @@ class Runner(Protocol):
 
     async def close(self) -> None:
         """End it."""
+
+
+class Rechecking:
+    """Runs what a session's stages have not signed for again, one doubt at a time; ended by ``close``.
+
+    One at a time: who does not sign shall not make others work without end.
+
+    Args:
+        open_elsewhere: opens a session, long enough for a doubt, without the stage in doubt.
+        tell: called with what comes of it.
+    """
+
+    def __init__(self, open_elsewhere: Callable[[Doubt], Awaitable[Runner]], tell: Callable[[Rechecked], None]) -> None:
+        self._open_elsewhere = open_elsewhere
+        self._tell = tell
+        self._running: asyncio.Task[None] | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a doubt is being looked into."""
+        return self._running is not None and not self._running.done()
+
+    def begin(self, made: Doubt) -> None:
+        """Look into a doubt, without waiting for what comes of it."""
+        self._running = asyncio.create_task(self._recheck(made))
+
+    async def _recheck(self, made: Doubt) -> None:
+        try:
+            chain = await self._open_elsewhere(made)
+        except UnavailableError as error:
+            self._tell(Rechecked(made.peer_id, made.num_positions, why_not=str(error)))
+        else:
+            self._tell(await run_again(made, chain))
+
+    async def close(self, patience_s: float) -> None:
+        """Wait for the doubt that is being looked into, for a while."""
+        if self._running is not None:
+            await asyncio.wait({self._running}, timeout=patience_s)
+            self._running.cancel()
 
 
 def doubt(

@@ -5,6 +5,7 @@ a client opens its place in the swarm after that. The handles live in the caller
 """
 
 import contextlib
+import gc
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
@@ -113,6 +114,7 @@ def _obey(pipe: Connection, model_dir: str, join: str, home: str, receipts: bool
     silence_libraries()
     torch.set_num_threads(1)
     with AutoDistributedModelForCausalLM.from_pretrained(model_dir, join=join, receipts=receipts) as model:
+        gc.collect()  # Once in its life a process does so for a quarter of a second: not while it is measured.
         pipe.send(_READY)
         with contextlib.suppress(EOFError):
             while (job := pipe.recv()) is not None:
