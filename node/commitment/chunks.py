@@ -130,15 +130,28 @@ class Tap:
         other._data = self._data.copy()  # noqa: SLF001 - one of our own
         return other
 
-    def may_close(self, step: Step, segment: int) -> bool:
-        """Say whether ``add`` may return chunks for this step; where not, it returns none."""
-        return (segment > self.segment and self._filled > 0) or not self._has_room(step.position, step.shape[1])
+    def put(self, step: Step, segment: int, payload: Payload) -> bool:
+        """Take what goes by if it goes on in the open chunk and leaves it open, as while decoding; say whether it did.
 
-    def _has_room(self, position: int, tokens: int) -> bool:
-        """Say whether positions go into the open chunk, or a new one, and leave it open."""
-        if self._filled and self._first // WINDOW != position // WINDOW:
+        What ``add`` would do, in one call: this runs twice for every step at every stage.
+        """
+        position, (rows, tokens, _) = step.position, step.shape
+        window = self._first // WINDOW
+        if (
+            not 0 < self._filled < WINDOW - tokens
+            or not window == position // WINDOW == (position + tokens) // WINDOW
+            or segment > self.segment
+            or step.crop is not None
+            or step.rows is not None
+            or step.replay
+            or len(payload) > _SMALL
+            or len(self._small) > _MAX_SMALL
+        ):
             return False
-        return self._filled + tokens < WINDOW and position % WINDOW + tokens < WINDOW
+        self._header += _HEADER.pack(position, rows, tokens, min(tokens, step.logits_to_keep), 0)
+        self._small += payload
+        self._filled += tokens
+        return True
 
     def add(self, step: Step, segment: int, codec: str, shape: tuple[int, ...], payload: Payload) -> list[Chunk]:
         """Take what goes by for a step; return the chunks that are complete.
@@ -150,16 +163,11 @@ class Tap:
             shape: rows, positions and width of ``payload``; a head may answer for the last positions only.
             payload: what goes by.
         """
+        if self.put(step, segment, payload):
+            return []
         closed = self.cut(segment) if segment > self.segment else []
         position, tokens = step.position, step.shape[1]
         end = position + tokens
-        if self._has_room(position, tokens):  # As most steps of a decoding session.
-            if not self._filled:
-                self._open(position)
-            self._header += _piece_header(step, position, end)
-            self._hash(payload)
-            self._filled += tokens
-            return closed
         while position < end:
             window = position // WINDOW
             if self._filled and self._first // WINDOW != window:
@@ -221,8 +229,8 @@ def _piece_header(step: Step, first: int, last: int) -> bytes:
     crop = step.crop if is_first else None
     rows = step.rows if is_first else None
     flags = (crop is not None) * _HAS_CROP | (rows is not None) * _HAS_ROWS | (step.replay > 0) * _IS_HISTORY
-    asked = step.position + step.shape[1] - step.logits_to_keep
-    answered = 0 if step.replay or last <= asked else last - (first if first > asked else asked)
+    end = step.position + step.shape[1]
+    answered = 0 if step.replay else max(0, last - max(first, end - step.logits_to_keep))
     header = _HEADER.pack(first, step.shape[0], last - first, answered, flags)
     if crop is not None:
         header += struct.pack(">I", crop)

@@ -104,10 +104,8 @@ class StageCommitment:
         is_passing = is_counted and segment <= self._passing and not step.replay
         if is_passing and not self._steps_left:
             raise StageAtFault(self._previous, "does not hand on that a segment has begun")
-        if self._in.may_close(step, segment):
+        if not self._in.put(step, segment, step.payload):
             self._take_in(step, segment)
-        else:
-            self._in.add(step, segment, step.codec, step.shape, step.payload)
         if is_passing and self._steps_left is not None:
             self._steps_left -= 1
         self._is_inside = True

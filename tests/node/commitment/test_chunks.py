@@ -92,25 +92,38 @@ def test_chunks_hash_the_bytes_of_their_positions_in_every_codec(codec, rows, le
     assert [chunk.index for chunk in closed] == list(range(len(expected)))
 
 
-@given(st.lists(st.tuples(st.integers(0, 200), st.integers(1, 90), st.integers(0, 2)), max_size=12))
-def test_a_tap_says_beforehand_where_no_chunk_is_going_to_end(steps):
-    tap = Tap("float32")
-    for position, tokens, segment in steps:
-        step = step_of(position, 1, tokens)
-        may_close = tap.may_close(step, segment)
-        assert may_close or not add(tap, step, segment)
-        if may_close:
-            add(tap, step, segment)
+class SlowTap(Tap):
+    """One that takes no step in the short way."""
+
+    def put(self, step, segment, payload):
+        return False
 
 
-def test_a_tap_says_of_most_steps_of_one_token_that_none_ends():
-    tap = Tap("float32")
-    num_may = 0
+CHANGES = st.sampled_from([{}, {}, {}, {"crop": 3}, {"rows": (0, 0)}, {"replay": 1}, {"logits_to_keep": 1}])
+
+
+@given(st.lists(st.tuples(st.integers(0, 200), st.integers(1, 90) | st.just(1), CHANGES, st.integers(0, 9))))
+def test_a_tap_takes_steps_in_the_short_way_as_it_does_in_the_long_one(steps):
+    short, long, chunks = Tap("float32"), SlowTap("float32"), ([], [])
+    position = segment = 0
+    for jump, tokens, changes, begins in steps:
+        position = jump if jump > 190 else position  # Mostly one behind the other.
+        segment += begins == 9
+        step = replace(step_of(position, 2, tokens), **changes)
+        for tap, closed in zip((short, long), chunks, strict=True):
+            closed += add(tap, step, segment)
+        position += tokens
+    assert chunks[0] + short.seal() == chunks[1] + long.seal()
+
+
+def test_a_tap_takes_most_steps_of_one_token_in_the_short_way():
+    tap, long_ways = Tap("float32"), []
     for position in range(128):
         step = step_of(position, 1, 1)
-        num_may += tap.may_close(step, 0)
-        add(tap, step)
-    assert num_may == 2
+        if not tap.put(step, 0, step.payload):
+            long_ways.append(position)
+            add(tap, step)
+    assert long_ways == [0, 63, 64, 127]
 
 
 def test_of_a_head_that_answers_for_the_last_positions_those_are_hashed():
