@@ -6,6 +6,9 @@
 
 Checkpoints are numbered and answered one by one; one that is repeated has the same bytes. A sequence number is
 reserved, by a callback that writes it down, before anything is signed with it. State does not grow with the session.
+
+Decoding is allowed in blocks of a few tokens, in which nothing can become due but by the clock, so that most steps cost
+an addition or two. What is left of a block counts as exposure until the block is closed.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ from node.errors import LocalError, SessionError
 Reserve: TypeAlias = Callable[[Slot, int], int]
 """Returns the number to sign with, at least the one it is given; it must be written down, on disk, by then."""
 
+MAX_BLOCK = 16
+"""Tokens of a block."""
 MAX_UNANSWERED = 32
 """Checkpoints without an answer; exposure allows fewer."""
 
@@ -74,6 +79,10 @@ class ProviderAccount:
         self._changed: set[tuple[int, WorkKind]] = set()
         self._since_tokens = self._since_counted = self._since_exposure = self._last_cost = 0
         self._unanswered_exposure = 0
+        self._block_left = self._block_tokens = self._block_in = self._block_out = 0
+        """Of the open block: tokens that may still be run; tokens and bytes that were, and are in no counter yet."""
+        self._block_first_s = self._block_last_s = self._block_until_s = 0.0
+        """When they were run, and when the epoch ends."""
         self._number = 0
         self._unanswered: deque[_Unanswered] = deque()
         self._waits_since_s: float | None = None
@@ -81,17 +90,21 @@ class ProviderAccount:
     @property
     def exposure(self) -> int:
         """What has been served and is not signed for, in sixteenths of a token."""
-        return self._since_exposure + self._unanswered_exposure
+        return self._since_exposure + self._unanswered_exposure + (self._block_left + self._block_tokens) * UNITS
 
     @property
     def unsigned_tokens(self) -> int:
         """Tokens that were counted and are not signed for."""
-        return self._since_counted + sum(entry.tokens for entry in self._unanswered)
+        return self._since_counted + self._block_tokens + sum(entry.tokens for entry in self._unanswered)
 
     @property
     def is_settled(self) -> bool:
         """Whether everything that was counted is signed by both."""
-        return not self._changed and not self._unanswered
+        return not self._changed and not self._unanswered and not self._block_tokens
+
+    def has_room(self, kind: WorkKind, tokens: int) -> bool:
+        """Say whether a step fits into the open block, so that nobody need ask ``can_run``."""
+        return tokens <= self._block_left and kind is WorkKind.DECODE
 
     def can_run(self, kind: WorkKind, tokens: int, now_s: float, *, others: int = 0, most: int | None = None) -> bool:
         """Say whether a step may be run now. Where not, a checkpoint is due if none is on the way.
@@ -103,12 +116,16 @@ class ProviderAccount:
             others: exposure of the consumer's other sessions.
             most: exposure of all its sessions together; None: what each of them may have.
         """
+        self._close_block()
         cost, exposure = exposure_of(kind, tokens), self.exposure
         is_possible = not exposure or exposure + cost <= self.cap
         if most is not None and exposure + others:
             is_possible = is_possible and exposure + others + cost <= most
         if is_possible:
             self._waits_since_s = None
+            if kind is WorkKind.DECODE:
+                left = self.cap - exposure if most is None else min(self.cap - exposure, most - exposure - others)
+                self._block_left = max(0, min(MAX_BLOCK, (left - cost) // UNITS, self._every - self._since_tokens - 1))
         elif self._waits_since_s is None:
             self._waits_since_s = now_s
         return is_possible
@@ -130,23 +147,50 @@ class ProviderAccount:
             now_s: unix time, s.
             known_tokens: of ``tokens``, those that were taken from a prefix and not computed.
         """
-        self._lane.epoch = max(self._lane.epoch, self._rules.epoch_of(now_s))  # Clocks are set back; epochs are not.
+        if self.has_room(kind, tokens) and not known_tokens and self._is_in_block(now_s):
+            self._block_last_s = max(self._block_last_s, now_s)
+            self._block_left -= tokens
+            self._block_tokens += tokens
+            self._block_in += bytes_in
+            self._block_out += bytes_out
+            self._last_cost = tokens * UNITS
+            return
+        self._close_block()
+        self._count(kind, tokens - known_tokens, bytes_in, bytes_out, now_s, now_s)
+        self._last_cost = exposure_of(kind, tokens - known_tokens)
+        self._since_tokens += known_tokens
+
+    def _is_in_block(self, now_s: float) -> bool:
+        if not self._block_tokens:
+            self._block_first_s = self._block_last_s = now_s
+            self._block_until_s = self._rules.start_of(max(self._lane.epoch, self._rules.epoch_of(now_s)) + 1)
+        return now_s < self._block_until_s
+
+    def _close_block(self) -> None:
+        """Let ``can_run`` be asked again, and count what was run."""
+        self._block_left = 0
+        if self._block_tokens:
+            tokens, bytes_in, bytes_out = self._block_tokens, self._block_in, self._block_out
+            self._block_tokens = self._block_in = self._block_out = 0
+            self._count(WorkKind.DECODE, tokens, bytes_in, bytes_out, self._block_first_s, self._block_last_s)
+
+    def _count(self, kind: WorkKind, tokens: int, bytes_in: int, bytes_out: int, first_s: float, last_s: float) -> None:
+        self._lane.epoch = max(self._lane.epoch, self._rules.epoch_of(last_s))  # Clocks are set back; epochs are not.
         slot = (self._lane.epoch, kind)
         tally = self._lane.tallies.get(slot)
         if tally is None:
-            tally = self._lane.tallies[slot] = Tally(int(now_s), int(now_s))
+            tally = self._lane.tallies[slot] = Tally(int(first_s), int(first_s))
         if slot not in self._begun:
             self._begun.add(slot)
             tally.sessions += 1
-        tally.amount += tokens - known_tokens
+        tally.amount += tokens
         tally.bytes_in += bytes_in
         tally.bytes_out += bytes_out
-        tally.t_last = max(tally.t_last, int(now_s))
+        tally.t_last = max(tally.t_last, int(last_s))
         self._changed.add(slot)
-        self._last_cost = exposure_of(kind, tokens - known_tokens)
         self._since_tokens += tokens
-        self._since_counted += tokens - known_tokens
-        self._since_exposure += self._last_cost
+        self._since_counted += tokens
+        self._since_exposure += exposure_of(kind, tokens)
 
     def is_due(self, now_s: float, *, is_last: bool = False) -> bool:
         """Say whether a checkpoint is due: enough has been counted, the next step may not fit, or an epoch has ended.
@@ -157,6 +201,9 @@ class ProviderAccount:
             now_s: unix time, s.
             is_last: the session ends, or moves on.
         """
+        if self._block_left and self._block_tokens and not is_last and now_s < self._block_until_s:
+            return False
+        self._close_block()
         if not self._changed or len(self._unanswered) >= MAX_UNANSWERED:
             return False
         if (
@@ -176,6 +223,7 @@ class ProviderAccount:
             root: over all of them and those before.
             steps: number of the last step that was counted.
         """
+        self._close_block()
         if not self._changed:
             raise LocalError("There is nothing to sign for.")
         receipts = [self._receipt(slot, root) for slot in sorted(self._changed)]

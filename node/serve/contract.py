@@ -270,6 +270,9 @@ class Contract:
             await self._news(_LOOK_S)
 
     def _can_run(self, step: Step) -> bool:
+        kind, tokens = kind_of(step), step.shape[0] * step.shape[1]
+        if self._account.has_room(kind, tokens):
+            return True
         all_open = self._contracts.of(self.consumer)
         if len(all_open) > 1:
             others = sum(contract.exposure for contract in all_open if contract is not self)
@@ -277,7 +280,6 @@ class Contract:
         else:
             others, signed_tokens = 0, self.signed_tokens
         most = self._standing.cap_of_all(signed_tokens)
-        kind, tokens = kind_of(step), step.shape[0] * step.shape[1]
         return self._account.can_run(kind, tokens, time.monotonic(), others=others, most=most)
 
     @property

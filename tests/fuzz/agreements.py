@@ -107,7 +107,7 @@ def dealings(data: bytes) -> None:
 
 def _one_step(draw: Draw, dealing: Dealing, now_s: float) -> None:
     kind, tokens = draw.one_of(KINDS), 1 + draw.number(70)
-    if not dealing.provider.can_run(kind, tokens, now_s):
+    if not (dealing.provider.has_room(kind, tokens) or dealing.provider.can_run(kind, tokens, now_s)):
         return
     dealing.steps += 1
     dealing.consumer.sent(dealing.steps, kind, tokens, 8 * tokens, 8 * tokens, now_s)

@@ -86,7 +86,7 @@ class Dealings(RuleBasedStateMachine):
         kind = kind_of(Step(bytes(16), 0, (rows, tokens, 1), "float32", b""))
         amount = rows * tokens
         known_tokens = amount if known and kind is WorkKind.PREFILL else 0
-        if not self.provider.can_run(kind, amount, self.now_s):
+        if not (self.provider.has_room(kind, amount) or self.provider.can_run(kind, amount, self.now_s)):
             self.ask()
             return
         self.steps += 1
@@ -175,7 +175,7 @@ class Dealings(RuleBasedStateMachine):
     @property
     def unsigned(self):
         """Tokens that were served and are not signed for, where nobody has crashed."""
-        return self.provider._since_counted + sum(entry.tokens for entry in self.provider._unanswered)
+        return self.provider.unsigned_tokens
 
     @invariant()
     def nobody_signs_two_bodies_for_one_number(self):

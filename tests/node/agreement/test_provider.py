@@ -55,7 +55,7 @@ def served_to_a_non_signer(cap, every, kind, tokens):
     dealing, served = Dealing(cap=cap, every=every), 0
     for tick in range(1000):
         now_s = NOW + tick / 2
-        if dealing.provider.can_run(kind, tokens, now_s):
+        if dealing.provider.has_room(kind, tokens) or dealing.provider.can_run(kind, tokens, now_s):
             dealing.step(kind, tokens, now_s)
             served += tokens
         if dealing.provider.is_due(now_s):
@@ -73,11 +73,43 @@ def test_a_client_that_never_signs_gets_its_cap_of_tokens_or_one_step(cap, every
     assert served_to_a_non_signer(cap * UNITS, every, PREFILL, 17 * rows) <= max(16 * most, 17 * rows)
 
 
+@given(
+    st.sampled_from([(64, 64), (16, 16), (8, 16), (0, 16)]),
+    st.lists(
+        st.tuples(st.sampled_from([DECODE, DECODE, DECODE, PREFILL]), st.integers(1, 40) | st.just(1), st.booleans()),
+        max_size=80,
+    ),
+    st.sampled_from([0.0, 0.5, 40.0]),
+)
+def test_blocks_change_neither_what_may_be_run_nor_what_is_counted_nor_when(rule, steps, pause_s):
+    cap, every = rule
+    with_blocks, without = (Dealing(cap=cap * UNITS, every=every) for _ in range(2))
+    now_s = NOW
+    for kind, tokens, is_last in steps:
+        now_s += pause_s
+        may = with_blocks.provider.has_room(kind, tokens) or with_blocks.provider.can_run(kind, tokens, now_s)
+        assert may == without.provider.can_run(kind, tokens, now_s)
+        without.provider._close_block()
+        for dealing in (with_blocks, without):
+            if may:
+                dealing.step(kind, tokens, now_s)
+        is_due = with_blocks.provider.is_due(now_s, is_last=is_last)
+        assert is_due == without.provider.is_due(now_s, is_last=is_last)
+        assert with_blocks.provider.unsigned_tokens == without.provider.unsigned_tokens
+        assert without.provider.exposure <= with_blocks.provider.exposure <= max(cap * UNITS, without.provider.exposure)
+        if is_due:
+            first, second = (dealing.checkpoint() for dealing in (with_blocks, without))
+            assert first.receipts == second.receipts
+        for dealing in (with_blocks, without) if is_last else ():
+            for made in dealing.provider.unanswered():
+                dealing.provider.cosigned(dealing.consumer.check(made, dealing.root, now_s))
+
+
 @given(st.lists(st.tuples(st.sampled_from([DECODE, PREFILL]), st.integers(1, 300)), min_size=1, max_size=60))
 def test_a_client_that_signs_what_it_is_asked_for_is_never_stuck(steps):
     dealing = Dealing(cap=16 * UNITS, every=16)
     for kind, tokens in steps:
-        while not dealing.provider.can_run(kind, tokens, NOW):
+        while not (dealing.provider.has_room(kind, tokens) or dealing.provider.can_run(kind, tokens, NOW)):
             assert dealing.provider.is_due(NOW)
             dealing.settle()
         dealing.step(kind, tokens)
