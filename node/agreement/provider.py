@@ -102,6 +102,11 @@ class ProviderAccount:
         """Whether everything that was counted is signed by both."""
         return not self._changed and not self._unanswered and not self._block_tokens
 
+    @property
+    def is_in_block(self) -> bool:
+        """Whether nothing can have become due since ``is_due`` was asked, but by the clock."""
+        return self._block_left > 0 and self._block_tokens > 0
+
     def has_room(self, kind: WorkKind, tokens: int) -> bool:
         """Say whether a step fits into the open block, so that nobody need ask ``can_run``."""
         return tokens <= self._block_left and kind is WorkKind.DECODE
@@ -201,7 +206,7 @@ class ProviderAccount:
             now_s: unix time, s.
             is_last: the session ends, or moves on.
         """
-        if self._block_left and self._block_tokens and not is_last and now_s < self._block_until_s:
+        if self.is_in_block and not is_last and now_s < self._block_until_s:
             return False
         self._close_block()
         if not self._changed or len(self._unanswered) >= MAX_UNANSWERED:

@@ -278,7 +278,8 @@ class Chain:
         self._deliver(result)
         if fault is not None:
             self._blame(fault)
-        self._lose_overdue()
+        if self._contract is not None and self._contract.is_due:
+            self._lose_overdue()
 
     def _checked(self, step: Step, result: Result) -> StageAtFault | None:
         try:

@@ -33,10 +33,15 @@ from node.client.thin_terms import ThinTerms
 from node.commitment.chain import ChainCheck
 from node.commitment.chunks import WINDOW
 from node.errors import LocalError, StageAtFault
-from node.wire import ID_BYTES, LOGIT_BYTES, Cosign, Result, Step, payload_bytes
+from node.wire import ID_BYTES, LOGIT_BYTES, Cosign, Payload, Result, Step, payload_bytes
 
 logger = logging.getLogger(__name__)
 
+_MAX_NOTED = 32
+_MAX_NOTED_BYTES = 2**14
+"""A longer payload is worked off at once."""
+_Noted: TypeAlias = tuple[Step, Result | None, Payload, float]
+"""A step; its result, where that has come; the payload of the one or the other; when it went or came."""
 _Charge: TypeAlias = tuple[WorkKind, int, int, int]
 """What a step is for a stage: a kind of work, tokens, what it takes for it and the most that it gives, bytes."""
 
@@ -156,6 +161,9 @@ class _Party:
 class SessionContract:
     """One session's agreements with the servers of its route, in order.
 
+    Steps and results of decoding are only noted as they come, and worked off some tens at once: between two of them
+    others have had the core and its caches, and one alone costs six times as much as one of many.
+
     Args:
         dealings: of the client.
         session: its id.
@@ -181,21 +189,21 @@ class SessionContract:
         self._thin = thin
         self._check = ChainCheck(session, codec, [deal.offer.provider for deal in deals], verify)
         self._parties = [_Party(deal, dealings.account(deal)) for deal in deals]
+        self._noted: list[_Noted] = []
+        self._fault: StageAtFault | None = None
+        """Found while that was worked off, and not raised yet."""
         self._waiting: deque[int] = deque()
         """Segments of the steps that are not answered."""
+        self.num_sent = 0
+        """Steps sent so far."""
         self._num_answered = 0
         self._recent = Recent()
-        self._is_due = False
-        """Whether a stage was to ask for signatures when the last result came."""
+        self.is_due = False
+        """Whether a stage was to ask for signatures when the last result was worked off."""
         self._charged: tuple[object, ...] = ()
         """Form of the last step that was sent, and ..."""
         self._charges: list[_Charge] = []
         """... what it is for each stage."""
-
-    @property
-    def num_sent(self) -> int:
-        """Steps sent so far."""
-        return self._check.num_sent
 
     @property
     def next_segment(self) -> int:
@@ -207,16 +215,39 @@ class SessionContract:
         segment = self._check.segment
         if segment:
             step = replace(step, segment=segment)
-        self._check.sent(step, segment)
+        self.num_sent += 1
+        self._note(step, None, step.payload, time.time())
+        return step
+
+    def _note(self, step: Step, result: Result | None, payload: Payload, t: float) -> None:
+        """Keep a step that was sent, or its result, for later; whoever made it may compute in its payload meanwhile."""
+        is_small = len(payload) <= _MAX_NOTED_BYTES
+        is_kept = is_small or result is not None
+        self._noted.append((step, result, bytes(payload) if is_kept else payload, t))
+        if not is_small or len(self._noted) >= _MAX_NOTED:
+            self._work_off()
+
+    def _work_off(self) -> None:
+        noted, self._noted = self._noted, []
+        for step, result, payload, t in noted:
+            if result is None:
+                self._charge_all(step, payload, t)
+                continue
+            try:
+                self._check_result(step, result, payload, t)
+            except StageAtFault as fault:
+                self._fault = self._fault or fault
+
+    def _charge_all(self, step: Step, payload: Payload, now_s: float) -> None:
+        segment = self._check.segment
+        self._check.sent(step, segment, payload)
         self._recent.sent(step)
         self._waiting.append(segment)
         form = (step.shape, len(step.payload), step.logits_to_keep)
         if form != self._charged:  # While a session decodes, it is not.
             self._charged, self._charges = form, [self._charge(place, step) for place in range(len(self._parties))]
-        number, now_s = self._check.num_sent, time.time()
         for party, charge in zip(self._parties, self._charges, strict=True):
-            party.account.sent(number, *charge, now_s)
-        return step
+            party.account.sent(self._check.num_sent, *charge, now_s)
 
     def _charge(self, place: int, step: Step) -> _Charge:
         rows, tokens, _ = step.shape
@@ -236,35 +267,45 @@ class SessionContract:
         """Note the result of the oldest step without one.
 
         Raises:
-            StageAtFault: the last stage has given something else than it committed to.
+            StageAtFault: the last stage has given something else than it committed to, now or some steps ago.
         """
-        tokens, now_s = step.shape[0] * step.shape[1], time.monotonic()
-        is_due = [party.account.answered(tokens, now_s) for party in self._parties]
-        self._is_due = any(is_due)
+        self._note(step, result, result.payload, time.monotonic())
+        self._raise_fault()
+
+    def _check_result(self, step: Step, result: Result, payload: Payload, now_s: float) -> None:
+        tokens = step.shape[0] * step.shape[1]
+        are_due = [party.account.answered(tokens, now_s) for party in self._parties]
+        self.is_due = any(are_due)
         segment = self._waiting.popleft()
         self._num_answered += 1
         if self._thin is None:
-            self._recent.answered(self._num_answered, result)
-        self._check.answered(step, segment, result.codec, result.shape, result.payload)
+            self._recent.answered(Kept(self._num_answered, result.position, result.shape, payload, result.shape[1]))
+        self._check.answered(step, segment, result.codec, result.shape, payload)
+
+    def _raise_fault(self) -> None:
+        fault, self._fault = self._fault, None
+        if fault is not None:
+            raise fault
 
     def is_settled(self, place: int) -> bool:
         """Say whether everything that a stage was sent is signed for."""
+        self._work_off()
         return self._parties[place].account.is_settled
 
     def overdue(self) -> list[int]:
         """Return the places of stages that should have asked for signatures and have not."""
-        if not self._is_due:
-            return []
+        self._work_off()
         now_s = time.monotonic()
         return [place for place, party in enumerate(self._parties) if party.account.is_overdue(now_s)]
 
     def checkpoint(self, place: int, body: bytes) -> tuple[Cosign | None, StageAtFault | None]:
-        """Check what a stage reports; return what to answer, and the fault of the stage before that it shows.
+        """Check what a stage reports; return what to answer, and the fault of another stage that was found.
 
         Raises:
             StageAtFault: the stage has not kept to what it agreed to.
             FrameError: the checkpoint is malformed.
         """
+        self._work_off()
         party, made = self._parties[place], Checkpoint.from_body(body)
         answer, other = party.account.repeated(made), None
         if answer is None:
@@ -273,6 +314,7 @@ class SessionContract:
             if answer is not None:
                 self._dealings.keep(made, answer.signatures)
                 self._recent.signed(min(party.num_signed for party in self._parties) - WINDOW)
+        other, self._fault = other or self._fault, None
         return Cosign(self._session, answer.to_body()) if answer is not None else None, other
 
     def _root(self, place: int, made: Checkpoint) -> tuple[bytes, StageAtFault | None]:
@@ -290,12 +332,14 @@ class SessionContract:
             place: of the stage.
             is_at_fault: what it has signed for last may be false, too.
         """
+        self._work_off()
         party = self._parties[place]
         signed = party.num_signed - (WINDOW if is_at_fault else 0)
         return self._recent.since(max(party.began, signed))
 
     def resent(self, step: Step) -> None:
         """Note a step that the client sends again itself."""
+        self._work_off()
         self._check.resent(step)
 
     def replaced(
@@ -320,6 +364,7 @@ class SessionContract:
             history: positions of each row in the history that the new ones are given.
             waiting: steps that are sent again, in order.
         """
+        self._work_off()
         self._check.replaced(first, last, [deal.offer.provider for deal in deals])
         self._end(self._parties[first : last + 1])
         self._parties[first : last + 1] = [_Party(deal, self._dealings.account(deal), answered) for deal in deals]
@@ -343,10 +388,13 @@ class SessionContract:
         Raises:
             StageAtFault: as in ``answered``.
         """
+        self._work_off()
+        self._raise_fault()
         self._check.seal()
 
     def close(self) -> None:
         """Give back the lanes in which everything is signed for, and note who has not signed."""
+        self._work_off()
         self._end(self._parties)
 
     def _end(self, parties: Sequence[_Party]) -> None:

@@ -51,11 +51,10 @@ class Recent:
         elif step.crop is not None:
             self._crop(step.crop)
 
-    def answered(self, number: int, result: Result) -> None:
+    def answered(self, result: Kept) -> None:
         """Keep a result."""
-        payload = bytes(result.payload)  # Whoever has the result computes with it in place.
-        self._kept.append(Kept(number, result.position, result.shape, payload, result.shape[1]))
-        self._num_bytes += len(payload)
+        self._kept.append(result)
+        self._num_bytes += len(result.payload)
         while self._num_bytes > MAX_KEPT_BYTES:
             self._drop()
 

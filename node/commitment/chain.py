@@ -114,16 +114,17 @@ class ChainCheck:
         """Whether everything that one side of an edge has reported is known from the other side, too."""
         return not any(edge.given or edge.taken for edge in self._edges)
 
-    def sent(self, step: Step, segment: int) -> None:
-        """Note a new step, in the order of their numbers."""
+    def sent(self, step: Step, segment: int, payload: Payload | None = None) -> None:
+        """Note a new step, in the order of their numbers; ``payload`` is what it was where that may have changed."""
+        payload = step.payload if payload is None else payload
         self.num_sent += 1
         self._num_positions += step.shape[1]
         if self._again is not None and segment > self._again.segment:
             self._give(self._again.seal())
             self._again = None
-        closed = self._sent.add(step, segment, step.codec, step.shape, step.payload)
+        closed = self._sent.add(step, segment, step.codec, step.shape, payload)
         if self._again is not None:
-            closed = self._again.add(step, segment, step.codec, step.shape, step.payload)
+            closed = self._again.add(step, segment, step.codec, step.shape, payload)
         self._give(closed)
 
     def resent(self, step: Step) -> None:

@@ -249,7 +249,16 @@ class Contract:
         self._counted_s = time.monotonic()
         """When something was counted last."""
 
-    # Steps.
+    # Steps. Those of one session interleave with those of others, so what most of them need touches little.
+
+    def has_room(self, step: Step) -> bool:
+        """Say whether a step may be run without asking ``allow``."""
+        return not self._is_given_up and self._account.has_room(kind_of(step), step.shape[0] * step.shape[1])
+
+    @property
+    def may_be_due(self) -> bool:
+        """Whether ``check`` is to be asked after a step; what is due by the clock waits for whoever asks it then."""
+        return self._is_leaving or not self._account.is_in_block
 
     async def allow(self, step: Step) -> None:
         """Wait until a step may be run.
@@ -271,8 +280,6 @@ class Contract:
 
     def _can_run(self, step: Step) -> bool:
         kind, tokens = kind_of(step), step.shape[0] * step.shape[1]
-        if self._account.has_room(kind, tokens):
-            return True
         all_open = self._contracts.of(self.consumer)
         if len(all_open) > 1:
             others = sum(contract.exposure for contract in all_open if contract is not self)

@@ -395,7 +395,7 @@ class Handler:
                 if live.contract is not None:
                     live.contract.take(step)  # Raises before anything has changed.
                 live.state.admit(order)
-                if live.contract is not None:
+                if live.contract is not None and not live.contract.has_room(step):
                     await live.contract.allow(step)
             # Only now, when the step is admitted: whoever asks sees that it is not lost, but slow.
             await self._streams.pay(len(step.payload), lambda: self._is_open(live))
@@ -408,7 +408,7 @@ class Handler:
             else:
                 output = live.output
             await self._outlets.hand_on(live, order, output, known_positions)
-            if live.contract is not None:
+            if live.contract is not None and live.contract.may_be_due:
                 await live.contract.check()
 
     def _is_open(self, live: Live) -> bool:

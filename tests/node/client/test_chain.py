@@ -142,6 +142,9 @@ class NobodyThere:
     def tell(self, repaired):
         raise AssertionError(f"nothing was repaired: {repaired}")
 
+    def rechecked(self, rechecked):
+        raise AssertionError(f"nothing is signed for here: {rechecked}")
+
 
 @contextlib.asynccontextmanager
 async def chain_of_two_stages(planner, step_timeout_s):

@@ -1,6 +1,7 @@
 """A client's side of its sessions: who is late by which clock, whom it notes, and what it keeps to run again."""
 
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from dht.identity import Identity
 from dht.receipts.ledger import Ledger
 from node.agreement.exposure import CHECKPOINT_TIMEOUT_S
+from node.errors import StageAtFault
 from node.wire import Result, Step
 from tests.node.serve.contracted import HIDDEN, Dealt, contracts, dealings
 
@@ -77,6 +79,38 @@ async def test_what_a_stage_at_fault_signed_for_last_is_in_doubt_too_and_no_more
         await dealt.step()
     assert [entry.number for entry in dealt.ours.unsigned(0, is_at_fault=True)] == list(range(129, 201))
     assert len(dealt.ours._recent.since(0)) == 72, "the rest is forgotten"
+
+
+async def run(dealt, position, *, came_as=None, then=b""):
+    """Run a step as both sides do, and change the payloads where they lie once they have been handed over."""
+    payload, shape = bytearray(b"%16d" % position), (1, 1, HIDDEN)
+    step = dealt.ours.sent(Step(dealt.session, position, shape, "float32", payload))
+    gave = bytes(payload)
+    dealt.theirs.take(replace(step, payload=gave))
+    dealt.theirs.give(step, (memoryview(gave), shape), "float32")
+    dealt.theirs.count(step, len(gave), 0)
+    came = bytearray(came_as or gave)
+    dealt.ours.answered(step, Result(dealt.session, position, shape, "float32", memoryview(came)))
+    payload[: len(then)], came[: len(then)] = then, then
+    await dealt.theirs.check()
+
+
+async def test_what_is_computed_in_place_with_a_result_later_does_not_count(dealt):
+    for position in range(130):
+        await run(dealt, position, then=b"changed")
+    await dealt.close()
+    assert dealt.ours._check.is_complete
+
+
+@pytest.mark.parametrize("position", [3, 62, 63, 64, 100])
+async def test_a_result_that_is_not_what_the_stage_commits_to_is_found_with_its_chunk(dealt, position):
+    async def run_all():
+        for each in range(130):
+            await run(dealt, each, came_as=b"something else.." if each == position else None)
+
+    with pytest.raises(StageAtFault, match="gave other bytes"):
+        await run_all()
+    assert dealt.ours.num_sent <= position // 64 * 64 + 64 + 17
 
 
 async def test_lanes_of_a_server_that_has_started_anew_are_not_offered_again(dealt):

@@ -2,7 +2,7 @@
 
 import torch
 
-from node.client.recheck import MAX_KEPT_BYTES, Doubt, Recent, Rechecked, compare, doubt, run_again
+from node.client.recheck import MAX_KEPT_BYTES, Doubt, Kept, Recent, Rechecked, compare, doubt, run_again
 from node.errors import StageLost
 from node.step_log import StepLog
 from node.wire import Result, Step
@@ -23,12 +23,17 @@ def result(position, values):
     return Result(SESSION, position, tuple(values.shape), "float32", values.numpy().tobytes())
 
 
+def answer(number, position, values):
+    came = result(position, values)
+    return Kept(number, position, came.shape, came.payload, came.shape[1])
+
+
 def recent(values):
     """Keep one result for each position."""
     kept = Recent()
     for position in range(values.shape[1]):
         kept.sent(step(position))
-        kept.answered(position + 1, result(position, values[:, position : position + 1]))
+        kept.answered(answer(position + 1, position, values[:, position : position + 1]))
     return kept
 
 
@@ -46,8 +51,8 @@ def test_what_every_stage_has_signed_for_is_forgotten():
 
 def test_cropped_positions_do_not_count():
     kept = Recent()
-    kept.answered(1, result(0, hidden(10)))
-    kept.answered(2, result(10, hidden(1)))
+    kept.answered(answer(1, 0, hidden(10)))
+    kept.answered(answer(2, 10, hidden(1)))
     kept.sent(step(6, crop=6))
     assert [(entry.position, entry.tokens) for entry in kept.since(0)] == [(0, 6)]
     kept.sent(step(6, rows=(0,)))
@@ -57,7 +62,7 @@ def test_cropped_positions_do_not_count():
 def test_what_is_kept_is_bounded():
     kept, large = Recent(), torch.zeros(1, 2**16, HIDDEN)
     for number in range(1, 30):
-        kept.answered(number, result(0, large))
+        kept.answered(answer(number, 0, large))
     assert sum(len(entry.payload) for entry in kept.since(0)) <= MAX_KEPT_BYTES
     assert kept.since(0)[-1].number == 29
 
@@ -98,7 +103,7 @@ def test_the_history_is_taken_as_far_as_it_is_needed_and_as_new_steps():
     for position in (0, 300, 600):
         log.append(step(position, 300))
     kept = Recent()
-    kept.answered(1, result(0, hidden(300)))
+    kept.answered(answer(1, 0, hidden(300)))
     made = doubt("it", kept.since(0), log.replay(3, 0), "float32", ())
     assert [(piece.position, piece.shape[1]) for piece in made.steps] == [(0, 256), (256, 256)]
     assert {(piece.replay, piece.number) for piece in made.steps} == {(0, 0)}
