@@ -199,7 +199,7 @@ class SessionContract:
         self._num_answered = 0
         self._recent = Recent()
         self.is_due = False
-        """Whether a stage was to ask for signatures when the last result was worked off."""
+        """Whether a stage was to ask for signatures when the last result was worked off, and none has since."""
         self._charged: tuple[object, ...] = ()
         """Form of the last step that was sent, and ..."""
         self._charges: list[_Charge] = []
@@ -313,6 +313,7 @@ class SessionContract:
             answer = party.account.check(made, root, time.time())
             if answer is not None:
                 self._dealings.keep(made, answer.signatures)
+                self.is_due = False  # Of others that will be seen again with the next results.
                 self._recent.signed(min(party.num_signed for party in self._parties) - WINDOW)
         other, self._fault = other or self._fault, None
         return Cosign(self._session, answer.to_body()) if answer is not None else None, other
