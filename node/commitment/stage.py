@@ -125,6 +125,8 @@ class StageCommitment:
     def give(self, step: Step, segment: int, codec: str, shape: tuple[int, ...], payload: Payload) -> list[Chunk]:
         """Take the output of the step that was taken last; return the chunks to vouch for before it is handed on."""
         self._is_inside = False
+        if self._again is None and self._out.put(step, segment, payload):
+            return []
         ended = self._end_again() if self._again is not None and segment > self._again.segment else None
         closed = self._out.add(step, segment, codec, shape, payload)
         self._commit(closed)

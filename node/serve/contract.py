@@ -336,7 +336,8 @@ class Contract:
     def give(self, step: Step, output: Output, codec: str) -> list[Voucher]:
         """Commit to the output of the step that was taken last; return what is to be pushed before it."""
         payload, shape = output
-        return self._vouchers(self._commitment.give(step, step.segment, codec, shape, payload))
+        closed = self._commitment.give(step, step.segment, codec, shape, payload)
+        return self._vouchers(closed) if closed else []
 
     def count(self, step: Step, num_bytes_out: int, known_positions: int) -> None:
         """Count a step whose output was handed on.
@@ -379,8 +380,6 @@ class Contract:
         self._has_news.set()
 
     def _vouchers(self, chunks: Sequence[Chunk]) -> list[Voucher]:
-        if not chunks:
-            return []
         session, sign = self._opened.session, self._contracts.sign
         return [
             Voucher(session, chunk.segment, chunk.index, sign(Domain.CHUNK, chunk.voucher_body(session)))
