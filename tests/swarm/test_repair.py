@@ -16,6 +16,8 @@ import torch
 
 from node import AutoDistributedModelForCausalLM
 from node.errors import MissingBlocks
+from node.transport import FrameStream
+from node.wire import Open
 from tests.churn_kit import AtTokens, Fleet
 from tests.processes import run_command
 from tests.swarm.models import LLAMA, SPANS, noisy_copy, save
@@ -198,21 +200,31 @@ def test_the_same_stage_vanishes_twice_in_a_row(swarm: Swarm):
     swarm.fleet.servers.pop(third).stop()
 
 
-def test_a_middle_stage_costs_the_client_less_than_a_kilobyte(swarm: Swarm):
+def test_a_middle_stage_costs_the_client_less_than_a_kilobyte(swarm: Swarm, monkeypatch: pytest.MonkeyPatch):
     sent: list[int] = []
+    opening: list[int] = []
+    genuine = FrameStream.write
+
+    def write(self: FrameStream, frame: Any) -> None:
+        before = self.bytes_out
+        genuine(self, frame)
+        if isinstance(frame, Open):
+            opening.append(self.bytes_out - before)
 
     def note() -> None:
         (chain,) = swarm.remote._connector._chains
-        sent.append(chain.bytes_out)
+        sent.append(chain.bytes_out - sum(opening[3:]))
 
     def note_and_kill() -> None:
         note()
         swarm.kill(1)
 
-    acts = {8: note, 9: note_and_kill, 10: note}
-    swarm.generate(acts)
+    monkeypatch.setattr(FrameStream, "write", write)
+    swarm.generate({8: note, 9: note_and_kill, 10: note})
     ordinary, repaired = sent[1] - sent[0], sent[2] - sent[1]
     assert 0 < repaired - ordinary < 1024
+    assert len(opening) == 4
+    assert opening[3] < 1024, "the handshake, and what it offers the new stage"
 
 
 def test_a_frozen_server_is_left_within_two_seconds_and_harms_nobody_when_it_wakes(swarm: Swarm):
