@@ -125,6 +125,8 @@ class Chain:
         self._has_news = asyncio.Event()
         """Set by every answer, every checkpoint and every loss."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
+        """Of links that are not used any more: their stages may wait for a voucher that does not come."""
         self._rechecking = Rechecking(partial(self._open_elsewhere, planner), planner.rechecked) if planner else None
         """Runs again what was not signed for."""
         self._is_repairing = False
@@ -502,7 +504,7 @@ class Chain:
             link.watch(self._take, self._lose)
         if found.first == 0:
             await self._drop_push()
-        await asyncio.shield(asyncio.gather(*(link.close() for link in replaced)))  # Nobody else would end them.
+        self._end_later(replaced)
         await self._hand_over(found.first, len(found.links), answered)
         return Repaired(
             lost=tuple(str(link.stage) for link in replaced),
@@ -524,6 +526,12 @@ class Chain:
             history=length,
             waiting=waiting,
         )
+
+    def _end_later(self, links: Sequence[StageLink]) -> None:
+        for link in links:
+            task = asyncio.create_task(link.close())
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
 
     async def _catch_up(self, link: StageLink, old: Set[StageLink]) -> None:
         """Wait until a stage that was new a moment ago has handed on all that was answered before it came.
@@ -646,7 +654,7 @@ class Chain:
         if self._contract is not None and not self._waiting:
             with contextlib.suppress(StageAtFault):
                 self._contract.seal()
-        await asyncio.gather(*(link.close() for link in self._links))
+        await asyncio.gather(*(link.close() for link in self._links), *self._ending)
         await self._drop_push()
         if self._contract is not None:
             self._contract.close()
