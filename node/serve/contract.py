@@ -431,21 +431,27 @@ class Contract:
         """End the last chunk, because the session does; return what is to be pushed."""
         return self._vouchers(self._commitment.seal())
 
-    async def settle(self) -> None:
+    async def settle(self, may_be_vouched_for: Callable[[], bool]) -> None:
         """Ask for the last signatures and wait for them, for a while.
+
+        Args:
+            may_be_vouched_for: whether the stage before can still sign for what it sent last: it cannot where this one
+                was replaced and steps go elsewhere.
 
         Raises:
             UnavailableError: the client is gone.
         """
         until_s = time.monotonic() + LAST_SIGNATURES_S
         while self._commitment.awaits_voucher and time.monotonic() < until_s - LAST_SIGNATURES_S / 2:
+            if not may_be_vouched_for():
+                break
             await self._news(_LOOK_S)
         await self.check(is_last=True)
         while not self._account.is_settled and time.monotonic() < until_s:
             await self._news(_LOOK_S)
 
     def hear(self) -> None:
-        """Note that the client has signed for something, here or in another session."""
+        """Note that the client has signed for something, here or in another session, or the stage before has gone."""
         self._has_news.set()
 
     async def _news(self, timeout_s: float) -> None:

@@ -281,7 +281,7 @@ class Handler:
     async def _settle(self, live: Live, contract: Contract, frames: FrameStream) -> None:
         """Have the rest signed for by a client that has ended its session."""
         await self._outlets.vouch_last(live)
-        settling = asyncio.create_task(contract.settle())
+        settling = asyncio.create_task(contract.settle(lambda: live.previous is not None))
         try:
             while not settling.done():
                 reading = asyncio.create_task(frames.receive(MAX_HEADER_BYTES))
@@ -351,6 +351,8 @@ class Handler:
         finally:
             if live.previous is frames:
                 live.previous = None
+                if live.contract is not None:
+                    live.contract.hear()
 
     async def _adopt(self, live: Live, order: Adopt) -> None:
         """Take steps from another previous stage from now on."""
