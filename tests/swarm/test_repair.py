@@ -52,6 +52,14 @@ class Swarm:
         for peer_id in [self.stages()[stage] for stage in stages]:
             self.fleet.kill(peer_id)
 
+    def kill_in_the_first_step(self, stage: int) -> None:
+        """Wait until a session has begun with a step, and let a stage vanish while that is computed."""
+        until_s = time.monotonic() + 30.0
+        while [bool(chain._waiting) for chain in list(self.remote._connector._chains)] != [True]:
+            assert time.monotonic() < until_s
+            time.sleep(0.001)
+        self.kill(stage)
+
     def freeze(self, stage: int) -> None:
         """Let a stage of the running session stop in its tracks until it is brought back: a start costs seconds."""
         self.fleet.freeze(self.stages()[stage])
@@ -177,7 +185,7 @@ def test_a_draft_models_candidates_survive(swarm: Swarm):
 def test_a_long_prefill_survives(swarm: Swarm):
     prompt = swarm.prompt(3000)
     expected = swarm.local.generate(**prompt, max_new_tokens=4, min_new_tokens=4, do_sample=False)
-    killer = threading.Timer(0.3, lambda: swarm.kill(1))
+    killer = threading.Thread(target=swarm.kill_in_the_first_step, args=(1,))
     killer.start()
     tokens = swarm.remote.generate(**prompt, max_new_tokens=4, min_new_tokens=4, do_sample=False)
     killer.join()
