@@ -116,7 +116,11 @@ class Town:
         self.nodes[node] = ReceiptPublisher(node, self.memories[node])
         epoch = self.plan.rules.epoch_of(time.time())
         ident = Ident(identity.peer_id, epoch, epoch, 0, Role.SERVER, "")
-        await node.store(seal(ident, identity, rules=self.plan.rules))
+        try:
+            await node.store(seal(ident, identity, rules=self.plan.rules))
+        except DhtError:
+            if node in self.nodes:  # It was not killed meanwhile.
+                raise
 
     async def _entered(self) -> Swarm:
         """Join as a user does: again, through others, where a busy machine has let it wait too long."""
