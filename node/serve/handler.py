@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -60,6 +61,8 @@ logger = logging.getLogger(__name__)
 
 _MAX_KEPT_BYTES = 64 * 2**10
 """Outputs up to this size are kept for a repeated step; longer ones would be memory that nobody has counted."""
+_MAX_SILENT = 32
+"""Streams that one peer may have open before it says what they are for, besides those that its sessions here await."""
 
 
 @dataclass
@@ -102,6 +105,8 @@ class Handler:
         self._engine = engine
         self._sessions: dict[bytes, Live] = {}
         self._streams = Streams(Bandwidth(served.max_bytes_per_s))
+        self._silent = Counter[str]()
+        """Streams whose first frame has not come yet, by peer."""
         self._leaves_within_s: float | None = None
         """How long sessions are still served; None: as long as they like."""
         self._is_empty = asyncio.Event()
@@ -214,7 +219,7 @@ class Handler:
                 await frames.send(_refusal(NO_SESSION, error), self._served.send_timeout_s)
 
     async def _serve(self, frames: FrameStream) -> None:
-        head = await self._in_time(frames.peek(MAX_HEADER_BYTES))
+        head = await self._head(frames)
         if head is None:
             return
         if (session := pushed_session(head)) is not None:
@@ -227,6 +232,23 @@ class Handler:
                 await self._serve_client(frames, opened)
             case _:
                 raise SessionError("A stream begins with open (a client) or step (a previous stage).")
+
+    async def _head(self, frames: FrameStream) -> bytes | None:
+        """Wait for the beginning of the first frame; None: it does not come, or too many streams are silent already."""
+        peer = frames.peer_id
+        if self._silent[peer] >= _MAX_SILENT and self._silent[peer] >= _MAX_SILENT + self._num_awaited(peer):
+            raise SessionError("Too many streams are open here that say nothing; send a frame on each, or close it.")
+        self._silent[peer] += 1
+        try:
+            return await self._in_time(frames.peek(MAX_HEADER_BYTES))
+        finally:
+            self._silent[peer] -= 1
+            if not self._silent[peer]:
+                del self._silent[peer]
+
+    def _num_awaited(self, peer: str) -> int:
+        """Count the sessions that take steps from a peer and have had none: its streams are silent until then."""
+        return sum(live.state.previous == peer and live.previous is None for live in self._sessions.values())
 
     async def _in_time(self, reading: Awaitable[T]) -> T | None:
         """Return what is read, or None when the peer keeps silent for too long."""

@@ -22,7 +22,21 @@ from node.serve.admission import Served
 from node.serve.handler import Handler
 from node.serve.prefixes import PrefixStore
 from node.transport import FrameStream
-from node.wire import Accept, Adopt, Alive, Drain, Open, Probe, Refuse, Replay, Result, StageLost, Step, encode
+from node.wire import (
+    NO_SESSION,
+    Accept,
+    Adopt,
+    Alive,
+    Drain,
+    Open,
+    Probe,
+    Refuse,
+    Replay,
+    Result,
+    StageLost,
+    Step,
+    encode,
+)
 from tests.families import FAMILIES, NUM_BLOCKS, build
 
 HIDDEN = 32
@@ -30,6 +44,7 @@ MANIFEST = bytes(range(32))
 CACHE_POSITIONS = 2**16
 CLIENT, OTHER, STAGE = (Identity.ephemeral().peer_id for _ in range(3))
 SOON_S = 10.0
+MANY_SILENT = 40
 
 
 @pytest.fixture(scope="module")
@@ -774,6 +789,31 @@ async def test_a_handler_that_is_closed_ends_streams_without_a_session_too(serve
     assert isinstance(await frames.receive(), Refuse)
     assert server.handler.num_streams == 0
     assert (await server.refused()).code == "draining"
+
+
+async def test_a_peer_may_not_hold_many_streams_open_that_say_nothing(server):
+    silent = [(await server.dial())[0] for _ in range(MANY_SILENT)]
+    await asyncio.sleep(0.1)
+    refusal = await silent[-1].receive()
+    assert (refusal.code, refusal.session) == ("protocol", NO_SESSION)
+    assert "say nothing" in refusal.message
+    assert await ends(silent[-1])
+    assert server.handler.counters.broken > 0
+    await server.open(OTHER)
+    for frames in silent:
+        await frames.close()
+    await asyncio.sleep(0.1)
+    await server.open()
+
+
+async def test_streams_of_a_stage_whose_sessions_have_not_begun_may_be_silent(watched):
+    async with serving(watched, max_sessions=2 * MANY_SILENT) as server:
+        sessions = [await server.open(previous=STAGE, max_length=8) for _ in range(MANY_SILENT)]
+        for _ in sessions:
+            await server.dial(STAGE)
+        await asyncio.sleep(0.1)
+        assert server.handler.counters.broken == 0
+        assert server.handler.num_streams == 2 * MANY_SILENT
 
 
 async def test_a_session_that_opens_while_others_are_asked_to_leave_is_asked_too(server):
