@@ -18,7 +18,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +117,11 @@ class Control:
         for writer in [self._writer] if self._writer is not None else []:
             await close_writer(writer)
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     # -- one request, one answer -------------------------------------------------------------------------------------
 
@@ -233,7 +234,8 @@ class Control:
         if self._closed:
             writer.close()
         else:
-            self._spawn(self._serve_stream(reader, writer))
+            serving = self._spawn(self._serve_stream(reader, writer))
+            serving.add_done_callback(lambda _: writer.close())  # It may be cancelled before it has begun.
 
     async def _serve_stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
