@@ -9,7 +9,6 @@ Pure: randomness and time are passed in.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -175,8 +174,8 @@ class LaneBook:
     def __init__(self) -> None:
         self._lanes: dict[tuple[str, int], Lane] = {}
         """The one that was opened longest ago first."""
-        self._counts: Counter[str] = Counter()
-        """Lanes of each consumer."""
+        self._of: dict[str, dict[int, Lane]] = {}
+        """The same by consumer."""
         self._since = 0
         """Lanes of earlier epochs have been dropped."""
 
@@ -197,11 +196,10 @@ class LaneBook:
         key = (offer.consumer, offer.lane)
         lane = self._lanes.get(key)
         if lane is None:
-            if was_used or self._counts[offer.consumer] >= MAX_LANES:
-                raise _no_lane("was used before this server started" if was_used else f"is one more than {MAX_LANES}")
-            lane = self._lanes[key] = Lane(offer, epoch)
-            self._counts[offer.consumer] += 1
-            self._make_room()
+            if was_used:
+                raise _no_lane("has been used in this epoch")
+            self._make_room(offer.consumer)
+            lane = self._lanes[key] = self._of.setdefault(offer.consumer, {})[offer.lane] = Lane(offer, epoch)
             return lane
         if lane.is_open:
             raise _no_lane("is open in another session")
@@ -209,12 +207,17 @@ class LaneBook:
             raise _no_lane("has ended with something unsigned" if lane.is_spent else "is for other blocks or weights")
         lane.offer, lane.epoch, lane.is_open = offer, max(lane.epoch, epoch), True  # Clocks are set back.
         self._lanes[key] = self._lanes.pop(key)
+        of_consumer = self._of[offer.consumer]
+        of_consumer[offer.lane] = of_consumer.pop(offer.lane)
         return lane
 
     def close(self, lane: Lane, *, is_settled: bool) -> None:
         """Note that the session in a lane has ended; ``is_settled``: all that it counted is signed by both."""
         lane.is_open = False
         lane.is_spent = not is_settled
+        key = (lane.offer.consumer, lane.offer.lane)
+        if is_settled and not lane.tallies and self._lanes.get(key) is lane:
+            self._drop(key)
 
     def forget(self, epoch: int) -> None:
         """Drop lanes that have counted nothing since before ``epoch``: their numbers start anew."""
@@ -226,18 +229,30 @@ class LaneBook:
             if not lane.is_open and last < epoch:
                 self._drop(key)
 
-    def _make_room(self) -> None:
-        """Drop the oldest lane that is not open, where there are too many: what is signed there, the ledger knows."""
-        if len(self._lanes) > MAX_LANES_IN_ALL:
-            oldest = next((key for key, lane in self._lanes.items() if not lane.is_open), None)
-            if oldest is not None:
-                self._drop(oldest)
+    def _make_room(self, consumer: str) -> None:
+        """Drop lanes where there are too many, the ones used longest ago: what is signed there, the ledger knows.
+
+        Raises:
+            Refused: all lanes of the consumer are open, or have something unsigned.
+        """
+        of_consumer = self._of.get(consumer, {})
+        if len(of_consumer) >= MAX_LANES:
+            oldest = next((number for number, lane in of_consumer.items() if not (lane.is_open or lane.is_spent)), None)
+            if oldest is None:
+                raise _no_lane(f"is one more than the {MAX_LANES} that are open or have something unsigned")
+            self._drop((consumer, oldest))
+        if len(self._lanes) >= MAX_LANES_IN_ALL:
+            oldest_key = next((key for key, lane in self._lanes.items() if not lane.is_open), None)
+            if oldest_key is not None:
+                self._drop(oldest_key)
 
     def _drop(self, key: tuple[str, int]) -> None:
+        consumer, number = key
         del self._lanes[key]
-        self._counts[key[0]] -= 1
-        if not self._counts[key[0]]:
-            del self._counts[key[0]]
+        of_consumer = self._of[consumer]
+        del of_consumer[number]
+        if not of_consumer:
+            del self._of[consumer]
 
 
 @dataclass(slots=True)
