@@ -18,6 +18,10 @@ class LocalError(NodeError):
     """Misuse of our own code, or a bug in it."""
 
 
+class CannotSign(LocalError):
+    """Our ledger does not take what we would sign; the message holds the mend."""
+
+
 class ComputeFailed(LocalError):
     """Work in the compute thread raised what it should not have; the log has the traceback."""
 

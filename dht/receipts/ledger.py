@@ -141,12 +141,29 @@ class Ledger:
         with self._store.lock:
             taken = self._blocks.take((own, slot), seq)
             if taken is None:
-                least = self._blocks.least((own, slot), seq)  # also where the file has been lost meanwhile
-                first, last = self._store.write(lambda db: _reserve_block(db, own, slot, least), durable=True)
-                self._blocks.add((own, slot), first, last)
-                taken = self._blocks.take((own, slot), first)
+                taken = self._blocks.take((own, slot), self._reserve_block(own, slot, seq))
             assert taken is not None
             return taken
+
+    def needs_numbers(self, own: str, slot: Slot) -> bool:
+        """Say whether ``reserve_ahead`` is of use for a slot. Never blocks."""
+        return self._blocks.is_low((own, slot))
+
+    def reserve_ahead(self, own: str, slot: Slot) -> None:
+        """Write the next numbers of a slot before they are wanted, so that ``reserve_in_memory`` has them.
+
+        Raises:
+            LedgerNotWritten, SeqsSpent: as ``reserve``.
+        """
+        with self._store.lock:
+            if self._blocks.is_low((own, slot)):
+                self._reserve_block(own, slot, 1)
+
+    def _reserve_block(self, own: str, slot: Slot, seq: int) -> int:
+        least = self._blocks.least((own, slot), seq)  # also where the file has been lost meanwhile
+        first, last = self._store.write(lambda db: _reserve_block(db, own, slot, least), durable=True)
+        self._blocks.add((own, slot), first, last)
+        return first
 
     def raise_floor(self) -> None:
         """Let numbers go on far above all that were used: for an identity that is older than this ledger."""

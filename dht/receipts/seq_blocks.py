@@ -17,6 +17,9 @@ from dht.work import MAX_SEQ, Slot
 BLOCK = 16
 """Numbers that one forced write reserves."""
 
+LOW = 4
+"""So few numbers left are a reason to write the next block."""
+
 MAX_SLOTS = 16384
 """Slots whose blocks are remembered; of one that is forgotten, the rest of the block is not used."""
 
@@ -47,10 +50,16 @@ class SeqBlocks:
         with self._lock:
             return max(seq, self._blocks.get(slot, (1, 0))[0])
 
+    def is_low(self, slot: SlotOf) -> bool:
+        """Say whether a slot has few numbers left in memory, or none."""
+        following, last = self._blocks.get(slot, (1, 0))
+        return last - following < LOW
+
     def add(self, slot: SlotOf, first: int, last: int) -> None:
-        """Take note of a block that has been written."""
+        """Take note of a block that has been written; one that follows the last one is joined to what is left of it."""
         with self._lock:
-            self._blocks[slot] = (first, last)
+            following, up_to = self._blocks.get(slot, (1, 0))
+            self._blocks[slot] = (following if following <= up_to == first - 1 else first, last)
             self._blocks.move_to_end(slot)
             if len(self._blocks) > MAX_SLOTS:
                 self._blocks.popitem(last=False)

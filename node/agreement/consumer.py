@@ -164,7 +164,7 @@ class ConsumerAccount:
         """
         if (answer := self.repeated(checkpoint)) is not None:
             return answer
-        if checkpoint.number != self._number + 1:
+        if not self.is_next(checkpoint):
             return None
         receipts = [self._read(*pair) for pair in zip(checkpoint.receipts, checkpoint.signatures, strict=True)]
         is_sound = len({receipt.slot for receipt in receipts}) == len(receipts) > 0
@@ -176,6 +176,10 @@ class ConsumerAccount:
         if checkpoint.steps <= self._history_steps:  # The rest of it is still being computed.
             self._history = own[WorkKind.PREFILL]
         return self._answer(checkpoint, receipts)
+
+    def is_next(self, checkpoint: Checkpoint) -> bool:
+        """Say whether a checkpoint is the one that follows the last one that was signed for."""
+        return checkpoint.number == self._number + 1
 
     def repeated(self, checkpoint: Checkpoint) -> Cosign | None:
         """Return the answer to a checkpoint that was answered before, if it is one.

@@ -77,6 +77,8 @@ class ProviderAccount:
         self._begun: set[tuple[int, WorkKind]] = set()
         """Slots in which the session has been counted as one."""
         self._changed: set[tuple[int, WorkKind]] = set()
+        self._reserved: dict[tuple[int, WorkKind], int] = {}
+        """Numbers that the next receipts have."""
         self._since_tokens = self._since_counted = self._since_exposure = self._last_cost = 0
         self._unanswered_exposure = 0
         self._block_left = self._block_tokens = self._block_in = self._block_out = 0
@@ -220,6 +222,16 @@ class ProviderAccount:
             return True
         return min(self._changed)[0] < self._rules.epoch_of(now_s)
 
+    def reserve(self) -> None:
+        """Write the numbers of the next checkpoint ahead; what this raises leaves everything as it is."""
+        self._close_block()
+        for slot in self._changed - self._reserved.keys():
+            self._reserved[slot] = self._reserve(self._where(slot), self._lane.tallies[slot].seq + 1)
+
+    def _where(self, slot: tuple[int, WorkKind]) -> Slot:
+        (epoch, kind), offer = slot, self._offer
+        return Slot(offer.provider, offer.consumer, epoch, offer.lane, kind)
+
     def checkpoint(self, leaves: Sequence[Leaf], root: bytes, steps: int) -> Checkpoint:
         """Make the next checkpoint.
 
@@ -228,7 +240,7 @@ class ProviderAccount:
             root: over all of them and those before.
             steps: number of the last step that was counted.
         """
-        self._close_block()
+        self.reserve()
         if not self._changed:
             raise LocalError("There is nothing to sign for.")
         receipts = [self._receipt(slot, root) for slot in sorted(self._changed)]
@@ -279,8 +291,7 @@ class ProviderAccount:
 
     def _receipt(self, slot: tuple[int, WorkKind], root: bytes) -> Receipt:
         (epoch, kind), tally, offer = slot, self._lane.tallies[slot], self._offer
-        where = Slot(offer.provider, offer.consumer, epoch, offer.lane, kind)
-        tally.seq = self._reserve(where, tally.seq + 1)
+        tally.seq = self._reserved.pop(slot)
         return Receipt(
             provider=offer.provider,
             consumer=offer.consumer,

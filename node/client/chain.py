@@ -25,9 +25,10 @@ from typing import Any, TypeAlias
 
 from dht.errors import UnavailableError as PeerUnavailable
 from dht.swarm import Swarm
-from node.client.contract import Dealings, SessionContract
+from node.client.contract import Handed, SessionContract
+from node.client.dealings import Dealings
 from node.client.recheck import Doubt, Rechecking, doubt
-from node.client.repair import Planner, Repaired, Replacement, open_replacement, rehearse, unreachable
+from node.client.repair import Planner, Repaired, open_replacement, rehearse, unreachable
 from node.client.route import Route
 from node.client.silence import Silence
 from node.client.stage_link import (
@@ -38,7 +39,16 @@ from node.client.stage_link import (
     open_links,
     with_rows,
 )
-from node.errors import LocalError, NodeError, Refused, SessionError, StageAtFault, StageLost, UnavailableError
+from node.errors import (
+    CannotSign,
+    LocalError,
+    NodeError,
+    Refused,
+    SessionError,
+    StageAtFault,
+    StageLost,
+    UnavailableError,
+)
 from node.step_log import StepLog
 from node.transport import FrameStream
 from node.wire import PROTOCOL, Checkpoint, Drain, Frame, Result, Step
@@ -253,19 +263,23 @@ class Chain:
             case Result() if link is self._links[-1] and frame.session == self.session:
                 self._answer(link, frame)
             case StageLostFrame() if frame.session == self.session:
-                accused = [other for other in self._links if other.stage.peer_id == frame.peer]
-                for other in accused:
-                    if link in self._links and self._links.index(other) < self._links.index(link):
-                        self._doubt(
-                            other, is_at_fault=True
-                        )  # Who is behind it does not say that it is gone, but that it does wrong.
-                    self._lose(other, StageLost(f"The stage {other.stage} is gone; {RETRYABLE_WORDS}."))
+                self._accuse(link, frame.peer)
             case Drain() if frame.session == self.session:
                 self._leave(link)
             case Checkpoint() if frame.session == self.session and link.deal is not None:
                 self._sign(link, frame)
             case _:
                 raise SessionError(f"The stage {link.stage} sent a {type(frame).__name__} frame out of place.")
+
+    def _accuse(self, link: StageLink, peer_id: str) -> None:
+        """Note as lost whom a stage of the route says to be; who stands behind it says that it does wrong."""
+        if link not in self._links:
+            return
+        for place, other in enumerate(list(self._links)):
+            if other.stage.peer_id == peer_id:
+                if place < self._links.index(link):
+                    self._doubt(other, is_at_fault=True)
+                self._lose(other, StageLost(f"The stage {other.stage} is gone; {RETRYABLE_WORDS}."))
 
     def _answer(self, link: StageLink, result: Result) -> None:
         if not self._waiting or not self._is_answer(result, self._waiting[0]):
@@ -293,12 +307,19 @@ class Chain:
 
     def _sign(self, link: StageLink, frame: Checkpoint) -> None:
         """Check what a stage asks a signature for, and give it."""
-        if self._contract is None or link not in self._links:
+        contract, other = self._contract, None
+        if contract is None or link.deal is None:
             return
         try:
-            answer, other = self._contract.checkpoint(self._links.index(link), frame.body)
+            if link in self._links:
+                answer, other = contract.checkpoint(self._links.index(link), frame.body)
+            else:
+                answer = contract.last_words(link.deal, frame.body)
         except StageAtFault as fault:
             self._blame(fault)
+            return
+        except CannotSign as error:  # No other stage would be served better.
+            self._fail(error)
             return
         self._has_news.set()
         if answer is not None:
@@ -479,7 +500,8 @@ class Chain:
         first = next(index for index, link in enumerate(self._links) if link in old)
         if first:
             await self._catch_up(self._links[first - 1], old)
-        answered, shape, contract = self._answered, replace(self._shape, steps=self._answered), self._contract
+        contract, handed = self._contract, self._handed()
+        shape = replace(self._shape, steps=handed.answered)
         if contract is not None:
             shape = replace(shape, segment=contract.next_segment, sent=contract.num_sent)
         found = await open_replacement(
@@ -499,13 +521,14 @@ class Chain:
             self._starved.discard(link)
         self._links[found.first : found.last + 1] = found.links
         if contract is not None:
-            self._renew(contract, found, answered)
+            deals = [link.deal for link in found.links if link.deal is not None]
+            contract.replaced(found.first, found.last, deals, handed)
         for link in found.links:
             link.watch(self._take, self._lose)
         if found.first == 0:
             await self._drop_push()
         self._end_later(replaced)
-        await self._hand_over(found.first, len(found.links), answered)
+        await self._hand_over(found.first, len(found.links), handed.answered)
         return Repaired(
             lost=tuple(str(link.stage) for link in replaced),
             replaced_by=tuple(str(link.stage) for link in found.links),
@@ -513,25 +536,24 @@ class Chain:
             same_drift_class={_drift_class(link) for link in replaced} == {_drift_class(link) for link in found.links},
         )
 
-    def _renew(self, contract: SessionContract, found: Replacement, answered: int) -> None:
-        """Let the contract know of new stages, before they are given anything."""
-        waiting = list(self._waiting)[: contract.num_sent - answered]
-        length = waiting[0].position if waiting else self._log.length if self._log else 0
-        contract.replaced(
-            found.first,
-            found.last,
-            [link.deal for link in found.links if link.deal is not None],
-            answered=answered,
-            rows=self._shape.batch,
-            history=length,
-            waiting=waiting,
-        )
+    def _handed(self) -> Handed:
+        """Return what new stages are given; results that come while they are opened change nothing about it."""
+        answered, log = self._answered, self._log
+        num_sent = self._contract.num_sent if self._contract is not None else answered
+        waiting = tuple(self._waiting)[: num_sent - answered]
+        length = waiting[0].position if waiting else log.length if log else 0
+        return Handed(answered, self._shape.batch, length, waiting)
 
     def _end_later(self, links: Sequence[StageLink]) -> None:
         for link in links:
-            task = asyncio.create_task(link.close())
+            task = asyncio.create_task(self._say_goodbye(link))
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
+
+    async def _say_goodbye(self, link: StageLink) -> None:
+        await link.close()
+        if self._contract is not None and link.deal is not None:
+            self._contract.let_go(link.deal)
 
     async def _catch_up(self, link: StageLink, old: Set[StageLink]) -> None:
         """Wait until a stage that was new a moment ago has handed on all that was answered before it came.

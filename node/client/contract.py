@@ -1,148 +1,65 @@
 """What a client has agreed on with the servers of its sessions: it checks what they commit to, and signs for it.
 
-The shell around ``commitment.chain`` and ``agreement.consumer``: it has the clock, the key and the ledger. Runs in the
+The shell around ``commitment.chain`` and ``agreement.consumer``; ``dealings`` has the key and the ledger. Runs in the
 client's event loop. It knows no stream: ``chain`` hands it what goes and what comes.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from random import SystemRandom
-from typing import Any, TypeAlias
+from typing import NamedTuple, TypeAlias
 
-from dht.domains import Domain
-from dht.errors import DhtError
-from dht.identity import Identity, verify
-from dht.receipts.async_ledger import AsyncLedger
-from dht.receipts.reservation_table import UnsignedEnd
-from dht.records import Envelope, Kind
-from dht.rules import Rules
-from dht.work import Slot, WorkKind
+from dht.identity import verify
+from dht.work import WorkKind
 from node.agreement.checkpoint import Checkpoint
+from node.agreement.checkpoint import Cosign as CosignBody
 from node.agreement.consumer import ConsumerAccount
 from node.agreement.exposure import kind_of
-from node.agreement.offers import ConsumerLane, ConsumerLanes, Offer, is_accepted, profile_digest
+from node.client.dealings import Deal, Dealings
 from node.client.recheck import Kept, Recent
-from node.client.route import Stage
 from node.client.thin_terms import ThinTerms
-from node.commitment.chain import ChainCheck
+from node.commitment.chain import ChainCheck, RetiredStage
 from node.commitment.chunks import WINDOW
-from node.errors import LocalError, StageAtFault
+from node.errors import StageAtFault
 from node.wire import ID_BYTES, LOGIT_BYTES, Cosign, Payload, Result, Step, payload_bytes
-
-logger = logging.getLogger(__name__)
 
 _MAX_NOTED = 32
 _MAX_NOTED_BYTES = 2**14
 """A longer payload is worked off at once."""
-_Noted: TypeAlias = tuple[Step, Result | None, Payload, float]
-"""A step; its result, where that has come; the payload of the one or the other; when it went or came."""
 _Charge: TypeAlias = tuple[WorkKind, int, int, int]
 """What a step is for a stage: a kind of work, tokens, what it takes for it and the most that it gives, bytes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Deal:
-    """What is offered to one server in one session."""
+class Handed:
+    """What stages are given that take the place of others."""
 
-    offer: Offer
-    lane: ConsumerLane
-    body: bytes
-    """The offer's."""
-    signature: bytes
+    answered: int
+    """Steps that had results."""
+    rows: int
+    """Of the history."""
+    length: int
+    """Positions of each row in the history; 0: there is none."""
+    waiting: tuple[Step, ...]
+    """Steps that are sent again, in order."""
 
-    def is_accepted(self, agreement: bytes) -> bool:
-        """Say whether the server has signed that it takes the offer."""
-        return is_accepted(self.offer, agreement, verify)
+
+class _Sent(NamedTuple):
+    step: Step
+    payload: Payload
+    t: float
+    """Unix time, s."""
 
 
-class Dealings:
-    """What one client has agreed on with whom.
-
-    Args:
-        identity: signs.
-        ledger: keeps what both have signed.
-        rules: of the swarm.
-        clock: unix time, s.
-    """
-
-    def __init__(
-        self, identity: Identity, ledger: AsyncLedger, rules: Rules, clock: Callable[[], float] = time.time
-    ) -> None:
-        self.rules = rules
-        self._identity = identity
-        self._ledger = ledger
-        self._clock = clock
-        self._lanes = ConsumerLanes(SystemRandom())
-        self._appending: set[asyncio.Task[None]] = set()
-
-    def offer(self, session: bytes, manifest: bytes, codec: str, stage: Stage, max_tokens: int) -> Deal:
-        """Make an offer to the server of ``stage``."""
-        profile = profile_digest(stage.weights, codec)
-        terms = (manifest, stage.start, stage.end, profile)
-        lane = self._lanes.take(stage.peer_id, terms)
-        own, now_s = self._identity.peer_id, int(self._clock())
-        offer = Offer(session, own, stage.peer_id, *terms, lane.number, max_tokens, now_s)
-        body = offer.to_body()
-        return Deal(offer, lane, body, self._identity.sign(Domain.OFFER, body))
-
-    def account(self, deal: Deal) -> ConsumerAccount:
-        """Return the account of a deal that was accepted."""
-        return ConsumerAccount(
-            deal.offer, deal.lane, self.rules, sign=self._identity.sign, verify=verify, reserve=self._reserve
-        )
-
-    def _reserve(self, slot: Slot, seq: int) -> None:
-        held, own = self._ledger.ledger, self._identity.peer_id
-        taken = held.reserve_in_memory(own, slot, seq) or held.reserve(own, slot, seq)
-        if taken != seq:
-            raise LocalError(f"Number {seq} of that lane was signed with before.")
-
-    def keep(self, checkpoint: Checkpoint, signatures: Sequence[bytes]) -> None:
-        """Put receipts that both have signed into the ledger, without waiting."""
-        for body, by_provider, by_us in zip(checkpoint.receipts, checkpoint.signatures, signatures, strict=True):
-            envelope = Envelope(Kind.RECEIPT, body, (by_provider, by_us)).to_bytes()
-            self._later(self._append(envelope))
-
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._appending.add(task)
-        task.add_done_callback(self._appending.discard)
-
-    async def _append(self, envelope: bytes) -> None:
-        try:
-            await self._ledger.append(self._identity.peer_id, envelope)
-        except DhtError as error:
-            logger.warning("a receipt was not kept: %s", error)
-
-    def end(self, deal: Deal) -> None:
-        """Note that a session has ended with everything signed: its lane may be taken again."""
-        self._lanes.give_back(deal.lane, deal.offer.provider, deal.offer.terms)
-
-    def note_unsigned(self, deal: Deal, tokens: int) -> None:
-        """Note that a session has ended in which a server has not signed for so many tokens."""
-        t = int(self._clock())
-        end = UnsignedEnd(deal.offer.provider, peer_provides=True, manifest=deal.offer.manifest, amount=tokens, t=t)
-        self._later(self._note(end))
-
-    async def _note(self, end: UnsignedEnd) -> None:
-        try:
-            await self._ledger.note_unsigned_end(self._identity.peer_id, end)
-        except DhtError as error:
-            logger.warning("who has not signed was not noted: %s", error)
-
-    def forget_lanes(self, provider: str) -> None:
-        """Draw new lanes for a server from now on: it does not know those of before any more."""
-        self._lanes.forget(provider)
-
-    async def drained(self) -> None:
-        """Wait until the ledger has taken everything."""
-        await asyncio.gather(*self._appending, return_exceptions=True)
+class _Answered(NamedTuple):
+    step: Step
+    result: Result
+    payload: Payload
+    at_s: float
+    """Monotonic time."""
 
 
 @dataclass(slots=True)
@@ -151,6 +68,8 @@ class _Party:
     account: ConsumerAccount
     began: int = 0
     """Steps that had been answered when it took its place."""
+    retired: RetiredStage | None = None
+    """What it has reported, where another has taken its place."""
 
     @property
     def num_signed(self) -> int:
@@ -189,7 +108,9 @@ class SessionContract:
         self._thin = thin
         self._check = ChainCheck(session, codec, [deal.offer.provider for deal in deals], verify)
         self._parties = [_Party(deal, dealings.account(deal)) for deal in deals]
-        self._noted: list[_Noted] = []
+        self._retired: list[_Party] = []
+        """Whose place others have taken, and who may still ask for signatures."""
+        self._noted: list[_Sent | _Answered] = []
         self._fault: StageAtFault | None = None
         """Found while that was worked off, and not raised yet."""
         self._waiting: deque[int] = deque()
@@ -216,25 +137,25 @@ class SessionContract:
         if segment:
             step = replace(step, segment=segment)
         self.num_sent += 1
-        self._note(step, None, step.payload, time.time())
+        self._note(_Sent(step, step.payload, time.time()))
         return step
 
-    def _note(self, step: Step, result: Result | None, payload: Payload, t: float) -> None:
+    def _note(self, noted: _Sent | _Answered) -> None:
         """Keep a step that was sent, or its result, for later; whoever made it may compute in its payload meanwhile."""
-        is_small = len(payload) <= _MAX_NOTED_BYTES
-        is_kept = is_small or result is not None
-        self._noted.append((step, result, bytes(payload) if is_kept else payload, t))
+        is_small = len(noted.payload) <= _MAX_NOTED_BYTES
+        is_kept = is_small or isinstance(noted, _Answered)
+        self._noted.append(noted._replace(payload=bytes(noted.payload)) if is_kept else noted)
         if not is_small or len(self._noted) >= _MAX_NOTED:
             self._work_off()
 
     def _work_off(self) -> None:
-        noted, self._noted = self._noted, []
-        for step, result, payload, t in noted:
-            if result is None:
-                self._charge_all(step, payload, t)
+        all_noted, self._noted = self._noted, []
+        for noted in all_noted:
+            if isinstance(noted, _Sent):
+                self._charge_all(*noted)
                 continue
             try:
-                self._check_result(step, result, payload, t)
+                self._check_result(*noted)
             except StageAtFault as fault:
                 self._fault = self._fault or fault
 
@@ -246,6 +167,8 @@ class SessionContract:
         form = (step.shape, len(step.payload), step.logits_to_keep)
         if form != self._charged:  # While a session decodes, it is not.
             self._charged, self._charges = form, [self._charge(place, step) for place in range(len(self._parties))]
+            for party, (kind, *_) in zip(self._parties, self._charges, strict=True):
+                self._dealings.expect(party.deal, kind)
         for party, charge in zip(self._parties, self._charges, strict=True):
             party.account.sent(self._check.num_sent, *charge, now_s)
 
@@ -269,7 +192,7 @@ class SessionContract:
         Raises:
             StageAtFault: the last stage has given something else than it committed to, now or some steps ago.
         """
-        self._note(step, result, result.payload, time.monotonic())
+        self._note(_Answered(step, result, result.payload, time.monotonic()))
         self._raise_fault()
 
     def _check_result(self, step: Step, result: Result, payload: Payload, now_s: float) -> None:
@@ -304,19 +227,38 @@ class SessionContract:
         Raises:
             StageAtFault: the stage has not kept to what it agreed to.
             FrameError: the checkpoint is malformed.
+            CannotSign: the ledger does not take what would be signed.
         """
         self._work_off()
         party, made = self._parties[place], Checkpoint.from_body(body)
         answer, other = party.account.repeated(made), None
-        if answer is None:
+        if answer is None and party.account.is_next(made):
             root, other = self._root(place, made)
-            answer = party.account.check(made, root, time.time())
-            if answer is not None:
-                self._dealings.keep(made, answer.signatures)
-                self.is_due = False  # Of others that will be seen again with the next results.
-                self._recent.signed(min(party.num_signed for party in self._parties) - WINDOW)
-        other, self._fault = other or self._fault, None
+            answer = self._signed(party, made, root)
+            self.is_due = False  # Of others that will be seen again with the next results.
+            self._recent.signed(min(party.num_signed for party in self._parties) - WINDOW)
+        if other is None:
+            other, self._fault = self._fault, None
         return Cosign(self._session, answer.to_body()) if answer is not None else None, other
+
+    def last_words(self, deal: Deal, body: bytes) -> Cosign | None:
+        """Check what a stage reports whose place another has taken; return what to answer.
+
+        Raises:
+            StageAtFault, FrameError, CannotSign: as ``checkpoint``.
+        """
+        party = next((party for party in self._retired if party.deal is deal), None)
+        made = Checkpoint.from_body(body)
+        if party is None or party.retired is None or not party.account.is_next(made):
+            return None
+        answer = self._signed(party, made, party.retired.check(made.leaves))
+        return Cosign(self._session, answer.to_body()) if answer is not None else None
+
+    def _signed(self, party: _Party, made: Checkpoint, root: bytes) -> CosignBody | None:
+        answer = party.account.check(made, root, time.time())
+        if answer is not None:
+            self._dealings.keep(made, answer.signatures)
+        return answer
 
     def _root(self, place: int, made: Checkpoint) -> tuple[bytes, StageAtFault | None]:
         try:
@@ -343,45 +285,36 @@ class SessionContract:
         self._work_off()
         self._check.resent(step)
 
-    def replaced(
-        self,
-        first: int,
-        last: int,
-        deals: Sequence[Deal],
-        *,
-        answered: int,
-        rows: int,
-        history: int,
-        waiting: Sequence[Step],
-    ) -> None:
+    def replaced(self, first: int, last: int, deals: Sequence[Deal], handed: Handed) -> None:
         """Note that other stages have taken the place of those from ``first`` to ``last``.
 
         Args:
             first: place of the first one.
             last: place of the last one.
             deals: accepted, of the new ones.
-            answered: steps that have results.
-            rows: of the history.
-            history: positions of each row in the history that the new ones are given.
-            waiting: steps that are sent again, in order.
+            handed: what they are given.
         """
         self._work_off()
+        for place in range(first, last + 1):
+            self._parties[place].retired = self._check.retired(place)
         self._check.replaced(first, last, [deal.offer.provider for deal in deals])
-        self._end(self._parties[first : last + 1])
-        self._parties[first : last + 1] = [_Party(deal, self._dealings.account(deal), answered) for deal in deals]
-        for place in range(first, first + len(deals)):
-            if history:
-                self._hand_history(place, first + len(deals), answered, rows, history)
-            for number, step in enumerate(waiting, answered + 1):
-                self._parties[place].account.sent(number, *self._charge(place, step), time.time())
+        self._retired += self._parties[first : last + 1]
+        new = [_Party(deal, self._dealings.account(deal), handed.answered) for deal in deals]
+        self._parties[first : last + 1] = new
+        for place, party in enumerate(new, first):
+            if handed.length:
+                self._hand_history(place, first + len(new), handed)
+            for number, step in enumerate(handed.waiting, handed.answered + 1):
+                party.account.sent(number, *self._charge(place, step), time.time())
         self._charged = ()
 
-    def _hand_history(self, place: int, end: int, answered: int, rows: int, history: int) -> None:
+    def _hand_history(self, place: int, end: int, handed: Handed) -> None:
+        rows, length = handed.rows, handed.length
         ids = place == 0 and self._thin is not None
-        hidden = payload_bytes(self._codec, (rows, history, self._hidden_size))
-        bytes_in = rows * history * ID_BYTES if ids else hidden
-        account = self._parties[place].account
-        account.handed_history(answered, rows * history, bytes_in, hidden if place + 1 < end else 0, time.time())
+        hidden = payload_bytes(self._codec, (rows, length, self._hidden_size))
+        bytes_in = rows * length * ID_BYTES if ids else hidden
+        bytes_out = hidden if place + 1 < end else 0
+        self._parties[place].account.handed_history(handed.answered, rows * length, bytes_in, bytes_out, time.time())
 
     def seal(self) -> None:
         """Note that the session ends at rest.
@@ -396,7 +329,13 @@ class SessionContract:
     def close(self) -> None:
         """Give back the lanes in which everything is signed for, and note who has not signed."""
         self._work_off()
-        self._end(self._parties)
+        self._end([*self._parties, *self._retired])
+        self._retired.clear()
+
+    def let_go(self, deal: Deal) -> None:
+        """Note that a stage whose place another has taken has said goodbye."""
+        self._end([party for party in self._retired if party.deal is deal])
+        self._retired = [party for party in self._retired if party.deal is not deal]
 
     def _end(self, parties: Sequence[_Party]) -> None:
         for party in parties:
@@ -404,8 +343,3 @@ class SessionContract:
                 self._dealings.end(party.deal)
             elif party.account.unsigned_tokens:
                 self._dealings.note_unsigned(party.deal, party.account.unsigned_tokens)
-
-
-def blamed(fault: StageAtFault, stages: Sequence[Stage]) -> list[int]:
-    """Return the places of the stage that is to blame."""
-    return [place for place, stage in enumerate(stages) if stage.peer_id == fault.peer_id]

@@ -20,7 +20,7 @@ from dht.directory import Directory
 from dht.parameters import parse_join
 from dht.swarm import Swarm
 from node.client.chain import Chain, SessionShape, StageFailed, open_chain
-from node.client.contract import Dealings
+from node.client.dealings import Dealings
 from node.client.explain import Explanation, explain
 from node.client.loop_thread import LoopThread
 from node.client.offers import FASTEST, Policy

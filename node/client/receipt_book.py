@@ -17,7 +17,7 @@ from dht.parameters import JoinCode
 from dht.receipts.async_ledger import AsyncLedger
 from dht.receipts.ledger import Ledger
 from dht.swarm import Swarm
-from node.client.contract import Dealings
+from node.client.dealings import Dealings
 
 logger = logging.getLogger(__name__)
 

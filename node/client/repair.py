@@ -13,7 +13,7 @@ from typing import Protocol
 
 from dht.errors import DhtError
 from dht.swarm import Swarm
-from node.client.contract import Dealings
+from node.client.dealings import Dealings
 from node.client.recheck import Rechecked
 from node.client.route import Stage
 from node.client.stage_link import RETRYABLE_WORDS, SessionShape, StageFailed, StageLink, is_secondary, open_links

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from dht.errors import UnavailableError as PeerUnavailable
 from dht.swarm import Swarm
-from node.client.contract import Deal, Dealings
+from node.client.dealings import Deal, Dealings
 from node.client.route import Stage
 from node.client.thin_terms import ThinTerms
 from node.errors import NodeError, Refused, SessionError, StageLost, UnavailableError

@@ -81,6 +81,41 @@ class _Reporter:
     resent: dict[int, int] = field(default_factory=dict)
     """For the segments in which it was to send again what lost stages had: how many chunks it has reported."""
 
+    def append(self, leaf: Leaf, session: bytes, segment: int, num_positions: int) -> None:
+        """Take the next leaf of what was computed, up to a segment and in so many positions."""
+        is_next = (leaf.segment, leaf.index) == self.next or (leaf.index == 0 and leaf.segment > self.next[0])
+        if not is_next or leaf.segment > segment or leaf.index >= num_positions:
+            raise StageAtFault(self.peer_id, f"commits to chunk {leaf.index} out of turn")
+        self.next = (leaf.segment, leaf.index + 1)
+        self.tree.append(leaf.hash(session))
+
+
+@dataclass(frozen=True, slots=True)
+class RetiredStage:
+    """A stage whose place another has taken while it still has something to be signed for.
+
+    Its neighbours have new edges, so what it commits to is compared with nothing; who runs it again may.
+    """
+
+    session: bytes
+    segment: int
+    """The last one that it has a part in."""
+    num_positions: int
+    reporter: _Reporter
+
+    def check(self, leaves: Sequence[Leaf]) -> bytes:
+        """Return the root over all that the stage has reported.
+
+        Raises:
+            StageAtFault: it does not report in order.
+        """
+        for leaf in leaves[:MAX_LEAVES]:
+            if leaf.is_resent:
+                self.reporter.tree.append(leaf.hash(self.session))
+            else:
+                self.reporter.append(leaf, self.session, self.segment, self.num_positions)
+        return self.reporter.tree.root()
+
 
 class ChainCheck:
     """What a client knows of the commitments of one session.
@@ -160,6 +195,10 @@ class ChainCheck:
         for chunk in self._got.seal():
             self._get(chunk)
 
+    def retired(self, stage: int) -> RetiredStage:
+        """Return what a stage that is about to be replaced has reported so far."""
+        return RetiredStage(self._session, self.segment, self._num_positions, self._stages[stage])
+
     def replaced(self, first: int, last: int, peers: Sequence[str]) -> int:
         """Note that new stages take the place of ``first`` to ``last``, before they are given anything.
 
@@ -197,10 +236,9 @@ class ChainCheck:
             if leaf.is_resent:
                 self._check_resent(stage, leaf, steps)
             else:
-                self._check_turn(reporter, leaf)
+                reporter.append(leaf, self._session, self.segment, self._num_positions)
                 other = self._check_taken(stage, leaf, steps) or other
                 self._check_given(stage, leaf, steps)
-            reporter.tree.append(leaf.hash(self._session))
         if len(leaves) < MAX_LEAVES and not self._is_sealed:
             self._check_omissions(stage, steps)
         if other is not None:
@@ -210,12 +248,6 @@ class ChainCheck:
     def root_of(self, stage: int) -> bytes:
         """Return the root over all that a stage has reported."""
         return self._stages[stage].tree.root()
-
-    def _check_turn(self, reporter: _Reporter, leaf: Leaf) -> None:
-        is_next = (leaf.segment, leaf.index) == reporter.next or (leaf.index == 0 and leaf.segment > reporter.next[0])
-        if not is_next or leaf.segment > self.segment or leaf.index >= self._num_positions:
-            raise StageAtFault(reporter.peer_id, f"commits to chunk {leaf.index} out of turn")
-        reporter.next = (leaf.segment, leaf.index + 1)
 
     def _check_taken(self, stage: int, leaf: Leaf, steps: int) -> StageAtFault | None:
         """Check a stage's input: signed for by the stage before, and what that one commits to; return its fault."""
@@ -247,6 +279,7 @@ class ChainCheck:
         if reporter.resent.get(leaf.segment) != leaf.index or leaf.index >= self._num_positions:
             raise StageAtFault(reporter.peer_id, "commits to having sent again what nobody asked for")
         reporter.resent[leaf.segment] += 1
+        reporter.tree.append(leaf.hash(self._session))
         taken = edge.give(leaf.chunk_out, steps, WINDOW)
         if taken not in (None, leaf.chunk_out):
             raise StageAtFault(reporter.peer_id, f"commits to other bytes of chunk {leaf.index} than it has signed for")

@@ -38,6 +38,7 @@ _CODES: tuple[tuple[type[Exception], int], ...] = (
     (dht_errors.DaemonDied, 22),
     (dht_errors.LedgerNotWritten, 30),
     (dht_errors.LedgerDamaged, 30),
+    (errors.CannotSign, 30),
     (errors.UserError, 23),
     (errors.UnavailableError, 24),
     (dht_errors.UnavailableError, 24),

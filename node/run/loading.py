@@ -22,7 +22,7 @@ from node.model.span import Span, build_quantised_span, build_span
 from node.run.events import Reporter
 from node.run.serve_plan import ServePlan, Wanted
 from node.serve.admission import Served
-from node.serve.contract import Contracts
+from node.serve.contracts import Contracts
 from node.serve.handler import Handler
 from node.serve.hours import Hours
 from node.serve.outlets import Dialer

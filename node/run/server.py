@@ -41,7 +41,7 @@ from node.run.receipt_keeping import ReceiptKeeping
 from node.run.serve_plan import ServePlan, plan_serving
 from node.run.server_ends import announced, in_words
 from node.serve.balance import choose_span
-from node.serve.contract import Contracts
+from node.serve.contracts import Contracts
 from node.serve.handler import Handler
 from node.serve.measure import SpanCost, measure
 from node.serve.patience import Patience

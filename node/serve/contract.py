@@ -3,9 +3,9 @@
     allow() ──> take() ──> compute ──> give(), count() ──> checkpoint ──> client
                                                                cosigned() <──┘ ──> ledger
 
-The shell around ``commitment.stage`` and ``agreement.provider``: it has the clock, the key and the ledger, and waits
-for signatures where what was served and not signed for has reached its bound. Runs in the event loop. It knows no
-stream: what is to be sent to the client goes through a function that is passed in.
+The shell around ``commitment.stage`` and ``agreement.provider``: it has the clock, signs at the server's desk, and
+waits for signatures where what was served and not signed for has reached its bound. Runs in the event loop. It knows
+no stream: what is to be sent to the client goes through a function that is passed in.
 """
 
 from __future__ import annotations
@@ -15,23 +15,19 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence, Set
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from dht.domains import Domain
-from dht.errors import DhtError, SeqsSpent
-from dht.identity import Identity, verify
-from dht.receipts.async_ledger import AsyncLedger
-from dht.receipts.ledger import Ledger
-from dht.receipts.reservation_table import UnsignedEnd
-from dht.rules import Rules
+from dht.identity import verify
 from dht.work import Slot, WorkKind
 from node.agreement.checkpoint import Cosign as CosignBody
-from node.agreement.exposure import COSIGN_TIMEOUT_S, Standing, kind_of, tokens_between_checkpoints
-from node.agreement.offers import Lane, LaneBook, Offer, accept, profile_digest, read_offer
+from node.agreement.exposure import COSIGN_TIMEOUT_S, Standing, kind_of
+from node.agreement.offers import Lane, accept
 from node.agreement.provider import ProviderAccount
 from node.commitment.chunks import Chunk
 from node.commitment.stage import StageCommitment
 from node.errors import Refused, UnavailableError
+from node.receipt_desk import ReceiptDesk
 from node.serve.computation import Output
 from node.wire import Checkpoint, Cosign, Open, Sendable, Step, Voucher
 
@@ -47,165 +43,30 @@ _REST_S = 1.0
 """When nothing was counted for so long, its client may sign for what was."""
 
 
-class Contracts:
-    """What one server has agreed on with whom.
+class Agreements(Protocol):
+    """What a contract needs of all those of its server: ``Contracts``."""
 
-    Args:
-        identity: signs.
-        ledger: keeps what both have signed.
-        rules: of the swarm.
-        clock: unix time, s.
-    """
-
-    def __init__(
-        self, identity: Identity, ledger: AsyncLedger, rules: Rules, clock: Callable[[], float] = time.time
-    ) -> None:
-        self._identity = identity
-        self._ledger = ledger
-        self._rules = rules
-        self._clock = clock
-        self._lanes = LaneBook()
-        self._open: dict[str, set[Contract]] = {}
-        """By consumer."""
-        self._appending: set[asyncio.Task[None]] = set()
-
-    async def begin(self, opened: Open, client: str, weights: str, tell: Tell) -> Contract:
-        """Agree on a session.
-
-        Args:
-            opened: what its client asks for.
-            client: its peer id.
-            weights: what the weights are held in, as it is announced.
-            tell: sends frames to the client.
-
-        Raises:
-            Refused: there is no offer, or not one that can be taken.
-        """
-        if not opened.offer:
-            raise Refused("bad_offer", "This server counts what it does: open with an offer, or use a newer client.")
-        own, now_s = self._identity.peer_id, self._clock()
-        wanted = Offer(
-            session=opened.session,
-            consumer=client,
-            provider=own,
-            manifest=opened.manifest,
-            start=opened.start,
-            end=opened.end,
-            profile=profile_digest(weights, opened.codec, opened.adapter),
-            lane=0,
-            max_tokens=opened.batch * opened.max_length,
-            t=0,
-        )
-        offer = read_offer(opened.offer, opened.offer_signature, wanted, verify, now_s)
-        epoch = self._rules.epoch_of(now_s)
-        signed_tokens, was_used, num_unsigned = await self._history(client, epoch, offer.lane)
-        self._lanes.forget(epoch - 1)
-        lane = self._lanes.open(offer, epoch, was_used=was_used)
-        standing = Standing(num_unsigned)
-        account = ProviderAccount(
-            lane,
-            self._rules,
-            cap=standing.cap(signed_tokens),
-            every=tokens_between_checkpoints(signed_tokens),
-            sign=self._identity.sign,
-            verify=verify,
-            reserve=self._reserve,
-        )
-        contract = Contract(self, opened, lane, account, standing, signed_tokens, tell, self._clock)
-        self._open.setdefault(client, set()).add(contract)
-        return contract
-
-    async def _history(self, client: str, epoch: int, lane: int) -> tuple[int, bool, int]:
-        """Ask the ledger how much a client has signed for, whether it knows the lane, and of unsigned ends."""
-        own = self._identity.peer_id
-        slots = [Slot(own, client, epoch, lane, kind) for kind in WorkKind]
-        try:
-            return await self._ledger.ask(
-                lambda held: (
-                    held.history_of(own, client),
-                    any(held.newest_of(own, slot) is not None for slot in slots),
-                    held.num_unsigned(own, client),
-                )
-            )
-        except DhtError as error:
-            raise _unable(error) from error
+    desk: ReceiptDesk
 
     def of(self, consumer: str) -> Set[Contract]:
-        """Return the agreements about a consumer's open sessions, as they are at any time."""
-        return self._open.get(consumer, frozenset())
+        """Return the agreements about a consumer's open sessions."""
 
     def forget(self, contract: Contract) -> None:
         """Note that a session is not open any more."""
-        of_consumer = self._open.get(contract.consumer, set())
-        of_consumer.discard(contract)
-        if not of_consumer:
-            self._open.pop(contract.consumer, None)
 
-    def sign(self, domain: int, body: bytes) -> bytes:
-        """Sign with the server's key."""
-        return self._identity.sign(domain, body)
-
-    def _reserve(self, slot: Slot, seq: int) -> int:
-        """Write down a number before it is signed with; once in sixteen times this waits for the disk.
-
-        Raises:
-            Refused: there is none; nothing can be signed.
-        """
-        held, own = self._ledger.ledger, self._identity.peer_id
-        try:
-            return held.reserve_in_memory(own, slot, seq) or held.reserve(own, slot, seq)
-        except DhtError as error:
-            raise _unable(error) from error
-
-    def keep(self, envelopes: Sequence[bytes]) -> None:
-        """Put receipts that both have signed into the ledger, without waiting."""
-        for envelope in envelopes:
-            task = asyncio.create_task(self._append(envelope))
-            self._appending.add(task)
-            task.add_done_callback(self._appending.discard)
-
-    async def _append(self, envelope: bytes) -> None:
-        try:
-            await self._ledger.append(self._identity.peer_id, envelope)
-        except DhtError as error:
-            logger.warning("a receipt was not kept: %s", error)
+    def reserve(self, slot: Slot, seq: int) -> int:
+        """Write down a number before it is signed with."""
 
     async def end(self, lane: Lane, account: ProviderAccount, standing: Standing, *, is_ours: bool) -> None:
-        """Note how a session has ended; ``is_ours``: this server has ended it, so its consumer is not to blame."""
-        is_settled = account.is_settled
-        self._lanes.close(lane, is_settled=is_settled)
-        own, consumer = self._identity.peer_id, lane.offer.consumer
-        change = standing.change(is_settled=is_settled, signed_tokens=account.signed_tokens, cap=account.cap)
-        end = UnsignedEnd(
-            consumer,
-            peer_provides=False,
-            manifest=lane.offer.manifest,
-            amount=account.unsigned_tokens,
-            t=int(self._clock()),
-        )
-
-        def note(held: Ledger) -> None:
-            if not is_settled:
-                held.note_unsigned_end(own, end)
-            if change < 0 or (change > 0 and not is_ours):
-                held.change_unsigned(own, consumer, change)
-
-        try:
-            await self._ledger.ask(note)
-        except DhtError as error:
-            logger.warning("how a session ended was not noted: %s", error)
-
-    async def drained(self) -> None:
-        """Wait until the ledger has taken everything."""
-        await asyncio.gather(*self._appending, return_exceptions=True)
+        """Note how a session has ended."""
 
 
 class Contract:
-    """The agreement about one session. Made by ``Contracts.begin``; ended by ``close``."""
+    """The agreement about one session. Made by ``contracts.Contracts.begin``; ended by ``close``."""
 
     def __init__(
         self,
-        contracts: Contracts,
+        contracts: Agreements,
         opened: Open,
         lane: Lane,
         account: ProviderAccount,
@@ -216,7 +77,7 @@ class Contract:
     ) -> None:
         self.consumer = lane.offer.consumer
         """Peer id of the client."""
-        self.agreement = accept(opened.offer, contracts.sign)
+        self.agreement = accept(opened.offer, contracts.desk.sign)
         """The server's signature over the offer."""
         self._contracts = contracts
         self._opened = opened
@@ -248,6 +109,8 @@ class Contract:
         """Whether the client has been asked to take the session elsewhere: every step may be the last one here."""
         self._counted_s = time.monotonic()
         """When something was counted last."""
+        self._expected: set[WorkKind] = set()
+        """Kinds of work for which numbers have been written ahead."""
 
     # Steps. Those of one session interleave with those of others, so what most of them need touches little.
 
@@ -347,17 +210,25 @@ class Contract:
             num_bytes_out: of the payload that was handed on; 0 where it was not.
             known_positions: of each row, those that were taken from a prefix.
         """
-        rows, tokens, _ = step.shape
+        (rows, tokens, _), kind = step.shape, kind_of(step)
         self._steps += not step.replay
         self._counted_s = time.monotonic()
+        if kind not in self._expected:
+            self._expect(kind)
         self._account.count(
-            kind_of(step),
+            kind,
             rows * tokens,
             len(step.payload),
             num_bytes_out,
             self._clock(),
             known_tokens=rows * known_positions,
         )
+
+    def _expect(self, kind: WorkKind) -> None:
+        """Have numbers written ahead for what is counted of a kind now, so that its signature need not wait."""
+        self._expected.add(kind)
+        offer = self._lane.offer
+        self._contracts.desk.expect(Slot(offer.provider, offer.consumer, self._lane.epoch, offer.lane, kind))
 
     # Repairs.
 
@@ -380,7 +251,7 @@ class Contract:
         self._has_news.set()
 
     def _vouchers(self, chunks: Sequence[Chunk]) -> list[Voucher]:
-        session, sign = self._opened.session, self._contracts.sign
+        session, sign = self._opened.session, self._contracts.desk.sign
         return [
             Voucher(session, chunk.segment, chunk.index, sign(Domain.CHUNK, chunk.voucher_body(session)))
             for chunk in chunks
@@ -410,6 +281,7 @@ class Contract:
     def _due(self, *, is_last: bool) -> Checkpoint | None:
         if not self._account.is_due(self._clock(), is_last=is_last):
             return None
+        self._account.reserve()  # First: what has been reported once is not reported again.
         leaves, root = self._commitment.report()
         made = self._account.checkpoint(leaves, root, self._steps)
         self._asked_s = self._asked_s or time.monotonic()
@@ -422,7 +294,7 @@ class Contract:
             RemoteError: they are malformed, or not what they should be.
         """
         completed = self._account.cosigned(CosignBody.from_body(frame.body))
-        self._contracts.keep([envelope.to_bytes() for envelope in completed])
+        self._contracts.desk.keep(envelope.to_bytes() for envelope in completed)
         self._asked_s = time.monotonic() if self._account.is_asking else None
         for contract in self._contracts.of(self.consumer):
             contract.hear()
@@ -477,13 +349,3 @@ class Contract:
 
 def _unsigned() -> Refused:
     return Refused("unsigned", "What was done is not signed for; sign checkpoints as they come.")
-
-
-def _unable(error: DhtError) -> Refused:
-    """Return what a client is told where the ledger does not do what a session needs."""
-    logger.warning("a session cannot be counted: %s", error)
-    if isinstance(error, SeqsSpent):
-        return Refused(
-            "lane", "That lane has no numbers left in this epoch; draw another and open again.", retryable=True
-        )
-    return Refused("failed", "This server cannot keep receipts now; choose another.", retryable=True)

@@ -26,7 +26,8 @@ from node.model.span import Span
 from node.model.tensors import codec_of
 from node.serve.admission import Served
 from node.serve.bandwidth import Bandwidth
-from node.serve.contract import Contract, Contracts
+from node.serve.contract import Contract
+from node.serve.contracts import Contracts
 from node.serve.outlets import Dialer, Live, Outlets, Streams
 from node.serve.prefixes import PrefixStore
 from node.serve.runner import Runner

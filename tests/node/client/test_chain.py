@@ -3,15 +3,19 @@
 import asyncio
 import contextlib
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
+from dht.errors import PeerUnreachable
+from node.client import chain as chains
 from node.client.chain import Chain, SessionShape
+from node.client.repair import Replacement
 from node.client.route import Stage
 from node.client.stage_link import StageLink
-from node.errors import LocalError, MissingBlocks, SessionError, StageLost
+from node.errors import CannotSign, LocalError, MissingBlocks, SessionError, StageLost
 from node.transport import FrameStream
-from node.wire import Alive, Drain, Probe, Result, Step
+from node.wire import Alive, Checkpoint, Drain, Probe, Result, Step
 
 SESSION = bytes(16)
 
@@ -50,12 +54,13 @@ async def stream():
 
 
 @contextlib.asynccontextmanager
-async def chain_of_one_stage(step_timeout_s):
+async def chain_of_one_stage(step_timeout_s, contract=None):
     """Yield a chain and the stage's end of its control stream."""
     async with stream() as (control, stage), stream() as (push, _):
-        link = StageLink(Stage("stage", 0, 4, ()), SESSION, control, "float32")
+        deal = SimpleNamespace() if contract is not None else None
+        link = StageLink(Stage("stage", 0, 4, ()), SESSION, control, "float32", deal)
         shape = SessionShape(bytes(32), 1, (), 64, "float32")
-        chain = Chain(None, SESSION, shape, [link], push, step_timeout_s=step_timeout_s)
+        chain = Chain(None, SESSION, shape, [link], push, step_timeout_s=step_timeout_s, contract=contract)
         try:
             yield chain, stage
         finally:
@@ -146,8 +151,15 @@ class NobodyThere:
         raise AssertionError(f"nothing is signed for here: {rechecked}")
 
 
+class EmptySwarm:
+    """A swarm in which nobody can be reached."""
+
+    async def dial(self, peer_id, _protocol, *, addresses=()):
+        raise PeerUnreachable(f"{peer_id} is not there")
+
+
 @contextlib.asynccontextmanager
-async def chain_of_two_stages(planner, step_timeout_s):
+async def chain_of_two_stages(planner, step_timeout_s, contract=None):
     """Yield a chain and both stages' ends of their control streams."""
     async with stream() as (first, first_stage), stream() as (last, last_stage), stream() as (push, _):
         links = [
@@ -155,7 +167,8 @@ async def chain_of_two_stages(planner, step_timeout_s):
             StageLink(Stage("last", 2, 4, ()), SESSION, last, "float32"),
         ]
         shape = SessionShape(bytes(32), 1, (), 64, "float32")
-        chain = Chain(None, SESSION, shape, links, push, step_timeout_s=step_timeout_s, planner=planner)
+        options = {"step_timeout_s": step_timeout_s, "planner": planner, "contract": contract}
+        chain = Chain(EmptySwarm(), SESSION, shape, links, push, **options)
         try:
             yield chain, first_stage, last_stage
         finally:
@@ -237,3 +250,68 @@ async def test_nobody_is_asked_again_and_again_for_a_leaving_stage_that_is_gone(
         await first.close()
         await asyncio.sleep(1.5)
         assert planner.num_asked == 2, "once for its blocks, once for those of its neighbour too"
+
+
+class NotingContract:
+    """A contract that checks nothing, and notes what those who take others' places are given."""
+
+    next_segment, is_due = 1, False
+
+    def __init__(self):
+        self.num_sent, self.handed = 0, asyncio.get_running_loop().create_future()
+
+    def sent(self, step):
+        self.num_sent += 1
+        return step
+
+    def answered(self, step, result):
+        """Take it as it is."""
+
+    def overdue(self):
+        return []
+
+    def unsigned(self, place, *, is_at_fault=False):
+        return ()
+
+    def checkpoint(self, place, body):
+        raise CannotSign("The disk is full; free some space.")
+
+    def replaced(self, first, last, deals, handed):
+        self.handed.set_result(handed)
+
+    def seal(self):
+        """End nothing."""
+
+    def close(self):
+        """End nothing."""
+
+
+async def test_what_an_heir_is_given_does_not_change_while_it_is_opened(monkeypatch):
+    contract = NotingContract()
+    async with chain_of_two_stages(NobodyThere(), 5, contract) as (chain, first, last), giving_signs(last, 4, 1):
+
+        async def open_slowly(*_, **__):
+            await last.send(answer(1))
+            while chain._answered < 2:
+                await asyncio.sleep(0.01)
+            return Replacement(0, 0, [])
+
+        monkeypatch.setattr(chains, "open_replacement", open_slowly)
+        running = asyncio.create_task(chain.run([step(position) for position in range(4)]))
+        await last.send(answer(0))
+        while chain._answered < 1 or contract.num_sent < 4:
+            await asyncio.sleep(0.01)
+        await first.close()
+        handed = await asyncio.wait_for(contract.handed, 10)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert (handed.answered, handed.length) == (1, 1)
+    assert [given.position for given in handed.waiting] == [1, 2, 3]
+
+
+async def test_a_session_whose_client_cannot_sign_ends_and_says_why():
+    async with chain_of_one_stage(10, NotingContract()) as (chain, stage):
+        answered = send_one(chain, 0)
+        await stage.send(Checkpoint(SESSION, b"body"))
+        _, error = await asyncio.wait_for(answered, 10)
+        assert isinstance(error, CannotSign)

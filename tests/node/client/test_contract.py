@@ -6,12 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 
+from dht.errors import LedgerNotWritten
 from dht.identity import Identity
 from dht.receipts.ledger import Ledger
 from node.agreement.exposure import CHECKPOINT_TIMEOUT_S
-from node.errors import StageAtFault
-from node.wire import Result, Step
-from tests.node.serve.contracted import HIDDEN, Dealt, contracts, dealings
+from node.client.contract import Handed, SessionContract
+from node.client.route import Stage
+from node.errors import CannotSign, Refused, StageAtFault
+from node.step_log import StepLog
+from node.wire import Open, Result, Step
+from tests.node.serve.contracted import HIDDEN, MANIFEST, Dealt, contracts, dealings
 
 SERVER, CLIENT = Identity.ephemeral(), Identity.ephemeral()
 
@@ -124,3 +128,118 @@ async def test_lanes_of_a_server_that_has_started_anew_are_not_offered_again(dea
     dealt.dealings.forget_lanes(SERVER.peer_id)
     new = await Dealt(dealt.contracts, dealt.dealings, CLIENT, SERVER).open()
     assert new.ours._parties[0].deal.lane is not first.lane
+
+
+def breaks(monkeypatch, ledger):
+    """Let a ledger write nothing any more."""
+
+    def full(*_):
+        raise LedgerNotWritten("The disk is full; free some space.")
+
+    monkeypatch.setattr(ledger, "reserve_in_memory", lambda *_: None)
+    monkeypatch.setattr(ledger, "reserve", full)
+
+
+async def test_a_client_whose_ledger_fails_says_that_it_cannot_sign_and_blames_nobody(dealt, ledger, monkeypatch):
+    breaks(monkeypatch, ledger)
+    for _ in range(15):
+        await dealt.step()
+    with pytest.raises(CannotSign, match=r"free some space. Or open the model with receipts=False"):
+        await dealt.step()
+
+
+async def test_a_ledger_that_fails_for_a_moment_puts_no_server_at_fault(dealt, monkeypatch):
+    for _ in range(3):
+        await dealt.step(40)
+    await dealt.step()
+    with monkeypatch.context() as moment:
+        breaks(moment, dealt.contracts.desk._ledger.ledger)
+        with pytest.raises(Refused):
+            await dealt.theirs.check(is_last=True)
+    await dealt.close()
+    assert dealt.theirs._account.is_settled
+
+
+async def test_a_stage_whose_place_another_has_taken_gets_its_last_signatures(dealt, ledger):
+    for _ in range(21):
+        await dealt.step()
+    (party,), frames = dealt.ours._parties, []
+    heir = dealt.dealings.offer(dealt.session, MANIFEST, "float32", Stage(CLIENT.peer_id, 0, 2, ()), 1024)
+    dealt.ours.replaced(0, 0, [heir], Handed(21, 1, 21, ()))
+
+    async def hear(frame):
+        frames.append(frame)
+
+    dealt.theirs._tell = hear
+    await dealt.theirs.check(is_last=True)
+    dealt.theirs.cosigned(dealt.ours.last_words(party.deal, frames[0].body))
+    assert dealt.theirs._account.is_settled
+    dealt.ours.let_go(party.deal)
+    await dealt.dealings.drained()
+    assert ledger.unsigned(CLIENT.peer_id) == []
+    assert sum(signed.record.amount for signed in ledger.newest(CLIENT.peer_id)) == 21
+
+
+async def test_who_leaves_without_asking_for_its_last_signatures_is_noted(dealt, ledger):
+    for _ in range(21):
+        await dealt.step()
+    (party,) = dealt.ours._parties
+    heir = dealt.dealings.offer(dealt.session, MANIFEST, "float32", Stage(CLIENT.peer_id, 0, 2, ()), 1024)
+    dealt.ours.replaced(0, 0, [heir], Handed(21, 1, 21, ()))
+    dealt.ours.let_go(party.deal)
+    await dealt.dealings.drained()
+    (end,) = ledger.unsigned(CLIENT.peer_id)
+    assert (end.peer, end.amount) == (SERVER.peer_id, 5)
+
+
+@pytest.mark.parametrize("num_late", [0, 1, 3])
+async def test_an_heir_is_signed_for_though_results_come_while_it_is_opened(num_late):
+    lost, heir, behind = (Identity.ephemeral() for _ in range(3))
+    tokens, session = 64, bytes(range(16))
+    with Ledger.open(None) as theirs, Ledger.open(None) as own:
+        ours, frames = dealings(CLIENT, own, time.time), []
+
+        def deal_with(server, start, end):
+            stage = Stage(server.peer_id, start, end, (), weights="float32")
+            return ours.offer(session, MANIFEST, "float32", stage, 1024)
+
+        async def hear(frame):
+            frames.append(frame)
+
+        deals = [deal_with(lost, 0, 2), deal_with(behind, 2, 4)]
+        contract = SessionContract(ours, session, "float32", HIDDEN, None, deals)
+        log, waiting = StepLog(session, "float32", HIDDEN, 1, 1024), []
+        for number in range(4):
+            shape = (1, tokens, HIDDEN)
+            waiting.append(contract.sent(Step(session, number * tokens, shape, "float32", bytes(16 * tokens))))
+            log.append(waiting[-1])
+
+        def answer():
+            step = waiting.pop(0)
+            contract.answered(step, Result(session, step.position, step.shape, "float32", bytes(16 * tokens)))
+
+        answer()
+        handed, segment, sent = Handed(1, 1, tokens, tuple(waiting)), contract.next_segment, contract.num_sent
+        new = deal_with(heir, 0, 2)
+        for _ in range(num_late):
+            answer()
+        contract.replaced(0, 0, [new], handed)
+        opened = Open(
+            session=session, manifest=MANIFEST, start=0, end=2, batch=1, left_padding=(), max_length=1024,
+            codec="float32", previous=CLIENT.peer_id, next=behind.peer_id, next_addresses=(), steps=handed.answered,
+            offer=new.body, offer_signature=new.signature, segment=segment, sent=sent,
+        )  # fmt: skip
+        agreed = await contracts(heir, theirs, time.time).begin(opened, CLIENT.peer_id, "float32", hear)
+        for step in log.replay(handed.answered, 1):
+            contract.resent(step)
+            payload = bytes(step.payload)
+            agreed.take(replace(step, payload=payload))
+            agreed.give(step, (memoryview(payload), step.shape), "float32")
+            agreed.count(step, 0 if step.replay else len(payload), 0)
+        await agreed.check(is_last=True)
+        assert frames
+        for frame in frames:
+            answered, other = contract.checkpoint(0, frame.body)
+            assert answered is not None
+            assert other is None
+        await ours.drained()

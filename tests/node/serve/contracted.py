@@ -9,9 +9,11 @@ from dht.identity import Identity
 from dht.receipts.async_ledger import AsyncLedger
 from dht.receipts.ledger import Ledger
 from dht.rules import Rules
-from node.client.contract import Dealings, SessionContract
+from node.client.contract import SessionContract
+from node.client.dealings import Dealings
 from node.client.route import Stage
-from node.serve.contract import Contract, Contracts
+from node.serve.contract import Contract
+from node.serve.contracts import Contracts
 from node.wire import Checkpoint, Open, Result, Step
 
 RULES = Rules(epoch_s=2**20)

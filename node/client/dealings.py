@@ -1,0 +1,112 @@
+"""What one client has agreed on with whom: offers, lanes, and where it signs. Runs in the client's event loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import SystemRandom
+
+from dht.domains import Domain
+from dht.errors import DhtError
+from dht.identity import Identity, verify
+from dht.receipts.async_ledger import AsyncLedger
+from dht.receipts.reservation_table import UnsignedEnd
+from dht.records import Envelope, Kind
+from dht.rules import Rules
+from dht.work import Slot, WorkKind
+from node.agreement.checkpoint import Checkpoint
+from node.agreement.consumer import ConsumerAccount
+from node.agreement.offers import ConsumerLane, ConsumerLanes, Offer, is_accepted, profile_digest
+from node.client.route import Stage
+from node.errors import CannotSign, LocalError
+from node.receipt_desk import ReceiptDesk
+
+
+@dataclass(frozen=True, slots=True)
+class Deal:
+    """What is offered to one server in one session."""
+
+    offer: Offer
+    lane: ConsumerLane
+    body: bytes
+    """The offer's."""
+    signature: bytes
+
+    def is_accepted(self, agreement: bytes) -> bool:
+        """Say whether the server has signed that it takes the offer."""
+        return is_accepted(self.offer, agreement, verify)
+
+
+class Dealings:
+    """What one client has agreed on with whom.
+
+    Args:
+        identity: signs.
+        ledger: keeps what both have signed.
+        rules: of the swarm.
+        clock: unix time, s.
+    """
+
+    def __init__(
+        self, identity: Identity, ledger: AsyncLedger, rules: Rules, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.rules = rules
+        self._identity = identity
+        self._desk = ReceiptDesk(identity, ledger)
+        self._clock = clock
+        self._lanes = ConsumerLanes(SystemRandom())
+
+    def offer(self, session: bytes, manifest: bytes, codec: str, stage: Stage, max_tokens: int) -> Deal:
+        """Make an offer to the server of ``stage``."""
+        profile = profile_digest(stage.weights, codec)
+        terms = (manifest, stage.start, stage.end, profile)
+        lane = self._lanes.take(stage.peer_id, terms)
+        own, now_s = self._identity.peer_id, int(self._clock())
+        offer = Offer(session, own, stage.peer_id, *terms, lane.number, max_tokens, now_s)
+        body = offer.to_body()
+        return Deal(offer, lane, body, self._identity.sign(Domain.OFFER, body))
+
+    def account(self, deal: Deal) -> ConsumerAccount:
+        """Return the account of a deal that was accepted."""
+        return ConsumerAccount(
+            deal.offer, deal.lane, self.rules, sign=self._identity.sign, verify=verify, reserve=self._reserve
+        )
+
+    def _reserve(self, slot: Slot, seq: int) -> None:
+        try:
+            taken = self._desk.reserve(slot, seq)
+        except DhtError as error:
+            raise CannotSign(
+                f"This client cannot sign for what it is served: {error} Or open the model with receipts=False."
+            ) from error
+        if taken != seq:
+            raise LocalError(f"Number {seq} of that lane was signed with before.")
+
+    def expect(self, deal: Deal, kind: WorkKind) -> None:
+        """Prepare for signatures for work of a kind, so that they need not wait for the disk."""
+        epoch = self.rules.epoch_of(self._clock())
+        self._desk.expect(Slot(deal.offer.provider, self._desk.own, epoch, deal.lane.number, kind))
+
+    def keep(self, checkpoint: Checkpoint, signatures: Sequence[bytes]) -> None:
+        """Put receipts that both have signed into the ledger, without waiting."""
+        signed = zip(checkpoint.receipts, checkpoint.signatures, signatures, strict=True)
+        self._desk.keep(Envelope(Kind.RECEIPT, body, tuple(pair)).to_bytes() for body, *pair in signed)
+
+    def end(self, deal: Deal) -> None:
+        """Note that a session has ended with everything signed: its lane may be taken again."""
+        self._lanes.give_back(deal.lane, deal.offer.provider, deal.offer.terms)
+
+    def note_unsigned(self, deal: Deal, tokens: int) -> None:
+        """Note that a session has ended in which a server has not signed for so many tokens."""
+        t, own = int(self._clock()), self._desk.own
+        end = UnsignedEnd(deal.offer.provider, peer_provides=True, manifest=deal.offer.manifest, amount=tokens, t=t)
+        self._desk.note(lambda held: held.note_unsigned_end(own, end))
+
+    def forget_lanes(self, provider: str) -> None:
+        """Draw new lanes for a server from now on: it does not know those of before any more."""
+        self._lanes.forget(provider)
+
+    async def drained(self) -> None:
+        """Wait until the ledger has taken everything."""
+        await self._desk.drained()
