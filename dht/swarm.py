@@ -156,9 +156,20 @@ class Swarm:
         """What the join code names: sha256 of the sealed parameters, 32 bytes; empty: the swarm has none."""
         return self._charter.hash
 
-    async def wait_for_rules(self) -> Rules:
-        """Wait until the swarm's rules are known: whoever makes a record that depends on them needs them first."""
-        return await self._charter.wait()
+    async def wait_for_rules(self, timeout_s: float | None = None) -> Rules:
+        """Wait until the swarm's rules are known: whoever makes a record that depends on them needs them first.
+
+        Args:
+            timeout_s: how long; None: for ever.
+
+        Raises:
+            PeerUnreachable: no member has told them by then.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._charter.wait()
+        except TimeoutError:
+            raise PeerUnreachable("no member of the swarm has its rules: is a bootstrap of it running?") from None
 
     @property
     def is_private(self) -> bool:

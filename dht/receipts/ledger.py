@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Self
 
 from dht.errors import BadRecord, Contradiction, DhtError, LedgerNotWritten, SeqsSpent
-from dht.receipts import receipt_table, reservation_table, standing_table
+from dht.receipts import lane_table, receipt_table, reservation_table, standing_table
 from dht.receipts.compaction import compact
+from dht.receipts.lane_table import FreeLane
 from dht.receipts.ledger_file import LedgerFile
 from dht.receipts.ledger_store import LedgerStore
 from dht.receipts.receipt_rows import Finding, Repaired, check_own, insert
@@ -302,6 +303,10 @@ class Ledger:
         """Say how many sessions a consumer has ended without signing, less those in which it has signed since."""
         return self._store.read(lambda db: standing_table.num_unsigned(db, own, consumer))
 
+    def standing(self, own: str, consumer: str) -> tuple[int, int]:
+        """Return the same, and the unix second in which it changed last."""
+        return self._store.read(lambda db: standing_table.standing(db, own, consumer))
+
     def change_unsigned(self, own: str, consumer: str, change: int) -> None:
         """Add to that number, which never falls below zero."""
 
@@ -312,6 +317,14 @@ class Ledger:
 
         if change > 0 or self.num_unsigned(own, consumer):
             self._store.write(write)
+
+    def take_lanes(self, own: str) -> list[FreeLane]:
+        """Take the lanes that a consumer may go on with; nobody else is given them until they are put back."""
+        return self._store.write(lambda db: lane_table.take_lanes(db, own))
+
+    def put_lanes(self, own: str, lanes: Sequence[FreeLane]) -> None:
+        """Put lanes back in which everything is signed for, and kept here."""
+        self._store.write(lambda db: lane_table.put_lanes(db, own, lanes))
 
     def note_model(self, manifest: bytes, name: str) -> None:
         """Remember what a model is called, for people."""

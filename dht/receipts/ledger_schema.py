@@ -91,6 +91,18 @@ CREATE TABLE standings (  -- consumers who have not always signed
 
 CREATE INDEX standings_by_time ON standings (own, t)
 
+CREATE TABLE free_lanes (  -- lanes of a consumer that no process uses
+    id INTEGER PRIMARY KEY,
+    own BLOB NOT NULL,
+    provider BLOB NOT NULL,
+    manifest BLOB NOT NULL,
+    first_block INTEGER NOT NULL,
+    end_block INTEGER NOT NULL,
+    profile BLOB NOT NULL,
+    lane INTEGER NOT NULL,
+    checksum INTEGER NOT NULL  -- CRC-32 of the other columns but the first in canonical form
+)
+
 CREATE TABLE models (  -- what people call the models that this home has met
     manifest BLOB PRIMARY KEY,
     name TEXT NOT NULL

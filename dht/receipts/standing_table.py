@@ -17,8 +17,13 @@ _OF_PEER = "own = ? AND peer = ?"
 
 def num_unsigned(db: sqlite3.Connection, own: str, peer: str) -> int:
     """Return how many ends of sessions without signatures stand against a peer."""
-    row = db.execute(f"SELECT num_unsigned FROM standings WHERE {_OF_PEER}", _key(own, peer)).fetchone()  # noqa: S608
-    return 0 if row is None else int(row[0])
+    return standing(db, own, peer)[0]
+
+
+def standing(db: sqlite3.Connection, own: str, peer: str) -> tuple[int, int]:
+    """Return the same, and the unix second in which it changed last; 0, 0 where nothing stands against a peer."""
+    row = db.execute(f"SELECT num_unsigned, t FROM standings WHERE {_OF_PEER}", _key(own, peer)).fetchone()  # noqa: S608
+    return (0, 0) if row is None else (int(row[0]), int(row[1]))
 
 
 def write_unsigned(db: sqlite3.Connection, own: str, peer: str, num: int, t: int) -> None:

@@ -244,6 +244,9 @@ class ConsumerAccount:
 
     def _subtract(self, receipt: Receipt, own: _Own) -> None:
         """Take what a receipt adds from what was sent; neither may become negative."""
+        self._demand(
+            own.tokens > 0 or own.bytes_in > 0, f"counts tokens of {receipt.work_kind.name} where none were sent"
+        )
         base = self._base(receipt)
         tokens = receipt.amount - (base.amount if base else 0)
         bytes_in = receipt.bytes_in - (base.bytes_in if base else 0)

@@ -23,6 +23,10 @@ HISTORY_TOKENS = 256
 """Tokens that a consumer must have signed for to have a history."""
 SIGNED_SHARE = 4
 """All sessions of a consumer together may be ahead of its signatures by one token for so many that are signed for."""
+PATIENT_ENDS = 8
+"""Sessions that may have ended with something unsigned before a new one has to wait: the cap is less than a token."""
+MAX_WAIT_S = 30
+"""The longest such wait: who is killed again and again is no thief."""
 COSIGN_TIMEOUT_S = 5.0
 """A step waits so long for the signatures for what was before it."""
 CHECKPOINT_TIMEOUT_S = 5.0
@@ -59,6 +63,11 @@ class Standing:
         """Return the most exposure of all sessions of this consumer together, in sixteenths of a token."""
         cap = self.cap(signed_tokens)
         return cap if self.unsigned_ends else max(cap, signed_tokens * UNITS // SIGNED_SHARE)
+
+    def wait_s(self, age_s: float) -> float:
+        """Return how long a new session has to wait, s, when the last one ended unsigned ``age_s`` ago."""
+        excess = self.unsigned_ends - PATIENT_ENDS
+        return max(0.0, min(MAX_WAIT_S, 2**excess) - max(0.0, age_s)) if excess > 0 else 0.0
 
     def change(self, *, is_settled: bool, signed_tokens: int, cap: int) -> int:
         """Return what a session adds to ``unsigned_ends``: an unsigned end 1, one that is settled takes 1 away.

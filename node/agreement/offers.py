@@ -3,13 +3,13 @@
 The offer rides in ``open``, the provider's signature in ``accept``. It names a lane: the slot in which receipts of one
 consumer at one provider replace each other. A lane is for one manifest, span and profile, and one session at a time. A
 consumer draws lanes at random and takes one again only when the session before it there has ended with everything
-signed; whoever restarts has forgotten its lanes and draws new ones, so it never signs twice for the same place.
+signed; a lane that was in use when a process was killed is forgotten, so nobody signs twice for the same place.
 Pure: randomness and time are passed in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from random import Random
@@ -167,6 +167,11 @@ class Lane:
     tallies: dict[tuple[int, WorkKind], Tally] = field(default_factory=dict)
     """By epoch and kind of work."""
 
+    @property
+    def last_epoch(self) -> int:
+        """The last one in which it was opened or counted in."""
+        return max([self.epoch, *(counted for counted, _ in self.tallies)])
+
 
 class LaneBook:
     """The lanes that consumers have opened at one provider."""
@@ -198,7 +203,7 @@ class LaneBook:
         if lane is None:
             if was_used:
                 raise _no_lane("has been used in this epoch")
-            self._make_room(offer.consumer)
+            self._make_room(offer.consumer, epoch)
             lane = self._lanes[key] = self._of.setdefault(offer.consumer, {})[offer.lane] = Lane(offer, epoch)
             return lane
         if lane.is_open:
@@ -225,21 +230,21 @@ class LaneBook:
             return
         self._since = epoch
         for key, lane in list(self._lanes.items()):
-            last = max([lane.epoch, *(counted for counted, _ in lane.tallies)])
-            if not lane.is_open and last < epoch:
+            if not lane.is_open and lane.last_epoch < epoch:
                 self._drop(key)
 
-    def _make_room(self, consumer: str) -> None:
-        """Drop lanes where there are too many, the ones used longest ago: what is signed there, the ledger knows.
+    def _make_room(self, consumer: str, epoch: int) -> None:
+        """Drop a lane where there are too many, the one used longest ago: what is signed there, the ledger knows.
 
         Raises:
-            Refused: all lanes of the consumer are open, or have something unsigned.
+            Refused: the consumer has counted in too many this epoch; every one is a place on the DHT.
         """
         of_consumer = self._of.get(consumer, {})
         if len(of_consumer) >= MAX_LANES:
-            oldest = next((number for number, lane in of_consumer.items() if not (lane.is_open or lane.is_spent)), None)
+            past = (number for number, lane in of_consumer.items() if not lane.is_open and lane.last_epoch < epoch)
+            oldest = next(past, None)
             if oldest is None:
-                raise _no_lane(f"is one more than the {MAX_LANES} that are open or have something unsigned")
+                raise _no_lane(f"is one more than the {MAX_LANES} that may be counted in in one epoch")
             self._drop((consumer, oldest))
         if len(self._lanes) >= MAX_LANES_IN_ALL:
             oldest_key = next((key for key, lane in self._lanes.items() if not lane.is_open), None)
@@ -283,6 +288,12 @@ class ConsumerLanes:
     def give_back(self, lane: ConsumerLane, provider: str, terms: Terms) -> None:
         """Note that the session in a lane has ended with everything signed."""
         self._free.setdefault((provider, terms), []).append(lane)
+
+    def free(self) -> Iterator[tuple[str, Terms, ConsumerLane]]:
+        """Yield the lanes that may be taken again, with their providers and what they are for."""
+        for (provider, terms), lanes in self._free.items():
+            for lane in lanes:
+                yield provider, terms, lane
 
     def forget(self, provider: str) -> None:
         """Drop the lanes of a provider that does not know them any more: it has started anew."""

@@ -139,6 +139,7 @@ class Chain:
         """Of links that are not used any more: their stages may wait for a voucher that does not come."""
         self._rechecking = Rechecking(partial(self._open_elsewhere, planner), planner.rechecked) if planner else None
         """Runs again what was not signed for."""
+        self._closing: asyncio.Task[None] | None = None
         self._is_repairing = False
         self._silence = Silence(time.monotonic())
         self._timer: asyncio.TimerHandle | None = None
@@ -664,7 +665,11 @@ class Chain:
         return task
 
     async def close(self) -> None:
-        """End the session at every stage."""
+        """End the session at every stage; doing so twice is fine."""
+        self._closing = self._closing or asyncio.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         self._failure = self._failure or LocalError("The session is closed.")
         if self._timer is not None:
             self._timer.cancel()
@@ -704,6 +709,9 @@ async def open_chain(
     except PeerUnavailable as error:
         await asyncio.gather(*(link.close() for link in links))
         raise StageFailed(first, error) from error
+    except asyncio.CancelledError:
+        await asyncio.gather(*(link.close() for link in links))
+        raise
     contract = None
     if dealings is not None:
         deals = [link.deal for link in links if link.deal is not None]

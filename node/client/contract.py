@@ -327,10 +327,10 @@ class SessionContract:
         self._check.seal()
 
     def close(self) -> None:
-        """Give back the lanes in which everything is signed for, and note who has not signed."""
+        """Give back the lanes in which everything is signed for, and note who has not signed; once is enough."""
         self._work_off()
         self._end([*self._parties, *self._retired])
-        self._retired.clear()
+        self._parties, self._retired = [], []
 
     def let_go(self, deal: Deal) -> None:
         """Note that a stage whose place another has taken has said goodbye."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,16 +12,20 @@ from dht.domains import Domain
 from dht.errors import DhtError
 from dht.identity import Identity, verify
 from dht.receipts.async_ledger import AsyncLedger
+from dht.receipts.lane_table import FreeLane
+from dht.receipts.ledger import Ledger
 from dht.receipts.reservation_table import UnsignedEnd
 from dht.records import Envelope, Kind
 from dht.rules import Rules
-from dht.work import Slot, WorkKind
+from dht.work import Receipt, Slot, WorkKind
 from node.agreement.checkpoint import Checkpoint
 from node.agreement.consumer import ConsumerAccount
 from node.agreement.offers import ConsumerLane, ConsumerLanes, Offer, is_accepted, profile_digest
 from node.client.route import Stage
 from node.errors import CannotSign, LocalError
 from node.receipt_desk import ReceiptDesk
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,26 @@ class Dealings:
         self._desk = ReceiptDesk(identity, ledger)
         self._clock = clock
         self._lanes = ConsumerLanes(SystemRandom())
+
+    async def take_lanes(self) -> None:
+        """Go on with the lanes of an earlier process of this identity."""
+        epoch, own = self.rules.epoch_of(self._clock()), self._desk.own
+
+        def take(held: Ledger) -> list[tuple[FreeLane, list[Receipt]]]:
+            return [(lane, _signed_in(held, own, lane, epoch)) for lane in held.take_lanes(own)]
+
+        try:
+            for free, signed in await self._desk.ask(take):
+                lane = ConsumerLane(free.number, {(made.epoch, made.work_kind): made for made in signed})
+                self._lanes.give_back(lane, free.provider, (free.manifest, free.start, free.end, free.profile))
+        except DhtError as error:
+            logger.warning("lanes are drawn anew: %s", error)
+
+    async def close(self) -> None:
+        """Wait until the ledger has taken everything, and put lanes that may be taken again into it."""
+        await self._desk.drained()
+        free = [FreeLane(provider, *terms, lane.number) for provider, terms, lane in self._lanes.free()]
+        await self._desk.noted(lambda held: held.put_lanes(self._desk.own, free))
 
     def offer(self, session: bytes, manifest: bytes, codec: str, stage: Stage, max_tokens: int) -> Deal:
         """Make an offer to the server of ``stage``."""
@@ -110,3 +135,12 @@ class Dealings:
     async def drained(self) -> None:
         """Wait until the ledger has taken everything."""
         await self._desk.drained()
+
+
+def _signed_in(held: Ledger, own: str, lane: FreeLane, epoch: int) -> list[Receipt]:
+    """Return the newest receipts of a lane of this epoch and the one before."""
+    slots = [
+        Slot(lane.provider, own, each, lane.number, kind) for each in (max(0, epoch - 1), epoch) for kind in WorkKind
+    ]
+    found = [held.newest_of(own, slot) for slot in slots]
+    return [signed.record for signed in found if signed is not None and isinstance(signed.record, Receipt)]

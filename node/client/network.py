@@ -42,6 +42,8 @@ _OPEN_PATIENCE_S = 75.0
 """How long servers that cannot be reached are waited for before a session that has not begun is given up, s. Who is
 still announced then has said so since it was first tried; and p2pd shuns addresses that failed for some of it."""
 _PAUSE_BETWEEN_TRIES_S = 0.5
+_LEAVE_S = 5.0
+"""What was begun has so long to be given up."""
 _PASSING_CODES = frozenset({"next_unreachable", "draining"})
 """Refusals that say that some server has just gone."""
 _HOPELESS_CODES = frozenset({"too_long", "bad_open", "unsupported"})
@@ -104,17 +106,26 @@ class Network:
             raise UserError("No swarm is named; pass join='CODE' or initial_peers=[...].")
         code = parse_join(text)
         loop = LoopThread()
-        exits = contextlib.AsyncExitStack()
+        exits, has_entered = contextlib.AsyncExitStack(), asyncio.Event()
 
         async def enter() -> tuple[Swarm, Dealings | None]:
-            swarm, identity = await enter_swarm(exits, code, home if signs else None)
-            if not signs:
-                return swarm, None
-            return swarm, await open_dealings(exits, swarm, identity, home, manifest, name)
+            try:
+                swarm, identity = await enter_swarm(exits, code, home if signs else None)
+                if not signs:
+                    return swarm, None
+                return swarm, await open_dealings(exits, swarm, identity, home, manifest, name)
+            finally:
+                has_entered.set()
+
+        async def leave() -> None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(has_entered.wait(), _LEAVE_S)
+            await exits.aclose()
 
         try:
             swarm, dealings = loop.run(enter())
         except BaseException:
+            loop.run(leave())
             loop.stop()
             raise
         return cls(

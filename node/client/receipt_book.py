@@ -67,16 +67,19 @@ async def open_dealings(
         name: of the model, for people; empty: not known.
 
     Raises:
-        TimeoutError: the swarm's rules are not to be had.
+        PeerUnreachable: the swarm's rules are not to be had.
     """
-    async with asyncio.timeout(_RULES_S):
-        rules = await swarm.wait_for_rules()
-    path = home / LEDGER_FILE if home is not None and identity.path is not None else None
+    rules = await swarm.wait_for_rules(_RULES_S)
+    path = home / LEDGER_FILE if home is not None else None
     ledger = await exits.enter_async_context(AsyncLedger(await asyncio.to_thread(_open, path)))
     if name:
         await ledger.ask(lambda held: held.note_model(manifest, name))
     dealings = Dealings(identity, ledger, rules)
-    exits.push_async_callback(dealings.drained)
+    if identity.path is not None:
+        await dealings.take_lanes()
+        exits.push_async_callback(dealings.close)
+    else:  # Nobody will be this client again.
+        exits.push_async_callback(dealings.drained)
     return dealings
 
 

@@ -180,6 +180,7 @@ class Rechecking:
         if self._running is not None:
             await asyncio.wait({self._running}, timeout=patience_s)
             self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
 
 
 def doubt(

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from dht.directory import read_models
-from dht.errors import PeerUnreachable
 from dht.identity import Identity
 from dht.parameters import JoinCode, split_address
 from dht.receipts.checking import SignatureChecker
@@ -47,7 +46,7 @@ async def run_swarm_receipts(join: JoinCode, options: ReceiptsOptions) -> int:
         EquivocationWatch(swarm) as watch,
         SignatureChecker() as checker,
     ):
-        rules = await _rules(swarm)
+        rules = await swarm.wait_for_rules(_RULES_S)
         window = epochs(rules, options.since_s, time.time())
         beginning = await _begin(swarm, join, options, window, checker)
         beginning = replace(beginning, providers=tuple(sorted({*beginning.providers, *own})))
@@ -62,14 +61,6 @@ async def run_swarm_receipts(join: JoinCode, options: ReceiptsOptions) -> int:
         sys.stderr.write(f"{await asyncio.to_thread(refill, options.home, own, held)}\n")
     show(options, wanted([signed.record for signed in held], options), names, nothing_found(period_s(rules)))
     return OK
-
-
-async def _rules(swarm: Swarm) -> Rules:
-    try:
-        async with asyncio.timeout(_RULES_S):
-            return await swarm.wait_for_rules()
-    except TimeoutError:
-        raise PeerUnreachable("no member of the swarm has its rules: is a bootstrap of it running?") from None
 
 
 async def _begin(

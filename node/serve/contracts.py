@@ -76,10 +76,17 @@ class Contracts:
         )
         offer = read_offer(opened.offer, opened.offer_signature, wanted, verify, now_s)
         epoch = self._rules.epoch_of(now_s)
-        signed_tokens, was_used, num_unsigned = await self._history(client, epoch, offer.lane)
+        signed_tokens, was_used, (num_unsigned, since_s) = await self._history(client, epoch, offer.lane)
+        standing = Standing(num_unsigned)
+        if (wait_s := standing.wait_s(now_s - since_s)) > 0:
+            raise Refused(
+                "unsigned",
+                f"{num_unsigned} of your sessions here have ended unsigned; come back in {wait_s:.0f} s, and sign.",
+                retryable=True,
+                retry_after_s=wait_s,
+            )
         self._lanes.forget(epoch - 1)
         lane = self._lanes.open(offer, epoch, was_used=was_used)
-        standing = Standing(num_unsigned)
         account = ProviderAccount(
             lane,
             self._rules,
@@ -93,7 +100,7 @@ class Contracts:
         self._open.setdefault(client, set()).add(contract)
         return contract
 
-    async def _history(self, client: str, epoch: int, lane: int) -> tuple[int, bool, int]:
+    async def _history(self, client: str, epoch: int, lane: int) -> tuple[int, bool, tuple[int, int]]:
         """Ask the ledger how much a client has signed for, whether it knows the lane, and of unsigned ends."""
         own = self.desk.own
         slots = [Slot(own, client, epoch, lane, kind) for kind in WorkKind]
@@ -102,7 +109,7 @@ class Contracts:
                 lambda held: (
                     held.history_of(own, client),
                     any(held.newest_of(own, slot) is not None for slot in slots),
-                    held.num_unsigned(own, client),
+                    held.standing(own, client),
                 )
             )
         except DhtError as error:

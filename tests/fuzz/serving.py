@@ -257,9 +257,9 @@ class FakeLedger:
         self.envelopes.append(envelope)
         return True
 
-    def num_unsigned(self, own: str, consumer: str) -> int:
+    def standing(self, own: str, consumer: str) -> tuple[int, int]:
         del own, consumer
-        return 0
+        return 0, 0
 
     def note_unsigned_end(self, own: str, end: object) -> None:
         del own, end

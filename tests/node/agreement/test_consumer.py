@@ -49,6 +49,10 @@ WRONG = {
     "an epoch to come": ({"epoch": BEGAN // 1000 + 1}, "epoch"),
     "ahead of time": ({"t_last": int(NOW) + 131}, "ahead of time"),
     "two tokens of another kind": ({"work_kind": PREFILL}, "tokens"),
+    "nothing, of a kind that was never asked for": (
+        {"work_kind": WorkKind.AUDIT, "amount": 0, "work": 0, "bytes_in": 0, "bytes_out": 0, "t_first": int(NOW) + 10},
+        "none were sent",
+    ),
 }
 
 

@@ -243,3 +243,53 @@ async def test_an_heir_is_signed_for_though_results_come_while_it_is_opened(num_
             assert answered is not None
             assert other is None
         await ours.drained()
+
+
+async def test_a_client_that_starts_again_goes_on_in_its_lane_and_is_signed_for(tmp_path):
+    with Ledger.open(tmp_path / "theirs") as theirs:
+        server = contracts(SERVER, theirs, time.time)
+        lanes = []
+        for number in range(3):
+            with Ledger.open(tmp_path / "own") as own:
+                ours = dealings(CLIENT, own, time.time)
+                await ours.take_lanes()
+                dealt = await Dealt(server, ours, CLIENT, SERVER).open(bytes([number]) * 16)
+                lanes.append(dealt.ours._parties[0].deal.lane.number)
+                for _ in range(20):
+                    await dealt.step()
+                await dealt.close()
+                await ours.close()
+                assert own.unsigned(CLIENT.peer_id) == []
+        (signed,) = theirs.newest(SERVER.peer_id)
+    assert lanes == [lanes[0]] * 3
+    assert (signed.record.sessions, signed.record.amount) == (3, 60)
+
+
+async def test_the_lane_of_a_client_that_was_killed_is_not_taken_again(tmp_path):
+    with Ledger.open(tmp_path / "theirs") as theirs, Ledger.open(tmp_path / "own") as own:
+        server = contracts(SERVER, theirs, time.time)
+        killed = dealings(CLIENT, own, time.time)
+        first = await Dealt(server, killed, CLIENT, SERVER).open()
+        lane = first.ours._parties[0].deal.lane.number
+        await first.step()
+        await first.close()
+        await killed.close()
+        killed = dealings(CLIENT, own, time.time)
+        await killed.take_lanes()  # It is killed in its second session.
+        ours = dealings(CLIENT, own, time.time)
+        await ours.take_lanes()
+        second = await Dealt(server, ours, CLIENT, SERVER).open(bytes(range(16)))
+        assert second.ours._parties[0].deal.lane.number != lane
+
+
+async def test_a_session_that_is_closed_twice_is_noted_once_and_its_lane_given_back_once(dealt, ledger):
+    await dealt.step()
+    dealt.ours.close()
+    dealt.ours.close()
+    await dealt.dealings.drained()
+    assert len(ledger.unsigned(CLIENT.peer_id)) == 1
+    signed = await Dealt(dealt.contracts, dealt.dealings, CLIENT, SERVER).open(bytes(range(16)))
+    await signed.step()
+    await signed.close()
+    signed.ours.close()
+    assert len(list(dealt.dealings._lanes.free())) == 1

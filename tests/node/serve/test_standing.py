@@ -163,3 +163,14 @@ async def test_a_server_whose_clock_is_set_back_goes_on_in_the_epoch_that_it_was
     now_s[0] -= 60
     await Dealt(town.contracts, town.dealings, CLIENT, SERVER).open()
     assert lane.epoch == epoch == 1000
+
+
+async def test_who_never_signs_has_to_wait_longer_and_longer_and_is_let_in_again(town, monkeypatch):
+    for _ in range(10):
+        town.ledger.change_unsigned(SERVER.peer_id, CLIENT.peer_id, 1)
+    with pytest.raises(Refused) as refused:
+        await town.session(1)
+    assert (refused.value.code, refused.value.retryable) == ("unsigned", True)
+    assert 2 < refused.value.retry_after_s <= 4
+    monkeypatch.setattr(town.contracts, "_clock", lambda: time.time() + 5)
+    assert await town.session(1, signs=False) == 1
