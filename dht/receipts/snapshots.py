@@ -3,20 +3,17 @@
     publisher                         DHT                          reader
     collect_receipts ──> digest ──> SNAPSHOT record ──> fetch
     SnapshotServer   <──────── stream: pages of envelopes ──────── read_content
-                                    receipts     ──> spot_check    some keys of the content, some of providers that
-                                                                   the reader knows: is the content complete?
 
-What a publisher could leave out is found by spot checks, and by holding several publishers' content side by side; what
-it could put in is bounded by the signatures, all of which are checked. The reader allocates nothing before it has come.
+What a publisher could leave out is found by ``spot_checks``; what it could put in is bounded by the signatures, all of
+which are checked. The reader allocates nothing before it has come.
 This file does not know who should publish, nor whose word counts. It runs on the event loop.
 """
 
 import asyncio
 import logging
-import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -30,7 +27,7 @@ from dht.receipts.totals import Newest
 from dht.records import Kind, SignedRecord, seal
 from dht.snapshot import NO_SCORES, Snapshot, digest_of
 from dht.swarm import Stream, Swarm
-from dht.work import MAX_EPOCH, Receipt, Slot, receipts_key
+from dht.work import MAX_EPOCH, Receipt, Slot
 
 logger = logging.getLogger(__name__)
 
@@ -61,12 +58,6 @@ STREAM_S = 300.0
 PAGE_S = 10.0
 """Seconds that either side waits for the other's next message."""
 
-NUM_CHECKS = 16
-"""Keys of the content, and as many of known providers, that a spot check reads from the DHT."""
-
-TOLERATED = 0.01
-"""Share of the slots seen on the DHT that a sound snapshot may lack: some were published after it was made."""
-
 
 @dataclass(frozen=True, slots=True)
 class Content:
@@ -79,20 +70,6 @@ class Content:
     def slots(self) -> dict[Slot, int]:
         """Newest ``seq`` of each slot."""
         return {receipt.slot: receipt.seq for receipt in Newest(_receipts(self.receipts))}
-
-
-@dataclass(frozen=True, slots=True)
-class SpotCheck:
-    """What a sample of the DHT says about a snapshot."""
-
-    num_keys: int  # (provider, epoch) that were read
-    num_slots: int  # slots that stand there on the DHT
-    num_missing: int  # of these, those of which the snapshot has nothing, or something older
-
-    @property
-    def is_sound(self) -> bool:
-        """Say whether hardly anything is missing."""
-        return self.num_missing <= TOLERATED * self.num_slots
 
 
 class SnapshotServer:
@@ -229,58 +206,6 @@ async def _pages(stream: Stream, record: Snapshot) -> AsyncIterator[list[bytes]]
         if not envelopes:
             raise PeerUnreachable(f"peer {record.publisher} has another snapshot by now")
         yield envelopes
-
-
-async def spot_check(
-    swarm: Swarm, content: Content, providers: Iterable[str], rng: random.Random, num_checks: int = NUM_CHECKS
-) -> SpotCheck:
-    """Compare a snapshot with the DHT at random keys.
-
-    Half of them are of the content; half are of providers that the reader knows of, whom it may have left out.
-
-    Args:
-        swarm: Where.
-        content: What is checked.
-        providers: Peer ids that the reader knows from elsewhere (``known_providers``).
-        rng: Draws the keys; the publisher must not foresee it.
-        num_checks: Keys of either half.
-
-    Raises:
-        DaemonDied: Our own p2pd has ended.
-    """
-    slots = content.slots
-    held = sorted({(slot.provider, slot.epoch) for slot in slots})
-    epochs = range(content.record.first_epoch, content.record.epoch + 1)
-    known = sorted(set(providers))
-    keys = set(rng.sample(held, min(num_checks, len(held))))
-    keys |= {(rng.choice(known), rng.choice(epochs)) for _ in range(num_checks if known else 0)}
-    num_slots = num_missing = 0
-    for provider, epoch in sorted(keys):
-        found = await swarm.fetch(Kind.RECEIPT, receipts_key(provider, epoch))
-        for receipt in found:
-            assert isinstance(receipt, Receipt)
-            num_slots += 1
-            num_missing += slots.get(receipt.slot, 0) < receipt.seq
-    return SpotCheck(len(keys), num_slots, num_missing)
-
-
-def merge(contents: Sequence[Content]) -> tuple[Newest, dict[str, float]]:
-    """Hold several publishers' snapshots side by side.
-
-    Args:
-        contents: Of one window, from different publishers.
-
-    Returns:
-        The newest receipt of each slot that anyone has, and for each publisher the share of these that it has.
-    """
-    everything = Newest(receipt for content in contents for receipt in _receipts(content.receipts))
-    newest = {receipt.slot: receipt.seq for receipt in everything}
-    shares = {}
-    for content in contents:
-        slots = content.slots
-        num_had = sum(slots.get(slot, 0) >= seq for slot, seq in newest.items())
-        shares[content.record.publisher] = num_had / len(newest) if newest else 1.0
-    return everything, shares
 
 
 def _receipts(signed: Iterable[SignedRecord]) -> Iterable[Receipt]:
