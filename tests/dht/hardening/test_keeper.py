@@ -154,3 +154,22 @@ async def test_a_node_cares_for_records_by_itself():
                 await asyncio.sleep(0.1)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_an_error_that_nobody_foresaw_is_not_the_last_round(caplog):
+    async with testnet(1) as (node,):
+        caring = keeper(node, Rules(epoch_s=1))
+        rounds = []
+
+        async def failing():
+            rounds.append(1)
+            raise ZeroDivisionError("a defect")
+
+        caring.round = failing
+        task = asyncio.get_running_loop().create_task(caring.run())
+        async with asyncio.timeout(10):
+            while len(rounds) < 2:
+                await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert "defect of this program" in caplog.text
