@@ -180,20 +180,20 @@ class Keeper:
 
     async def _lacking(self, peer: PeerID, key: DHTID, *, is_empty: bool) -> Lacking:
         """Say what a member lacks under a key; take from it what is newer than ours."""
-        ours = self._protocol.storage.records(key)
+        ours = {record[0]: record for record in self._protocol.storage.records(key)}
         if is_empty:
-            return [(key, record) for record in ours]
+            return [(key, record) for record in ours.values()]
         findings = Findings(self._protocol.contradicted, 2 * MAX_SUBKEYS)
-        for record in ours:
+        for record in ours.values():
             findings.take(record)
         answer = await self._protocol.call_find(peer, [key], {key: findings})
         if answer is None:
             return []
         theirs = {subkey: expires_s for subkey, _, expires_s in answer[key][0]}
         for record in findings.records():
-            if theirs.get(record[0]) == record[2] and record not in ours:
+            if theirs.get(record[0]) == record[2] and ours.get(record[0]) != record:
                 self.num_taken += self._protocol.storage.store_subkey(key, *record)
-        return [(key, record) for record in ours if theirs.get(record[0], 0.0) < record[2]]
+        return [(key, record) for record in ours.values() if theirs.get(record[0], 0.0) < record[2]]
 
 
 def _nearest(key: DHTID, members: list[PeerID], radius: int) -> list[PeerID]:

@@ -46,11 +46,11 @@ PAGES_AHEAD = 8
 MAX_RECEIPTS = 2**17
 """Most receipts of a snapshot that is read or made: 50 MB of envelopes."""
 
-MAX_READERS = 16
-"""Streams that are served at once; others wait."""
+MAX_READERS = 64
+"""Streams that are served at once, with pages that are one copy for all; more are closed: who asks reads the DHT."""
 
 MAX_READERS_OF_PEER = 2
-"""Streams of one peer that are served or wait; more are closed."""
+"""Of these, streams of one peer."""
 
 STREAM_S = 300.0
 """Seconds after which a stream is closed, however busy."""
@@ -86,7 +86,6 @@ class SnapshotServer:
         self._identity = identity
         self._pages: list[bytes] = []
         self._epoch = -1
-        self._turns = asyncio.Semaphore(MAX_READERS)
         self._readers: Counter[str] = Counter()
 
     async def start(self) -> None:
@@ -108,19 +107,18 @@ class SnapshotServer:
 
     async def publish_envelopes(self, window: range, receipts: Iterable[bytes], scores: bytes = NO_SCORES) -> Snapshot:
         """Publish as ``publish`` does, what is at hand as envelopes."""
-        envelopes = sorted(set(receipts), key=lambda each: sha256(each).digest())
-        record = Snapshot(self._identity.peer_id, window[0], window[-1], len(envelopes), digest_of(envelopes), scores)
-        self._pages = [encode(envelopes[start : start + PAGE]) for start in range(0, len(envelopes), PAGE)]
-        self._epoch = record.epoch
+        num_receipts, digest, pages = await asyncio.to_thread(_summed_up, receipts)
+        record = Snapshot(self._identity.peer_id, window[0], window[-1], num_receipts, digest, scores)
+        self._pages, self._epoch = pages, record.epoch
         await self._swarm.store(seal(record, self._identity, rules=self._swarm.validator.rules))
         return record
 
     async def _serve(self, stream: Stream) -> None:
-        if self._readers[stream.peer_id] >= MAX_READERS_OF_PEER:
+        if self._readers[stream.peer_id] >= MAX_READERS_OF_PEER or self._readers.total() >= MAX_READERS:
             return
         self._readers[stream.peer_id] += 1
         try:
-            async with self._turns, asyncio.timeout(STREAM_S):
+            async with asyncio.timeout(STREAM_S):
                 await self._send_pages(stream)
         finally:
             self._readers -= Counter([stream.peer_id])
@@ -135,6 +133,13 @@ class SnapshotServer:
             is_there = epoch == self._epoch and page < len(self._pages)
             async with asyncio.timeout(PAGE_S):
                 await write_message(stream.writer, self._pages[page] if is_there else encode([]))
+
+
+def _summed_up(receipts: Iterable[bytes]) -> tuple[int, bytes, list[bytes]]:
+    """Say how many different envelopes there are, give their digest, and their pages: seconds where they are many."""
+    envelopes = sorted(set(receipts), key=lambda each: sha256(each).digest())
+    pages = [encode(envelopes[start : start + PAGE]) for start in range(0, len(envelopes), PAGE)]
+    return len(envelopes), digest_of(envelopes), pages
 
 
 async def read_record(swarm: Swarm, publisher: str, epoch: int) -> Snapshot | None:

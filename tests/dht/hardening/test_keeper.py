@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 
 from hivemind.dht.routing import DHTID
 
@@ -98,6 +99,36 @@ async def test_a_member_whose_digests_differ_for_nothing_is_not_read_for_ever():
         await keeper(holder).round([key_id(signed) for signed in batch])
         assert len(finds) == MAX_FALSE
         assert stores == []
+
+
+class Counting(bytes):
+    """Bytes that count how often they are compared."""
+
+    num_compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Counting.num_compared += 1
+        return bytes.__eq__(self, other)
+
+    __hash__ = bytes.__hash__
+
+
+async def test_a_full_key_costs_as_many_comparisons_as_it_has_records(monkeypatch):
+    async with testnet(2) as (node, member):
+        key, expires_s, num = DHTID(7), time.time() + 1000.0, 300
+        subkeys = [random.Random(number).randbytes(43) for number in range(num)]
+        ours = [(Counting(subkey), b"value", expires_s) for subkey in subkeys]
+        theirs = [(Counting(bytes(subkey)), b"value", expires_s) for subkey in reversed(subkeys)]
+        protocol = node._overlay.protocol
+
+        async def found(peer, keys, findings):
+            return {key: (theirs, {})}
+
+        monkeypatch.setattr(protocol, "call_find", found)
+        monkeypatch.setattr(protocol.storage, "records", lambda key: ours)
+        Counting.num_compared = 0
+        assert await keeper(node)._lacking(member._overlay.protocol.p2p.peer_id, key, is_empty=False) == []
+        assert Counting.num_compared <= 8 * num
 
 
 async def test_announcements_are_left_to_their_owners():

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 import time
 from dataclasses import replace
 
@@ -21,6 +22,8 @@ from dht.receipts.snapshots import (
 )
 from dht.records import Envelope, place
 from dht.rules import DEFAULT_RULES
+from dht.snapshot import digest_of
+from dht.swarm import Swarm
 from dht.testnet import testnet
 from tests.dht.receipts.made import sealed
 
@@ -117,6 +120,48 @@ async def test_one_peer_takes_few_streams_and_none_for_ever(stage, monkeypatch):
         assert await stream.reader.read(1) == b""
     await stream.close()
     await eventually_read(reader, record, checker)
+
+
+async def test_few_ids_do_not_keep_others_from_reading(stage):
+    publisher, _, reader, server, checker = stage
+    record = await server.publish(window(), done(3))
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(8):
+            idle = await stack.enter_async_context(Swarm(Identity.ephemeral(), join=publisher.join_code))
+            for _ in range(MAX_READERS_OF_PEER):
+                stack.push_async_callback((await idle.dial(publisher.peer_id, SNAPSHOT_PROTOCOL)).close)
+        while server._readers.total() < 8 * MAX_READERS_OF_PEER:
+            await asyncio.sleep(0.05)
+        async with asyncio.timeout(5):
+            assert len((await read_content(reader, record, checker)).receipts) == 3
+
+
+async def test_more_streams_than_are_served_are_closed_at_once(stage, monkeypatch):
+    publisher, other, reader, server, checker = stage
+    record = await server.publish(window(), done(3))
+    monkeypatch.setattr("dht.receipts.snapshots.MAX_READERS", 1)
+    held = await other.dial(publisher.peer_id, SNAPSHOT_PROTOCOL)
+    while not server._readers.total():
+        await asyncio.sleep(0.05)
+    async with asyncio.timeout(5):
+        with pytest.raises(PeerUnreachable):
+            await read_content(reader, record, checker)
+    await held.close()
+    await eventually_read(reader, record, checker)
+
+
+async def test_a_large_window_is_summed_up_beside_the_event_loop(stage, monkeypatch):
+    _, _, _, server, _ = stage
+    threads = []
+
+    def noting(envelopes):
+        threads.append(threading.current_thread())
+        return digest_of(envelopes)
+
+    monkeypatch.setattr("dht.receipts.snapshots.digest_of", noting)
+    await server.publish(window(), done(3))
+    assert len(threads) == 1
+    assert threading.main_thread() not in threads
 
 
 async def eventually_read(reader, record, checker):
