@@ -25,6 +25,7 @@ from dht.receipts.publisher import ReceiptPublisher
 from dht.rules import Rules
 from dht.swarm import Swarm
 from node.config import LEDGER
+from node.run.duties import in_background
 from node.run.first_numbers import LedgerByClock
 
 logger = logging.getLogger(__name__)
@@ -61,10 +62,9 @@ class ReceiptKeeping:
             await exits.enter_async_context(publisher)
             await exits.enter_async_context(EquivocationWatch(self._swarm))
             path = self._home / BEGINNINGS_FILE if self._home is not None else None
-            compacting = asyncio.create_task(self._compact(held))
-            exits.push_async_callback(_cancelled, compacting)
-            enrolling = asyncio.create_task(Enrolment(self._swarm, self._identity, self._role, path=path).run())
-            exits.push_async_callback(_cancelled, enrolling)
+            enrolment = Enrolment(self._swarm, self._identity, self._role, path=path)
+            duties = {"compacting the ledger": lambda: self._compact(held), "enrolling this identity": enrolment.run}
+            await exits.enter_async_context(in_background(duties))
             self._exits = exits.pop_all()
         return self
 
@@ -86,8 +86,3 @@ class ReceiptKeeping:
         held = LedgerByClock.open(self._home / LEDGER)
         held.begin(self.rules, time.time())  # The identity is locked, so no other process signs as it from this file.
         return held
-
-
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
