@@ -134,7 +134,12 @@ class Ledger:
 
     def reserve_in_memory(self, own: str, slot: Slot, seq: int = 1) -> int | None:
         """Do what ``reserve`` does if that needs no disk, else return None. Never blocks."""
-        return self._blocks.take((own, slot), seq)
+        return self._blocks.take((own, slot), max(seq, self.first_number(own, slot)))
+
+    def first_number(self, own: str, slot: Slot) -> int:
+        """Say which is the least number that may be signed in a slot, whatever this ledger knows."""
+        del own, slot
+        return 1
 
     def reserve(self, own: str, slot: Slot, seq: int = 1) -> int:
         """Say which number may be signed next in a slot: the least from ``seq`` on that nobody was ever given.
@@ -151,6 +156,7 @@ class Ledger:
             LedgerNotWritten: The disk does not take it: nothing may be signed.
             SeqsSpent: The lane has no numbers left in this epoch.
         """
+        seq = max(seq, self.first_number(own, slot))
         with self._store.lock:
             taken = self._blocks.take((own, slot), seq)
             if taken is None:
@@ -170,7 +176,7 @@ class Ledger:
         """
         with self._store.lock:
             if self._blocks.is_low((own, slot)):
-                self._reserve_block(own, slot, 1)
+                self._reserve_block(own, slot, self.first_number(own, slot))
 
     def _reserve_block(self, own: str, slot: Slot, seq: int) -> int:
         least = self._blocks.least((own, slot), seq)  # also where the file has been lost meanwhile

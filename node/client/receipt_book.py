@@ -16,13 +16,13 @@ from dht.identity import Identity
 from dht.parameters import JoinCode
 from dht.receipts.async_ledger import AsyncLedger
 from dht.receipts.ledger import Ledger
+from dht.rules import Rules
 from dht.swarm import Swarm
 from node.client.dealings import Dealings
+from node.config import CLIENT_IDENTITY, LEDGER
 
 logger = logging.getLogger(__name__)
 
-IDENTITY_FILE = "client-identity"
-LEDGER_FILE = "ledger.sqlite"
 _RULES_S = 10.0
 """How long the swarm's rules are waited for."""
 
@@ -47,7 +47,7 @@ def _identity(home: Path | None) -> Identity:
     if home is None:
         return Identity.ephemeral()
     try:
-        return Identity.load_or_create(home / IDENTITY_FILE)
+        return Identity.load_or_create(home / CLIENT_IDENTITY)
     except (IdentityNotWritten, IdentityDamaged) as error:
         logger.warning("%s; this client is nobody's this time", error)
         return Identity.ephemeral()
@@ -70,8 +70,8 @@ async def open_dealings(
         PeerUnreachable: the swarm's rules are not to be had.
     """
     rules = await swarm.wait_for_rules(_RULES_S)
-    path = home / LEDGER_FILE if home is not None else None
-    ledger = await exits.enter_async_context(AsyncLedger(await asyncio.to_thread(_open, path)))
+    path = home / LEDGER if home is not None else None
+    ledger = await exits.enter_async_context(AsyncLedger(await asyncio.to_thread(_open, path, identity.peer_id, rules)))
     if name:
         await ledger.ask(lambda held: held.note_model(manifest, name))
     dealings = Dealings(identity, ledger, rules)
@@ -83,9 +83,9 @@ async def open_dealings(
     return dealings
 
 
-def _open(path: Path | None) -> Ledger:
+def _open(path: Path | None, own: str, rules: Rules) -> Ledger:
     try:
-        return Ledger.open(path)
+        return Ledger.open(path, own=own, rules=rules)
     except (LedgerNotWritten, LedgerDamaged) as error:
         logger.warning("%s; what this client takes is not kept", error)
         return Ledger.open(None)

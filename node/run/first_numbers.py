@@ -47,16 +47,8 @@ class LedgerByClock(Ledger):
         """Count from now on; see ``first_number``."""
         self._rules, self._began_s = rules, began_s
 
-    def reserve_in_memory(self, own: str, slot: Slot, seq: int = 1) -> int | None:
-        """Do what ``Ledger.reserve_in_memory`` does."""
-        return super().reserve_in_memory(own, slot, self._least(own, slot, seq))
-
-    def reserve(self, own: str, slot: Slot, seq: int = 1) -> int:
-        """Do what ``Ledger.reserve`` does."""
-        return super().reserve(own, slot, self._least(own, slot, seq))
-
-    def _least(self, own: str, slot: Slot, seq: int) -> int:
-        # Who consumes draws lanes anew when it starts, and takes the numbers that it is given.
-        if self._rules is None or own != slot.provider:
-            return seq
-        return max(seq, first_number(slot.epoch, self._began_s, self._rules))
+    def first_number(self, own: str, slot: Slot) -> int:
+        """Say which is the least number that may be signed in a slot, whatever this ledger knows."""
+        if self._rules is None or own != slot.provider:  # A consumer takes the numbers that it is given.
+            return 1
+        return first_number(slot.epoch, self._began_s, self._rules)

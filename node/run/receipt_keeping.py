@@ -83,6 +83,6 @@ class ReceiptKeeping:
     def _open(self) -> Ledger:
         if self._home is None:
             return Ledger.open(None)
-        held = LedgerByClock.open(self._home / LEDGER)
+        held = LedgerByClock.open(self._home / LEDGER, own=self._identity.peer_id, rules=self.rules)
         held.begin(self.rules, time.time())  # The identity is locked, so no other process signs as it from this file.
         return held

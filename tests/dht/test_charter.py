@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from dht.charter import Charter
-from dht.errors import BadRecord
+from dht.errors import BadRecord, PeerUnreachable
 from dht.hardening.storage import MAX_SUBKEYS
 from dht.ident import Ident, Role
 from dht.identity import Identity
@@ -139,6 +139,8 @@ async def test_parameters_that_are_published_later_are_found_and_nothing_that_ne
         assert second.parameters is None
         assert not await second.store(identity_record(owner))
         assert second.validator.refusals["rules not known"] == 1
+        with pytest.raises(PeerUnreachable, match="is a bootstrap of it running"):
+            await second.wait_for_rules(0.01)
         waiting = asyncio.create_task(second.wait_for_rules())
         assert await second.store(published)
 

