@@ -220,7 +220,7 @@ class AdmittedProtocol(DHTProtocol):
             return False
         if standing is not None and standing[1] == expires_s:
             self.contradicted(standing[0], value)
-        stored: bool = self.storage.store_subkey(key_id, subkey, value, expires_s)
+        stored: bool = self.storage.store_subkey(key_id, subkey, value, expires_s, sender)
         return stored
 
     def is_valid(self, key: bytes, subkey: bytes, value: bytes, expires_s: float) -> bool:

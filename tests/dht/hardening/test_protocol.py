@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import msgpack
@@ -192,6 +193,19 @@ def test_nobody_fills_a_key_in_the_names_of_others():
         t = LONG.start_of(epoch)
         work = seal(receipt(other, consumer, epoch=epoch, t_first=t, t_last=t), other, consumer, rules=LONG)
         assert stored_by(node, member, work) == [True], "receipts are stored by whoever holds them"
+    finally:
+        node.close()
+
+
+def test_one_member_cannot_begin_all_keys_of_a_node(monkeypatch):
+    monkeypatch.setattr("dht.hardening.storage.MAX_KEYS_OF_ONE", 10)
+    node, now_s = Node(), int(time.time())
+    attacker, honest = Identity.ephemeral(), Identity.ephemeral()
+    try:
+        offers = [replace(announcement(attacker, t=now_s), manifest=bytes([number]) * 32) for number in range(40)]
+        assert stored_by(node, attacker, *(seal(each, attacker) for each in offers)).count(True) == 10
+        offer = replace(announcement(honest, t=now_s), manifest=bytes([200]) * 32)
+        assert stored_by(node, honest, seal(offer, honest)) == [True]
     finally:
         node.close()
 
