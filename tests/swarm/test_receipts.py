@@ -12,6 +12,8 @@ from dht.identity import Identity
 from tests.processes import NodeProcess, bootstrap
 
 EPOCH_S = 8
+NUM_KEYS = 10
+"""Providers times epochs: of fewer than 8, a newcomer cannot tell whether a snapshot is whole."""
 PUBLISHED_S = 60.0
 """Until a receipt is on the DHT, and an epoch has been summed up, on a machine that is busy."""
 
@@ -39,6 +41,11 @@ def serve(home, code: str, blocks: str) -> NodeProcess:
     )
 
 
+def generate(home, code: str) -> None:
+    asked = ("--prompt", "This package provides", "--max-new-tokens", "100", "--greedy")
+    run(home, "generate", "embedded", "--join", code, *asked)
+
+
 @pytest.fixture(scope="module")
 def swarm(tmp_path_factory):
     """A swarm that has answered once: homes by name, and the join code."""
@@ -48,8 +55,7 @@ def swarm(tmp_path_factory):
         try:
             for server in servers:
                 server.ready()
-            asked = ("--prompt", "This package provides", "--max-new-tokens", "100", "--greedy")
-            run(homes["client"], "generate", "embedded", "--join", code, *asked)
+            generate(homes["client"], code)
             yield homes, code
         finally:
             for server in servers:
@@ -82,16 +88,18 @@ def test_anyone_reads_from_the_dht_who_did_how_much_for_whom(swarm):
 
 def test_a_newcomer_uses_the_snapshot_of_the_bootstrap(swarm):
     homes, code = swarm
+    while len({(made["provider"], made["epoch"]) for made in receipts(homes["client"])}) < NUM_KEYS:
+        generate(homes["client"], code)
     held = totals(receipts(homes["client"]))
     whose = f"The snapshot of {Identity.load(homes['b'] / 'identity').peer_id}"
     deadline_s = time.monotonic() + PUBLISHED_S
     while True:
         said = run(homes["other"], "receipts", "--json", "--join", code)
-        if whose in said.stderr and "(0 receipts" not in said.stderr:
+        found = totals([json.loads(line) for line in said.stdout.splitlines()])
+        if "is used" in said.stderr and found == held:
             break
-        assert time.monotonic() < deadline_s, said.stderr
-    assert "is used" in said.stderr
-    assert totals([json.loads(line) for line in said.stdout.splitlines()]) == held
+        assert time.monotonic() < deadline_s, (said.stderr, found, held)
+    assert whose in said.stderr
 
 
 def test_every_machine_tells_what_it_gave_and_took(swarm):
