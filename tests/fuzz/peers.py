@@ -309,9 +309,13 @@ class Peers:
         """The server ends what is idle, or leaves."""
         draw, handler = self.draw, self.serving.handler
         run = self.serving.loop.run_until_complete
+
+        async def leave(within_s: float) -> None:
+            handler.ask_to_leave(within_s)
+
         match draw.number(5):
             case 0:
-                handler.ask_to_leave(draw.number(50))
+                run(leave(draw.number(50)))
             case 1:
                 run(handler.expire(draw.one_of((0.0, 1e12))))
             case 2:
