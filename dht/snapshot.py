@@ -60,8 +60,10 @@ class Snapshot(Record):
         return rules.end_of_window(self.epoch)
 
     def objection(self, rules: Rules, now_s: float) -> str | None:
-        """What it sums up has ended."""
-        return None if rules.has_begun(self.epoch + 1, now_s) else "from the future"
+        """What it sums up has ended, and is not more than stands on the DHT at once."""
+        if not rules.has_begun(self.epoch + 1, now_s):
+            return "from the future"
+        return "longer than a window" if self.epoch - self.first_epoch >= rules.window_epochs else None
 
     def to_body(self) -> bytes:
         """Encode canonically."""

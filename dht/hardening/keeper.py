@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterable
 from hivemind.dht.routing import DHTID
 from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerID
 
-from dht.errors import DaemonDied, DhtError
 from dht.hardening.density import choose, radius_of
+from dht.hardening.duty import take_turn
 from dht.hardening.findings import Findings, StoredRecord
 from dht.hardening.overlay import Overlay
 from dht.hardening.protocol import MAX_KEYS_PER_CALL, dht_id_of
@@ -28,8 +28,6 @@ from dht.hardening.regions import distances_to
 from dht.hardening.storage import MAX_SUBKEYS, PLACES_BYTES
 from dht.hardening.turns import in_turns
 from dht.rules import Rules
-
-logger = logging.getLogger(__name__)
 
 ROUNDS_PER_EPOCH = 4
 """Parts of an epoch, each with one round; a key is due in one of them."""
@@ -87,12 +85,8 @@ class Keeper:
             part_s = self._rules().epoch_s / ROUNDS_PER_EPOCH
             at_s = self._rng.uniform(0.0, part_s)
             await asyncio.sleep(at_s)
-            try:
-                await self.round()
-            except DaemonDied:
+            if not await take_turn(self.round(), "keeping records", logging.DEBUG):
                 return
-            except (DhtError, TimeoutError, OSError) as error:
-                logger.debug("keeping records: %s", error)
             await asyncio.sleep(part_s - at_s)
 
     def take_due(self, keys: Iterable[DHTID]) -> list[DHTID]:
@@ -186,20 +180,20 @@ class Keeper:
 
     async def _lacking(self, peer: PeerID, key: DHTID, *, is_empty: bool) -> Lacking:
         """Say what a member lacks under a key; take from it what is newer than ours."""
-        ours = self._protocol.storage.records(key)
+        ours = {record[0]: record for record in self._protocol.storage.records(key)}
         if is_empty:
-            return [(key, record) for record in ours]
+            return [(key, record) for record in ours.values()]
         findings = Findings(self._protocol.contradicted, 2 * MAX_SUBKEYS)
-        for record in ours:
+        for record in ours.values():
             findings.take(record)
         answer = await self._protocol.call_find(peer, [key], {key: findings})
         if answer is None:
             return []
         theirs = {subkey: expires_s for subkey, _, expires_s in answer[key][0]}
         for record in findings.records():
-            if theirs.get(record[0]) == record[2] and record not in ours:
+            if theirs.get(record[0]) == record[2] and ours.get(record[0]) != record:
                 self.num_taken += self._protocol.storage.store_subkey(key, *record)
-        return [(key, record) for record in ours if theirs.get(record[0], 0.0) < record[2]]
+        return [(key, record) for record in ours.values() if theirs.get(record[0], 0.0) < record[2]]
 
 
 def _nearest(key: DHTID, members: list[PeerID], radius: int) -> list[PeerID]:

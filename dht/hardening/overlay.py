@@ -20,7 +20,7 @@ from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerID
 
 from dht.errors import DaemonDied
 from dht.hardening.findings import Contradicted, Findings, Forestall, StoredRecord
-from dht.hardening.harvest import harvest
+from dht.hardening.harvest import Conduct, harvest
 from dht.hardening.protocol import BUCKET_SIZE, CALL_S, NUM_REPLICAS, AdmittedProtocol, dht_id_of
 from dht.hardening.regions import Ask, Regions
 from dht.hardening.storage import MAX_SUBKEYS
@@ -175,13 +175,14 @@ class Overlay:
             DaemonDied: Our own p2pd does not answer.
         """
         ids = [DHTID.generate(source=key) for key in keys]
+        conduct = Conduct()
         for start in range(0, len(ids), KEYS_PER_SURVEY):
             holders = await self.regions.find_many(ids[start : start + KEYS_PER_SURVEY])
             near = sorted(holders)  # neighbouring keys have the same holders
             for at in range(0, len(near), KEYS_PER_HARVEST):
                 part = near[at : at + KEYS_PER_HARVEST]
                 findings = {key_id: self._own_findings(key_id, forestall) for key_id in part}
-                await harvest(self.protocol, {key_id: holders[key_id] for key_id in part}, findings)
+                await harvest(self.protocol, {key_id: holders[key_id] for key_id in part}, findings, conduct)
                 for found in findings.values():
                     yield _unexpired(found)
 

@@ -15,7 +15,6 @@ from typing import Self, TypeAlias, TypeVar
 from dht.errors import DhtError
 from dht.receipts.ledger import Ledger
 from dht.receipts.reservation_table import UnsignedEnd
-from dht.work import Slot
 
 MAX_BATCH = 1024
 """Receipts that one transaction takes at most."""
@@ -55,11 +54,6 @@ class AsyncLedger:
         """Call ``question`` with the ledger in its thread: ``await ledger.ask(lambda held: held.newest(own))``."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, question, self._ledger)
 
-    async def reserve(self, own: str, slot: Slot, seq: int = 1) -> int:
-        """Say which number may be signed next; see ``Ledger.reserve``. Fifteen times in sixteen it does not wait."""
-        taken = self._ledger.reserve_in_memory(own, slot, seq)
-        return taken if taken is not None else await self.ask(lambda held: held.reserve(own, slot, seq))
-
     async def append(self, own: str, envelope: bytes) -> bool:
         """Keep a receipt; see ``Ledger.append``. It is written also where the caller is cancelled meanwhile."""
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -67,10 +61,6 @@ class AsyncLedger:
         if self._writer is None:
             self._writer = asyncio.create_task(self._write())
         return await answer
-
-    async def history_of(self, own: str, consumer: str) -> int:
-        """Count the tokens that a consumer has signed for with us."""
-        return await self.ask(lambda held: held.history_of(own, consumer))
 
     async def note_unsigned_end(self, own: str, end: UnsignedEnd) -> None:
         """Remember that a session ended with work that its other side did not sign."""

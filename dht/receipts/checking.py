@@ -7,6 +7,7 @@ loop; what is checked here is checked in a thread beside it.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import subprocess
 from collections.abc import Sequence
@@ -38,36 +39,47 @@ def job_in(envelope: bytes, rules: Rules) -> SignatureJob | None:
 
 
 class _Worker:
-    """A process that checks signatures, one part at a time."""
+    """A process that checks signatures, one part at a time; a new one takes the place of one that has ended."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+    def __init__(self) -> None:
+        self._process: asyncio.subprocess.Process | None = None
 
-    @classmethod
-    async def start(cls) -> Self:
-        program, *arguments = command()
-        return cls(
-            await asyncio.create_subprocess_exec(
+    async def start(self) -> None:
+        """Begin the process, if none runs."""
+        if self._process is None or self._process.returncode is not None:
+            program, *arguments = command()
+            self._process = await asyncio.create_subprocess_exec(
                 program, *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
             )
-        )
 
     async def check(self, jobs: Sequence[SignatureJob]) -> list[bool]:
-        """Say of each record whether all its authors signed it; here when the process has ended."""
+        """Say of each record whether all its authors signed it; here when the process ends or cannot be begun."""
+        try:
+            return await self._ask(jobs)
+        except (OSError, RuntimeError, asyncio.IncompleteReadError):  # uvloop raises RuntimeError for a broken pipe
+            await self.stop()
+            return await asyncio.to_thread(are_signed, jobs)
+        except BaseException:  # its answer, which nobody waits for, must not be taken for the next one's
+            await self.stop()
+            raise
+
+    async def _ask(self, jobs: Sequence[SignatureJob]) -> list[bool]:
+        await self.start()
+        assert self._process is not None
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(pack_jobs(jobs))
-            await self._process.stdin.drain()
-            return [verdict == 1 for verdict in await self._process.stdout.readexactly(len(jobs))]
-        except (ConnectionError, asyncio.IncompleteReadError):
-            return await asyncio.to_thread(are_signed, jobs)
+        self._process.stdin.write(pack_jobs(jobs))
+        await self._process.stdin.drain()
+        return [verdict == 1 for verdict in await self._process.stdout.readexactly(len(jobs))]
 
     async def stop(self) -> None:
         """End the process."""
-        if self._process.returncode is None:
-            self._process.kill()
-        await self._process.wait()
+        process, self._process = self._process, None
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                if process.returncode is None:
+                    process.kill()
+            await process.wait()
 
 
 class SignatureChecker:
@@ -85,20 +97,21 @@ class SignatureChecker:
         self._num_checked = 0
         self._workers: list[_Worker] = []
         self._idle: asyncio.Queue[_Worker] = asyncio.Queue()
-        self._starting = asyncio.Lock()
         self._pending: dict[bytes, asyncio.Task[None]] = {}
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in set(self._pending.values()):
+        pending = set(self._pending.values())
+        for task in pending:
             task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)  # They use the workers.
         await asyncio.gather(*(worker.stop() for worker in self._workers))
 
     @property
     def has_workers(self) -> bool:
-        """Say whether processes have been started."""
+        """Say whether so many have come that processes check them."""
         return bool(self._workers)
 
     async def check(self, jobs: Sequence[SignatureJob]) -> list[bool]:
@@ -106,10 +119,9 @@ class SignatureChecker:
         self._num_checked += len(jobs)
         if self._num_checked < self._many:
             return await asyncio.to_thread(are_signed, jobs)
-        async with self._starting:
-            while len(self._workers) < self._num_workers:
-                self._workers.append(await _Worker.start())
-                self._idle.put_nowait(self._workers[-1])
+        while len(self._workers) < self._num_workers:
+            self._workers.append(_Worker())
+            self._idle.put_nowait(self._workers[-1])
         starts = range(0, len(jobs), PART)
         parts = await asyncio.gather(*(self._check_part(jobs[start : start + PART]) for start in starts))
         return [verdict for part in parts for verdict in part]
@@ -117,13 +129,9 @@ class SignatureChecker:
     async def _check_part(self, jobs: Sequence[SignatureJob]) -> list[bool]:
         worker = await self._idle.get()
         try:
-            verdicts = await worker.check(jobs)
-        except BaseException:  # its answer, which nobody waits for, must not be taken for the next one's
-            await worker.stop()
-            raise
+            return await worker.check(jobs)
         finally:
             self._idle.put_nowait(worker)
-        return verdicts
 
     async def forestall(self, validator: RecordValidator, envelopes: Sequence[bytes]) -> None:
         """Let a validator remember those of many envelopes whose signatures are good; each is checked once."""
@@ -140,7 +148,8 @@ class SignatureChecker:
             waiting.add(task)
             self._pending.update((digest, task) for digest, _ in fresh)
             task.add_done_callback(lambda _: [self._pending.pop(digest, None) for digest, _ in fresh])
-        await asyncio.gather(*waiting)
+        # Several readers wait for one check: one that is cancelled must not cancel it for the others.
+        await asyncio.gather(*(asyncio.shield(task) for task in waiting))
 
     async def _remember(self, validator: RecordValidator, envelopes: Sequence[bytes]) -> None:
         jobs = {envelope: job_in(envelope, validator.rules) for envelope in envelopes}

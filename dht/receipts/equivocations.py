@@ -12,7 +12,8 @@ from collections import Counter, OrderedDict
 from typing import Self
 
 from dht.equivocation import Equivocation, find_equivocations
-from dht.errors import BadRecord, DaemonDied, DhtError
+from dht.errors import BadRecord
+from dht.hardening.duty import take_turn
 from dht.identity import peer_id_to_bytes
 from dht.records import Envelope, Kind, SignedRecord, seal
 from dht.swarm import Swarm
@@ -45,7 +46,7 @@ class EquivocationWatch:
         self._waiting: asyncio.Queue[Equivocation] = asyncio.Queue(MAX_WAITING)
         self._published: OrderedDict[str, int] = OrderedDict()
         self._task: asyncio.Task[None] | None = None
-        self.counts: Counter[str] = Counter()  # proofs found, published and dropped
+        self.counts: Counter[str] = Counter()  # proofs found, published, refused by all and dropped
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.get_running_loop().create_task(self._publish_all())
@@ -89,15 +90,15 @@ class EquivocationWatch:
     async def _publish_all(self) -> None:
         while True:
             proof = await self._waiting.get()
-            try:
-                if not await publish_proof(self._swarm, proof):
-                    await asyncio.sleep(RETRY_S)
-                    await publish_proof(self._swarm, proof)
-                self.counts["published"] += 1
-            except DaemonDied:
+            if not await take_turn(self._publish(proof), f"publishing a proof against {proof.accused}"):
                 return
-            except (DhtError, TimeoutError) as error:
-                logger.warning("a proof against %s was not published: %s", proof.accused, error)
+
+    async def _publish(self, proof: Equivocation) -> None:
+        is_proven = await publish_proof(self._swarm, proof)
+        if not is_proven:
+            await asyncio.sleep(RETRY_S)
+            is_proven = await publish_proof(self._swarm, proof)
+        self.counts["published" if is_proven else "refused"] += 1
 
 
 async def publish_proof(swarm: Swarm, proof: Equivocation) -> bool:

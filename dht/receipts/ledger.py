@@ -50,12 +50,23 @@ class Ledger:
         self._unwritten: list[tuple[str, Receipt, bytes]] = []
 
     @classmethod
-    def open(cls, path: Path | None, *, since_s: float = 0.0, clock: Callable[[], float] = time.time) -> Self:
+    def open(
+        cls,
+        path: Path | None,
+        *,
+        own: str | None = None,
+        rules: Rules = DEFAULT_RULES,
+        since_s: float | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> Self:
         """Open a ledger, begin one where there is none, and check it.
 
         Args:
             path: The file; None keeps everything in memory, for clients whose id lives as long as they do.
-            since_s: Unix seconds; the newest receipts of all slots in which work ended since then are verified.
+            own: Peer id whose receipts are verified now; None: of all that are kept. Others are when they are read.
+            rules: Of the swarm, as far as they are known; they say how long receipts stand on the DHT.
+            since_s: Unix seconds; the newest receipts of all slots in which work ended since then are verified. None:
+                those that may still stand on the DHT. Older ones are when they are read, or by ``verify``.
             clock: Unix seconds.
 
         Raises:
@@ -67,8 +78,9 @@ class Ledger:
             num = ledger._store.write(reservation_table.mend_reservations, durable=True)
             if num:
                 ledger.notices.append(f"{num} reservations in {path} were damaged; numbers go on far above them.")
-            for own in ledger.owners():
-                ledger._rows.newest(own, int(since_s), FOREVER_S)
+            begin_s = clock() - (rules.window_epochs + 1) * rules.epoch_s if since_s is None else since_s
+            for peer in ledger.owners() if own is None else [own]:
+                ledger._rows.newest(peer, max(0, int(begin_s)), FOREVER_S)
         except BaseException:
             ledger.close()
             raise
@@ -199,16 +211,18 @@ class Ledger:
             LedgerNotWritten, LedgerDamaged: As above, for all of them.
         """
         outcomes: list[bool | DhtError] = []
+        good: list[tuple[str, Receipt, bytes]] = []
+        taken: list[int] = []
+        for place_in_batch, (own, envelope) in enumerate(batch):
+            outcomes.append(False)
+            try:
+                good.append((own, check_own(own, envelope), envelope))
+                taken.append(place_in_batch)
+            except BadRecord as error:
+                outcomes[-1] = error
         with self._store.lock:
             start = len(self._unwritten)
-            taken: list[int] = []
-            for place_in_batch, (own, envelope) in enumerate(batch):
-                outcomes.append(False)
-                try:
-                    self._unwritten.append((own, check_own(own, envelope), envelope))
-                    taken.append(place_in_batch)
-                except BadRecord as error:
-                    outcomes[-1] = error
+            self._unwritten += good
             try:
                 written = self._store.write(self._insert_unwritten)
             except DhtError:
@@ -257,10 +271,10 @@ class Ledger:
 
     def changes(self, own: str, since_s: float = 0.0) -> list[Change]:
         """List what has been counted since then, slot by slot: its newest receipt, and the newest before."""
-        with self._store.lock:
-            before = {receipt.slot: receipt for receipt, _ in self._rows.newest(own, 0, int(since_s))}
-            after = self._rows.newest(own, int(since_s), FOREVER_S)
-            return [Change(receipt, before.get(receipt.slot)) for receipt, _ in after]
+        after = self._rows.newest(own, int(since_s), FOREVER_S)
+        # Read last, so that an old receipt that comes in between is not counted as new.
+        before = {receipt.slot: receipt for receipt, _ in self._rows.newest(own, 0, int(since_s))}
+        return [Change(receipt, before.get(receipt.slot)) for receipt, _ in after]
 
     def history_of(self, own: str, consumer: str) -> int:
         """Count the tokens that a consumer has signed for with us, for the cap on what is served without signature."""

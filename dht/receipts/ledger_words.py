@@ -19,6 +19,8 @@ _MENDS = {
     sqlite3.SQLITE_IOERR: "The ledger {path} cannot be read or written ({error}); check that disk.",
 }
 
+_OTHER = "The ledger {path} cannot be used ({error}); start the node again, and report it if that does not help."
+
 
 @contextlib.contextmanager
 def in_words(path: Path | None) -> Iterator[None]:
@@ -29,9 +31,7 @@ def in_words(path: Path | None) -> Iterator[None]:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in _DAMAGED:
             raise LedgerDamaged(str(error)) from error
-        if code not in _MENDS:
-            raise
-        raise LedgerNotWritten(_MENDS[code].format(path=path, error=error)) from error
+        raise LedgerNotWritten(_MENDS.get(code, _OTHER).format(path=path, error=error)) from error
     except OSError as error:
         raise LedgerNotWritten(f"The ledger {path} cannot be used ({error.strerror}); {_mend(error)}.") from error
 

@@ -6,18 +6,21 @@
 
 A receipt holds all that the earlier ones of its slot hold, so only the newest is published, and only when it is newer
 than the last time; what too few took is tried again. Both sides of a receipt may publish it: who comes second changes
-nothing.
+nothing. Periods are counted by the monotonic clock, so that one that is set moves no publication by more than a period;
+only an epoch's end is read from the wall clock.
 This file does not know where receipts come from. It runs on the event loop.
 """
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
-from dht.errors import BadRecord, DaemonDied, DhtError
+from dht.errors import BadRecord
+from dht.hardening.duty import take_turn
 from dht.records import SignedRecord
 from dht.rules import Rules
 from dht.swarm import Swarm
@@ -43,6 +46,11 @@ LOOK_S = 1.0
 
 LAST_S = 5.0
 """Seconds that the publication at the end of a node may take."""
+
+PART = 64
+"""Envelopes that are decoded before the event loop gets its turn: 4 ms."""
+
+DUTY = "publishing receipts"
 
 MIN_REPLICAS = 3
 """A receipt that fewer members hold is published again next time."""
@@ -84,9 +92,9 @@ class Rest:
     """When receipts last came, and how many there were: whether the work has come to rest for now."""
 
     num_seen: int  # receipts that had come when this was last looked at
-    changed_s: float  # unix seconds: when the last of them was seen
+    changed_s: float  # monotonic seconds: when the last of them was seen
     num_published: int  # receipts that had come at the last publication
-    published_s: float  # unix seconds: when that was
+    published_s: float  # monotonic seconds: when that was
 
     def seen(self, num_changes: int, now_s: float) -> "Rest":
         """Look again."""
@@ -111,7 +119,7 @@ class ReceiptPublisher:
             swarm: Where.
             source: What.
             delay: As for ``next_publication``; drawn at random, so that not all nodes publish at once.
-            clock: Unix seconds.
+            clock: Unix seconds; says when epochs end.
         """
         self._swarm = swarm
         self._source = source
@@ -119,7 +127,7 @@ class ReceiptPublisher:
         self._clock = clock
         self._seqs: dict[tuple[bytes, bytes], int] = {}  # by place: newest seq that enough members hold
         self._turn = asyncio.Lock()
-        self._rest = Rest(0, 0.0, 0, 0.0)
+        self._rest = Rest(0, -math.inf, 0, -math.inf)
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -130,7 +138,7 @@ class ReceiptPublisher:
         assert self._task is not None
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        await _tried(asyncio.wait_for(self.publish(), LAST_S))
+        await take_turn(asyncio.wait_for(self.publish(), LAST_S), DUTY)
 
     async def publish(self) -> int:
         """Publish what is newer than last time; say how many receipts members took.
@@ -139,12 +147,12 @@ class ReceiptPublisher:
             DaemonDied: Our own p2pd has ended.
         """
         async with self._turn:
-            rules, now_s = self._swarm.validator.rules, self._clock()
+            rules, now_s = self._swarm.validator.rules, time.monotonic()
             num_changes = self._source.num_changes
             self._rest = Rest(num_changes, now_s, num_changes, now_s)
-            epoch = rules.epoch_of(now_s)
+            epoch = rules.epoch_of(self._clock())
             # The epoch before this one may have been counted up to its last second.
-            fresh = self._fresh(await self._source.newest_envelopes(max(0, epoch - 1)), rules)
+            fresh = await self._fresh(await self._source.newest_envelopes(max(0, epoch - 1)), rules)
             num_holding = await self._swarm.store_many(fresh) if fresh else []
             for signed, num in zip(fresh, num_holding, strict=True):
                 if num >= MIN_REPLICAS:
@@ -156,9 +164,11 @@ class ReceiptPublisher:
         """Say which of a receipt's slot enough members took; 0: none yet."""
         return self._seqs.get((signed.key, signed.subkey), 0)
 
-    def _fresh(self, envelopes: Sequence[bytes], rules: Rules) -> list[SignedRecord]:
+    async def _fresh(self, envelopes: Sequence[bytes], rules: Rules) -> list[SignedRecord]:
         fresh = []
-        for envelope in envelopes:
+        for number, envelope in enumerate(envelopes):
+            if number % PART == PART - 1:
+                await asyncio.sleep(0)
             try:
                 _, signed = parse_envelope(envelope, rules)
             except BadRecord as error:
@@ -175,30 +185,22 @@ class ReceiptPublisher:
             del self._seqs[next(iter(self._seqs))]
 
     async def _publish_again(self) -> None:
-        while True:
-            await self._until_due()
-            if not await _tried(self.publish()):
-                return
+        while await take_turn(self._publish_when_due(), DUTY):
+            pass
+
+    async def _publish_when_due(self) -> None:
+        await self._until_due()
+        await self.publish()
 
     async def _until_due(self) -> None:
-        rules = self._swarm.validator.rules
-        due_s = next_publication(rules, self._clock(), self._delay)
-        while (now_s := self._clock()) < due_s:
+        rules, wall_s = self._swarm.validator.rules, self._clock()
+        due_s = time.monotonic() + next_publication(rules, wall_s, self._delay) - wall_s
+        while (left_s := due_s - time.monotonic()) > 0:
+            await asyncio.sleep(min(LOOK_S, left_s))  # Before the first look, so that one that fails does not spin.
+            now_s = time.monotonic()
             self._rest = self._rest.seen(self._source.num_changes, now_s)
             if self._rest.is_due(rules, now_s):
                 return
-            await asyncio.sleep(min(LOOK_S, due_s - now_s))
-
-
-async def _tried(publication: Awaitable[int]) -> bool:
-    """Say whether there is any point in trying again."""
-    try:
-        await publication
-    except DaemonDied:
-        return False
-    except (DhtError, TimeoutError) as error:
-        logger.warning("receipts were not published: %s; trying again in a while", error)
-    return True
 
 
 def _seq(signed: SignedRecord) -> int:

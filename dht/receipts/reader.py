@@ -43,19 +43,35 @@ async def collect_receipts(
     Raises:
         DaemonDied: Our own p2pd has ended.
     """
-    keys = [receipts_key(provider, epoch) for provider in providers for epoch in window]
+    keys = [(provider, epoch) for provider in providers for epoch in window]
     async with contextlib.AsyncExitStack() as stack:
         if checker is None:
             checker = await stack.enter_async_context(SignatureChecker())
-        check = checker
-
-        async def forestall(envelopes: Sequence[bytes]) -> None:
-            await check.forestall(swarm.validator, envelopes)
-
-        async for found in swarm.read_many(Kind.RECEIPT, keys, forestall=forestall):
+        async for found in collect_keys(swarm, keys, checker):
             for signed in found:
-                if isinstance(signed.record, Receipt):
-                    yield signed
+                yield signed
+
+
+async def collect_keys(
+    swarm: Swarm, keys: Iterable[tuple[str, int]], checker: SignatureChecker
+) -> AsyncIterator[list[SignedRecord]]:
+    """Stream the newest receipts at some keys, those of one key at once, in no particular order.
+
+    Args:
+        swarm: Where.
+        keys: Peer ids of providers, and epochs.
+        checker: Checks signatures.
+
+    Raises:
+        DaemonDied: Our own p2pd has ended.
+    """
+
+    async def forestall(envelopes: Sequence[bytes]) -> None:
+        await checker.forestall(swarm.validator, envelopes)
+
+    packed = [receipts_key(provider, epoch) for provider, epoch in keys]
+    async for found in swarm.read_many(Kind.RECEIPT, packed, forestall=forestall):
+        yield [signed for signed in found if isinstance(signed.record, Receipt)]
 
 
 async def read_identities(swarm: Swarm, shards: Iterable[int] = range(NUM_SHARDS)) -> list[Ident]:

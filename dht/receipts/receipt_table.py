@@ -58,6 +58,11 @@ def held_with(db: sqlite3.Connection, own: str, slot: Slot, seq: int) -> Row | N
     return next(_rows(db, f"{_OF_SLOT} AND seq = ? AND {_SOUND} LIMIT 1", (*_slot(db, own, slot), seq)), None)
 
 
+def row(db: sqlite3.Connection, row_id: int) -> Row | None:
+    """Return the row with a number, sound or not."""
+    return next(_rows(db, "id = ?", (row_id,)), None)
+
+
 def highest_seq(db: sqlite3.Connection, own: str, slot: Slot) -> int:
     """Return the highest number among the receipts of a slot, sound or not; 0 where there is none."""
     (seq,) = db.execute(

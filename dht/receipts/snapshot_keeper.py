@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from dht.errors import DaemonDied, DhtError
+from dht.hardening.duty import take_turn
 from dht.identity import Identity
 from dht.receipts.checking import SignatureChecker
 from dht.receipts.publisher import period_s
@@ -60,6 +60,7 @@ class SnapshotKeeper:
         self._swarm = swarm
         self._clock = clock
         self._server = SnapshotServer(swarm, identity)
+        self._serves = False
         self._read: set[str] = set()  # providers that have been read
         self._kept: dict[int, set[bytes]] = {}  # by epoch: envelopes
         self.epoch = -1
@@ -68,15 +69,17 @@ class SnapshotKeeper:
     async def run(self) -> None:
         """Serve snapshots, and make one when an epoch has ended."""
         rules = await self._swarm.wait_for_rules()
-        await self._server.start()
         while True:
-            await asyncio.sleep(period_s(rules))  # Also before the first: a node that starts has other things to do.
-            try:
-                await self.sum_up(rules)
-            except DaemonDied:
+            if not await take_turn(self._serve_or_sum_up(rules), "making a snapshot of receipts"):
                 return
-            except (DhtError, TimeoutError) as error:
-                logger.warning("no snapshot of receipts was made: %s; trying again in a while", error)
+            await asyncio.sleep(period_s(rules))
+
+    async def _serve_or_sum_up(self, rules: Rules) -> None:
+        if not self._serves:  # A node that starts has other things to do than to read receipts.
+            await self._server.start()
+            self._serves = True
+        else:
+            await self.sum_up(rules)
 
     async def sum_up(self, rules: Rules) -> bool:
         """Make the snapshot that is due; say whether one was.

@@ -3,20 +3,17 @@
     publisher                         DHT                          reader
     collect_receipts ──> digest ──> SNAPSHOT record ──> fetch
     SnapshotServer   <──────── stream: pages of envelopes ──────── read_content
-                                    receipts     ──> spot_check    some keys of the content, some of providers that
-                                                                   the reader knows: is the content complete?
 
-What a publisher could leave out is found by spot checks, and by holding several publishers' content side by side; what
-it could put in is bounded by the signatures, all of which are checked. The reader allocates nothing before it has come.
+What a publisher could leave out is found by ``spot_checks``; what it could put in is bounded by the signatures, all of
+which are checked. The reader allocates nothing before it has come.
 This file does not know who should publish, nor whose word counts. It runs on the event loop.
 """
 
 import asyncio
 import logging
-import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -30,7 +27,7 @@ from dht.receipts.totals import Newest
 from dht.records import Kind, SignedRecord, seal
 from dht.snapshot import NO_SCORES, Snapshot, digest_of
 from dht.swarm import Stream, Swarm
-from dht.work import MAX_EPOCH, Receipt, Slot, receipts_key
+from dht.work import MAX_EPOCH, Receipt, Slot
 
 logger = logging.getLogger(__name__)
 
@@ -49,23 +46,17 @@ PAGES_AHEAD = 8
 MAX_RECEIPTS = 2**17
 """Most receipts of a snapshot that is read or made: 50 MB of envelopes."""
 
-MAX_READERS = 16
-"""Streams that are served at once; others wait."""
+MAX_READERS = 64
+"""Streams that are served at once, with pages that are one copy for all; more are closed: who asks reads the DHT."""
 
 MAX_READERS_OF_PEER = 2
-"""Streams of one peer that are served or wait; more are closed."""
+"""Of these, streams of one peer."""
 
 STREAM_S = 300.0
 """Seconds after which a stream is closed, however busy."""
 
 PAGE_S = 10.0
 """Seconds that either side waits for the other's next message."""
-
-NUM_CHECKS = 16
-"""Keys of the content, and as many of known providers, that a spot check reads from the DHT."""
-
-TOLERATED = 0.01
-"""Share of the slots seen on the DHT that a sound snapshot may lack: some were published after it was made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +70,6 @@ class Content:
     def slots(self) -> dict[Slot, int]:
         """Newest ``seq`` of each slot."""
         return {receipt.slot: receipt.seq for receipt in Newest(_receipts(self.receipts))}
-
-
-@dataclass(frozen=True, slots=True)
-class SpotCheck:
-    """What a sample of the DHT says about a snapshot."""
-
-    num_keys: int  # (provider, epoch) that were read
-    num_slots: int  # slots that stand there on the DHT
-    num_missing: int  # of these, those of which the snapshot has nothing, or something older
-
-    @property
-    def is_sound(self) -> bool:
-        """Say whether hardly anything is missing."""
-        return self.num_missing <= TOLERATED * self.num_slots
 
 
 class SnapshotServer:
@@ -109,7 +86,6 @@ class SnapshotServer:
         self._identity = identity
         self._pages: list[bytes] = []
         self._epoch = -1
-        self._turns = asyncio.Semaphore(MAX_READERS)
         self._readers: Counter[str] = Counter()
 
     async def start(self) -> None:
@@ -131,19 +107,18 @@ class SnapshotServer:
 
     async def publish_envelopes(self, window: range, receipts: Iterable[bytes], scores: bytes = NO_SCORES) -> Snapshot:
         """Publish as ``publish`` does, what is at hand as envelopes."""
-        envelopes = sorted(set(receipts), key=lambda each: sha256(each).digest())
-        record = Snapshot(self._identity.peer_id, window[0], window[-1], len(envelopes), digest_of(envelopes), scores)
-        self._pages = [encode(envelopes[start : start + PAGE]) for start in range(0, len(envelopes), PAGE)]
-        self._epoch = record.epoch
+        num_receipts, digest, pages = await asyncio.to_thread(_summed_up, receipts)
+        record = Snapshot(self._identity.peer_id, window[0], window[-1], num_receipts, digest, scores)
+        self._pages, self._epoch = pages, record.epoch
         await self._swarm.store(seal(record, self._identity, rules=self._swarm.validator.rules))
         return record
 
     async def _serve(self, stream: Stream) -> None:
-        if self._readers[stream.peer_id] >= MAX_READERS_OF_PEER:
+        if self._readers[stream.peer_id] >= MAX_READERS_OF_PEER or self._readers.total() >= MAX_READERS:
             return
         self._readers[stream.peer_id] += 1
         try:
-            async with self._turns, asyncio.timeout(STREAM_S):
+            async with asyncio.timeout(STREAM_S):
                 await self._send_pages(stream)
         finally:
             self._readers -= Counter([stream.peer_id])
@@ -158,6 +133,13 @@ class SnapshotServer:
             is_there = epoch == self._epoch and page < len(self._pages)
             async with asyncio.timeout(PAGE_S):
                 await write_message(stream.writer, self._pages[page] if is_there else encode([]))
+
+
+def _summed_up(receipts: Iterable[bytes]) -> tuple[int, bytes, list[bytes]]:
+    """Say how many different envelopes there are, give their digest, and their pages: seconds where they are many."""
+    envelopes = sorted(set(receipts), key=lambda each: sha256(each).digest())
+    pages = [encode(envelopes[start : start + PAGE]) for start in range(0, len(envelopes), PAGE)]
+    return len(envelopes), digest_of(envelopes), pages
 
 
 async def read_record(swarm: Swarm, publisher: str, epoch: int) -> Snapshot | None:
@@ -229,58 +211,6 @@ async def _pages(stream: Stream, record: Snapshot) -> AsyncIterator[list[bytes]]
         if not envelopes:
             raise PeerUnreachable(f"peer {record.publisher} has another snapshot by now")
         yield envelopes
-
-
-async def spot_check(
-    swarm: Swarm, content: Content, providers: Iterable[str], rng: random.Random, num_checks: int = NUM_CHECKS
-) -> SpotCheck:
-    """Compare a snapshot with the DHT at random keys.
-
-    Half of them are of the content; half are of providers that the reader knows of, whom it may have left out.
-
-    Args:
-        swarm: Where.
-        content: What is checked.
-        providers: Peer ids that the reader knows from elsewhere (``known_providers``).
-        rng: Draws the keys; the publisher must not foresee it.
-        num_checks: Keys of either half.
-
-    Raises:
-        DaemonDied: Our own p2pd has ended.
-    """
-    slots = content.slots
-    held = sorted({(slot.provider, slot.epoch) for slot in slots})
-    epochs = range(content.record.first_epoch, content.record.epoch + 1)
-    known = sorted(set(providers))
-    keys = set(rng.sample(held, min(num_checks, len(held))))
-    keys |= {(rng.choice(known), rng.choice(epochs)) for _ in range(num_checks if known else 0)}
-    num_slots = num_missing = 0
-    for provider, epoch in sorted(keys):
-        found = await swarm.fetch(Kind.RECEIPT, receipts_key(provider, epoch))
-        for receipt in found:
-            assert isinstance(receipt, Receipt)
-            num_slots += 1
-            num_missing += slots.get(receipt.slot, 0) < receipt.seq
-    return SpotCheck(len(keys), num_slots, num_missing)
-
-
-def merge(contents: Sequence[Content]) -> tuple[Newest, dict[str, float]]:
-    """Hold several publishers' snapshots side by side.
-
-    Args:
-        contents: Of one window, from different publishers.
-
-    Returns:
-        The newest receipt of each slot that anyone has, and for each publisher the share of these that it has.
-    """
-    everything = Newest(receipt for content in contents for receipt in _receipts(content.receipts))
-    newest = {receipt.slot: receipt.seq for receipt in everything}
-    shares = {}
-    for content in contents:
-        slots = content.slots
-        num_had = sum(slots.get(slot, 0) >= seq for slot, seq in newest.items())
-        shares[content.record.publisher] = num_had / len(newest) if newest else 1.0
-    return everything, shares
 
 
 def _receipts(signed: Iterable[SignedRecord]) -> Iterable[Receipt]:

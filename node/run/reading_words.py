@@ -14,11 +14,16 @@ def verdict_in_words(verdict: Verdict) -> str:
     if verdict.check is None:
         what = "is false" if verdict.is_false else "cannot be had"
         return f"{whose} {what} and is not used: {verdict.trouble}."
-    check = verdict.check
+    check = verdict.check.both
     compared = f"of {check.num_slots:,} receipts that the DHT holds at {check.num_keys} keys drawn at random"
     if verdict.is_used:
         lacking = f"it lacks {check.num_missing}" if check.num_missing else "it lacks none"
         return f"{whose} is used: {compared} {lacking}."
+    if not verdict.is_false:
+        return (
+            f"{whose} is not used: the DHT holds too little at {check.num_keys} keys drawn at random to say whether it "
+            "is whole."
+        )
     return (
         f"{whose} is false and is not used: {compared} it lacks {check.num_missing:,}. Its publisher leaves them out, "
         "or they were dated back and published late."

@@ -135,6 +135,8 @@ def _out_of_time(signed: SignedRecord) -> Iterator[Refused]:
     tomorrow = replace(RECEIPT, epoch=EPOCH + 2, t_first=BEGAN + 43200, t_last=BEGAN + 43200)
     early = replace(RECEIPT, t_first=BEGAN - 121)
     lazy = replace(IDENT, nonce=next(n for n in range(99) if proof_bits(ALICE.peer_id, EPOCH - 9, n) < 8))
+    longer = replace(SNAPSHOT, first_epoch=SNAPSHOT.first_epoch - 1)
+    yield Refused.of("a snapshot of more epochs than stand at once", "longer than a window", sealed(longer))
     running = replace(SNAPSHOT, epoch=EPOCH)
     yield Refused.of("a receipt while the rules are not known", "rules not known", signed, rules=None)
     yield Refused.of("a receipt of the epoch after next", "from the future", sealed(tomorrow))

@@ -235,6 +235,15 @@ def test_a_snapshot_is_of_epochs_that_have_ended_and_does_not_depend_on_the_orde
     assert refusal(as_stored(seal(replace(made, epoch=EPOCH), PROVIDER))) == "from the future"
 
 
+def test_a_snapshot_names_no_more_epochs_than_stand_on_the_dht_at_once():
+    rules = DEFAULT_RULES
+    whole = Snapshot(PROVIDER.peer_id, EPOCH - rules.window_epochs, EPOCH - 1, 0, digest_of([]), bytes(32))
+    assert refusal(as_stored(seal(whole, PROVIDER))) is None
+    for first_epoch in (whole.first_epoch - 1, 0):
+        longer = replace(whole, first_epoch=first_epoch)
+        assert refusal(as_stored(seal(longer, PROVIDER))) == "longer than a window"
+
+
 @pytest.mark.parametrize("kind", [Receipt, Equivocation, Ident, Succession, Snapshot])
 @given(data=st.data())
 def test_no_bytes_make_a_record_raise_anything_else(kind, data):

@@ -6,8 +6,9 @@ from hivemind.dht.routing import DHTID
 from hivemind.proto import dht_pb2
 
 from dht.hardening import harvest as harvest_module
+from dht.hardening import overlay as overlay_module
 from dht.hardening import protocol as protocol_module
-from dht.hardening.harvest import settle, share_out
+from dht.hardening.harvest import Conduct, settle, share_out
 from dht.hardening.protocol import MAX_KEYS_PER_CALL
 from dht.hardening.regions import MIN_PARTS
 from dht.identity import Identity
@@ -148,20 +149,47 @@ def test_whoever_has_least_to_do_is_asked_and_what_is_read_is_asked_of_nobody():
     assert share_out({keys[0]: {}}) == {}
 
 
-async def test_a_member_that_takes_its_time_with_everything_is_left_behind(monkeypatch):
-    monkeypatch.setattr(harvest_module, "READ_S", 1.0)
-    async with testnet(3) as (slow, honest, reader):
+def test_who_is_slow_is_asked_only_for_what_nobody_else_claims():
+    first, second = DHTID(1), DHTID(2)
+    claims = {first: {"slow": b"1", "quick": b"1"}, second: {"slow": b"2"}}
+    assert share_out(claims, {"slow"}) == {"quick": [first], "slow": [second]}
+    assert share_out({first: {"slow": b"1", "slower": b"1"}}, {"slow", "slower"}) == {"slow": [first]}
+
+
+def test_time_is_wasted_by_what_is_not_borne_out_alone():
+    conduct = Conduct()
+    for _ in range(100):
+        conduct.note("slow but true", 2.9, 16, 16)
+        conduct.note("quick", 0.01, 16, 15)
+        conduct.note("full", 2.0, 0, 0)  # nothing but keys that are asked for alone
+    assert conduct.wasted_s.get("slow but true", 0.0) == 0.0
+    assert not any(conduct.is_left(peer) for peer in ("slow but true", "quick", "full"))
+    assert conduct.slow == {"slow but true", "full"}
+    conduct.note("full", 0.1, 16, 16)
+    assert conduct.slow == {"slow but true"}
+    for _ in range(16):
+        assert not conduct.is_left("liar")
+        conduct.note("liar", 2.0, 16, 1)
+    assert conduct.is_left("liar")
+
+
+async def test_a_member_that_wastes_time_is_left_behind_for_the_whole_reading(monkeypatch):
+    monkeypatch.setattr(overlay_module, "KEYS_PER_HARVEST", 8)
+    monkeypatch.setattr(harvest_module, "WASTED_S", 1.0)
+    async with testnet(3) as (liar, honest, reader):
         signed = [sealed(provider, C) for provider in PROVIDERS]
         for each in signed:
             put(honest, each)
-        slow._overlay.protocol.storage.digest = lambda key: key.to_bytes() + bytes(12)
-        honest_find = slow._control._unary_handlers["DHTProtocol.rpc_find"]
+        liar._overlay.protocol.storage.digest = lambda key: key.to_bytes() + bytes(12)
+        find = liar._control._unary_handlers["DHTProtocol.rpc_find"]
 
         async def late(request: bytes, remote: object) -> bytes:
-            await asyncio.sleep(0.6)
-            return await honest_find(request, remote)
+            await asyncio.sleep(0.55)
+            return await find(request, remote)
 
-        slow._control._unary_handlers["DHTProtocol.rpc_find"] = late
-        finds = calls_of(slow, "DHTProtocol.rpc_find")
+        liar._control._unary_handlers["DHTProtocol.rpc_find"] = late
+        await reader._overlay.regions.size()
+        finds, helds = (calls_of(liar, f"DHTProtocol.rpc_{name}") for name in ("find", "held"))
         assert await read_all(reader) == given(*signed)
-        assert len(finds) <= 3
+        assert len(finds) == 2, "in the first of five harvests, in which it claims eight keys falsely"
+        assert len([call for call in helds if len(dht_pb2.FindRequest.FromString(call).keys) > 1]) == 1

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 
 from hivemind.dht.routing import DHTID
 
@@ -100,6 +101,36 @@ async def test_a_member_whose_digests_differ_for_nothing_is_not_read_for_ever():
         assert stores == []
 
 
+class Counting(bytes):
+    """Bytes that count how often they are compared."""
+
+    num_compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Counting.num_compared += 1
+        return bytes.__eq__(self, other)
+
+    __hash__ = bytes.__hash__
+
+
+async def test_a_full_key_costs_as_many_comparisons_as_it_has_records(monkeypatch):
+    async with testnet(2) as (node, member):
+        key, expires_s, num = DHTID(7), time.time() + 1000.0, 300
+        subkeys = [random.Random(number).randbytes(43) for number in range(num)]
+        ours = [(Counting(subkey), b"value", expires_s) for subkey in subkeys]
+        theirs = [(Counting(bytes(subkey)), b"value", expires_s) for subkey in reversed(subkeys)]
+        protocol = node._overlay.protocol
+
+        async def found(peer, keys, findings):
+            return {key: (theirs, {})}
+
+        monkeypatch.setattr(protocol, "call_find", found)
+        monkeypatch.setattr(protocol.storage, "records", lambda key: ours)
+        Counting.num_compared = 0
+        assert await keeper(node)._lacking(member._overlay.protocol.p2p.peer_id, key, is_empty=False) == []
+        assert Counting.num_compared <= 8 * num
+
+
 async def test_announcements_are_left_to_their_owners():
     async with testnet(2) as (node, _):
         assert await node.store(seal(announcement(node._identity), node._identity))
@@ -154,3 +185,22 @@ async def test_a_node_cares_for_records_by_itself():
                 await asyncio.sleep(0.1)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_an_error_that_nobody_foresaw_is_not_the_last_round(caplog):
+    async with testnet(1) as (node,):
+        caring = keeper(node, Rules(epoch_s=1))
+        rounds = []
+
+        async def failing():
+            rounds.append(1)
+            raise ZeroDivisionError("a defect")
+
+        caring.round = failing
+        task = asyncio.get_running_loop().create_task(caring.run())
+        async with asyncio.timeout(10):
+            while len(rounds) < 2:
+                await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert "defect of this program" in caplog.text

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from dht.identity import Identity
+from dht.receipts import equivocations
 from dht.receipts.equivocations import PROOFS_PER_PEER, EquivocationWatch, publish_proof, read_proofs
-from dht.records import Envelope, Kind, seal
+from dht.records import Envelope, Kind, place, seal
 from dht.rules import DEFAULT_RULES
 from dht.testnet import testnet
 from dht.work import receipts_key
@@ -73,14 +74,57 @@ async def test_what_is_no_lie_accuses_nobody():
         for later in (plain, sealed(seq=2, amount=128, work=512), sealed(lane=9, amount=1, work=4)):
             await other.store(later)
         await other.store(sealed(seq=1, amount=3, work=12))  # older than what stands: nothing to compare it with
-        forged = replace(Envelope.from_bytes(plain.envelope), body=now_receipt(seq=2, amount=1, work=4).to_body())
         watch.hear(plain.envelope, sealed(seq=2).envelope)
         watch.hear(plain.envelope, b"junk")
         watch.hear(seal(announcement(P), P).envelope, seal(announcement(P), P).envelope)
         await asyncio.sleep(0.3)
         assert not watch.counts
         assert not await accused(other)
-        assert forged.body != Envelope.from_bytes(plain.envelope).body
+
+
+async def test_a_receipt_that_nobody_signed_contradicts_none(monkeypatch):
+    monkeypatch.setattr("dht.receipts.equivocations.RETRY_S", 0.05)
+    async with testnet(3) as (keeper, holder, forger), EquivocationWatch(keeper) as watch:
+        plain, lie = sealed(), now_receipt(amount=65, work=260)
+        forged = place(lie, replace(Envelope.from_bytes(plain.envelope), body=lie.to_body()).to_bytes())
+        put(holder, plain)
+        put(forger, forged)
+        assert len(await keeper.fetch(Kind.RECEIPT, receipts_key(P.peer_id, lie.epoch))) == 1
+        assert not watch.counts, "it is dropped before it is compared"
+        watch.hear(plain.envelope, forged.envelope)
+        await eventually(lambda: asyncio.sleep(0, watch.counts["refused"] == 2))
+        assert watch.counts["published"] == 0, "even where it came so far, nobody believes the proof"
+        assert not await accused(holder)
+
+
+async def test_a_proof_that_nobody_takes_does_not_count_as_published(monkeypatch):
+    monkeypatch.setattr("dht.receipts.equivocations.RETRY_S", 0.05)
+    tries = []
+
+    async def refused(swarm, proof):
+        tries.append(proof)
+        return False
+
+    monkeypatch.setattr("dht.receipts.equivocations.publish_proof", refused)
+    async with testnet(1) as (node,), EquivocationWatch(node) as watch:
+        watch.hear(sealed(amount=64, work=256).envelope, sealed(amount=65, work=260).envelope)
+        await eventually(lambda: asyncio.sleep(0, watch.counts["refused"] == 2))
+        assert len(tries) == 4, "both peers signed both, and each proof is tried twice"
+        assert watch.counts["published"] == 0
+
+
+async def test_an_error_that_nobody_foresaw_ends_no_watch(monkeypatch):
+    honest, failures = equivocations.publish_proof, [ZeroDivisionError("a defect")]
+
+    async def failing_once(swarm, proof):
+        if failures:
+            raise failures.pop()
+        return await honest(swarm, proof)
+
+    monkeypatch.setattr("dht.receipts.equivocations.publish_proof", failing_once)
+    async with testnet(2) as (node, _), EquivocationWatch(node) as watch:
+        watch.hear(sealed(amount=64, work=256).envelope, sealed(amount=65, work=260).envelope)
+        await eventually(lambda: asyncio.sleep(0, watch.counts["published"] == 1))
 
 
 async def test_a_liar_makes_nobody_publish_more_proofs_than_do():

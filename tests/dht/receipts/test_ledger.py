@@ -6,6 +6,8 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +15,13 @@ import pytest
 
 from dht.errors import BadRecord, Contradiction, LedgerDamaged, LedgerNotWritten, SeqsSpent
 from dht.identity import Identity
-from dht.receipts import ledger_file
+from dht.receipts import ledger_file, receipt_table
 from dht.receipts.ledger import Ledger
 from dht.receipts.ledger_file import LedgerFile
+from dht.receipts.receipt_rows import check_own, complaint
 from dht.receipts.reservation_table import MAX_UNSIGNED_ENDS, UnsignedEnd
 from dht.records import Envelope, seal
+from dht.rules import DEFAULT_RULES, Rules
 from dht.work import MAX_SEQ, WorkKind
 from tests.dht.receipts.ledger_kit import CONSUMER, OTHER, OWN, envelope, made, spoil
 from tests.dht.samples import EPOCH, EPOCH_BEGAN, MANIFEST, announcement
@@ -143,6 +147,80 @@ def test_a_ledger_in_memory_does_the_same(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def checked_rows(monkeypatch):
+    """Note whose receipts are checked, and of which epoch."""
+    checked = []
+
+    def noting(row):
+        checked.append((row.own, row.columns[0]))
+        return complaint(row)
+
+    monkeypatch.setattr("dht.receipts.sound_rows.complaint", noting)
+    return checked
+
+
+def of_epoch(epoch):
+    begins = DEFAULT_RULES.start_of(epoch)
+    return {"epoch": epoch, "t_first": begins + 60, "t_last": begins + 62}
+
+
+def test_what_counts_is_verified_when_the_ledger_is_opened_and_the_rest_when_it_is_read(path, monkeypatch):
+    past = EPOCH - DEFAULT_RULES.window_epochs - 2
+    with Ledger.open(path) as ledger:
+        for epoch in (past, EPOCH - 1, EPOCH):
+            ledger.append(ME, envelope(**of_epoch(epoch)))
+        ledger.append(CONSUMER.peer_id, envelope(OTHER, CONSUMER))
+    checked = checked_rows(monkeypatch)
+    now = {"clock": lambda: EPOCH_BEGAN + 100.0}
+    with Ledger.open(path, own=ME, **now) as ledger:
+        assert sorted(checked) == [(ME, EPOCH - 1), (ME, EPOCH)]
+        assert len(ledger.newest(ME)) == 3
+        assert len(checked) == 3, "what is old is checked when it is read, and nothing twice"
+    checked.clear()
+    with Ledger.open(path, **now):
+        assert sorted(checked) == sorted([(ME, EPOCH - 1), (ME, EPOCH), (CONSUMER.peer_id, EPOCH)])
+    checked.clear()
+    short = Rules(epoch_s=DEFAULT_RULES.epoch_s, window_epochs=0)
+    with Ledger.open(path, own=ME, rules=short, **now) as ledger:
+        assert checked == [(ME, EPOCH)]
+        assert ledger.verify() == (4, [])
+
+
+@pytest.mark.parametrize("of", ["sound_rows.complaint", "ledger.check_own"])
+def test_numbers_are_given_while_signatures_are_checked(path, monkeypatch, of):
+    checking, go_on = threading.Event(), threading.Event()
+
+    def slow(real):
+        def check(*arguments):
+            checking.set()
+            assert go_on.wait(20)
+            return real(*arguments)
+
+        return check
+
+    with Ledger.open(path) as ledger, ThreadPoolExecutor(2) as threads:
+        ledger.append(ME, envelope())
+        monkeypatch.setattr(f"dht.receipts.{of}", slow(complaint if of.endswith("complaint") else check_own))
+        asked = threads.submit(lambda: (ledger.newest(ME), ledger.append(ME, envelope(seq=2))))
+        assert checking.wait(20)
+        try:
+            assert threads.submit(ledger.reserve, ME, made(lane=9).slot).result(timeout=10) == 1
+            assert not asked.done()
+        finally:
+            go_on.set()
+        assert asked.result(timeout=20)[1]
+
+
+def test_a_row_that_has_become_another_while_it_was_checked_is_not_set_aside(path):
+    with Ledger.open(path) as ledger:
+        ledger.append(ME, envelope())
+        (row,) = ledger._store.read(lambda db: receipt_table.page(db, 0))
+        assert not ledger._rows._set_aside(row._replace(envelope=b"of before"), "damaged")
+        assert (ledger.set_aside(), ledger.notices, kept(ledger)) == ([], [], [envelope()])
+        assert ledger._rows._set_aside(row, "damaged")
+        assert kept(ledger) == []
+
+
 # ----------------------------------------------------------------------------------------------------------- numbers
 
 
@@ -238,7 +316,7 @@ def test_a_row_whose_signature_no_longer_fits_is_set_aside_and_had_again(path):
             ledger.append(ME, envelope(seq=seq))
     signature = Envelope.from_bytes(envelope(seq=2)).signatures[1]
     spoil(path, signature, bytes([signature[0] ^ 1]))
-    with Ledger.open(path) as ledger:
+    with Ledger.open(path, clock=lambda: EPOCH_BEGAN + 100.0) as ledger:
         assert [finding.reason for finding in ledger.set_aside()] == ["a signature is not its author's"]
         assert len(ledger.notices) == 1
         assert kept(ledger) == [envelope(seq=1)]

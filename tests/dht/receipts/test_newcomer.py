@@ -15,6 +15,8 @@ from dht.receipts.newcomer import begin, complete
 from dht.receipts.snapshots import SnapshotServer
 from dht.records import seal
 from dht.rules import DEFAULT_RULES
+from dht.snapshot import NO_SCORES, Snapshot, digest_of
+from dht.swarm import Swarm
 from dht.testnet import testnet
 from tests.dht.receipts.made import sealed
 
@@ -56,7 +58,7 @@ async def test_a_sound_snapshot_spares_the_reading_of_all_but_the_newest_epochs(
     assert beginning.rest == (EPOCH - 1, EPOCH)
     assert beginning.providers == tuple(sorted(provider.peer_id for provider in PROVIDERS))
     (verdict,) = beginning.verdicts
-    assert (verdict.is_used, verdict.is_false, verdict.check.num_missing) == (True, False, 0)
+    assert (verdict.is_used, verdict.is_false, verdict.check.both.num_missing) == (True, False, 0)
 
 
 async def test_a_receipt_that_came_after_the_snapshot_makes_no_liar_of_its_publisher(town):
@@ -76,7 +78,7 @@ async def test_a_snapshot_that_leaves_a_provider_out_is_named_and_everything_is_
     assert beginning.rest == tuple(WINDOW)
     (verdict,) = beginning.verdicts
     assert (verdict.record.publisher, verdict.is_false, verdict.is_used) == (publisher.peer_id, True, False)
-    assert verdict.check.num_missing > 0
+    assert verdict.check.both.num_missing > 0
 
 
 async def test_a_publisher_that_sends_something_else_than_it_signed_is_named(town):
@@ -133,3 +135,60 @@ async def test_a_snapshot_of_one_epoch_or_of_others_is_not_read(town):
     assert (await begin(reader, [publisher.peer_id], WINDOW, checker, random.Random(3))).verdicts == ()
     await server.publish(range(EPOCH - 9, EPOCH - 6), [])
     assert (await begin(reader, [publisher.peer_id], WINDOW, checker, random.Random(3))).verdicts == ()
+
+
+async def test_a_window_that_begins_long_ago_does_not_hide_the_one_that_is_read(town):
+    server, publisher, reader, checker, receipts = town
+    for first in (0, EPOCH - 50):
+        record = Snapshot(publisher.peer_id, first, EPOCH - 1, 0, digest_of([]), NO_SCORES)
+        stored = await publisher.store(seal(record, publisher._identity))
+        assert stored is (first > 0), "no snapshot is of more epochs than stand on the DHT"
+    server._epoch = EPOCH - 1
+    server._pages = []
+    for seed in range(5):
+        beginning = await begin(reader, [publisher.peer_id], WINDOW, checker, random.Random(seed))
+        assert not any(verdict.is_used for verdict in beginning.verdicts)
+        found = {signed.envelope async for signed in complete(reader, beginning, checker)}
+        assert found == {signed.envelope for signed in receipts}
+        assert set(beginning.rest) == set(WINDOW)
+
+
+async def test_made_up_identities_do_not_hide_the_window_that_is_read(town):
+    server, publisher, reader, checker, _ = town
+    await server.publish(SUMMED, [])
+    made_up = [Identity.ephemeral() for _ in range(300)]
+    await publisher.store_many([seal(Ident(each.peer_id, EPOCH, EPOCH, 0, Role.SERVER, ""), each) for each in made_up])
+    for seed in range(2):
+        beginning = await begin(reader, [publisher.peer_id], WINDOW, checker, random.Random(seed))
+        assert not any(verdict.is_used for verdict in beginning.verdicts)
+        assert beginning.rest == tuple(WINDOW)
+
+
+async def test_epochs_before_the_window_are_neither_compared_nor_kept(town):
+    server, publisher, reader, checker, receipts = town
+    old = [sealed(PROVIDERS[0], C, epochs_ago=ago) for ago in range(5, 40)]
+    await server.publish(range(EPOCH - 40, EPOCH), [*old, *ended(receipts)])
+    beginning, found = await read(reader, publisher, checker)
+    assert found == {signed.envelope for signed in receipts}
+    assert beginning.verdicts[0].is_used
+    assert beginning.verdicts[0].record.first_epoch == EPOCH - 40
+    assert beginning.rest == (EPOCH - 1, EPOCH)
+
+
+async def test_what_one_publisher_has_finds_out_another_that_leaves_it_out(town, monkeypatch):
+    server, publisher, reader, checker, receipts = town
+    monkeypatch.setattr(newcomer, "read_identities", _nobody)
+    await server.publish(SUMMED, ended(receipts))
+    async with Swarm(Identity.ephemeral(), join=publisher.join_code) as liar:
+        lying = SnapshotServer(liar, liar._identity)
+        await lying.start()
+        await lying.publish(SUMMED, [])
+        publishers = [liar.peer_id, publisher.peer_id]
+        begun = await begin(reader, publishers, WINDOW, checker, random.Random(3))
+        found = {signed.envelope async for signed in complete(reader, begun, checker)}
+    assert [verdict.is_false for verdict in begun.verdicts] == [True, False]
+    assert found == {signed.envelope for signed in receipts}, "providers are known from what was not proven false"
+
+
+async def _nobody(swarm):
+    return []

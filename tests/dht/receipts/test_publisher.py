@@ -77,6 +77,51 @@ async def test_a_node_publishes_by_itself_and_once_more_when_it_ends(monkeypatch
         assert await newest(reader) == {(C.peer_id, 7): 9}
 
 
+async def until_published(reader) -> None:
+    async with asyncio.timeout(10):
+        while await newest(reader) != {(C.peer_id, 7): 1}:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_clock_that_is_set_back_holds_no_publication_up(monkeypatch):
+    monkeypatch.setattr("dht.receipts.publisher.period_s", lambda rules: 0.3)
+    began_s = time.time()
+    async with testnet(2) as (node, reader):
+        clock = iter([began_s])
+        async with ReceiptPublisher(node, Memory(sealed(P, C)), clock=lambda: next(clock, began_s - 7200)):
+            await until_published(reader)
+
+
+async def test_an_error_that_nobody_foresaw_is_told_and_is_not_the_last_publication(monkeypatch, caplog):
+    monkeypatch.setattr("dht.receipts.publisher.period_s", lambda rules: 0.3)
+    async with testnet(2) as (node, reader):
+        source = Memory(sealed(P, C))
+        honest, failures = source.newest_envelopes, [ZeroDivisionError("a defect")]
+
+        async def failing_once(since_epoch: int):
+            if failures:
+                raise failures.pop()
+            return await honest(since_epoch)
+
+        source.newest_envelopes = failing_once
+        async with ReceiptPublisher(node, source):
+            await until_published(reader)
+    assert any("defect of this program" in line.message and line.exc_info for line in caplog.records)
+
+
+async def test_many_receipts_leave_the_event_loop_its_turns():
+    many = [sealed(P, C, lane=lane).envelope for lane in range(400)]
+    async with testnet(1) as (node,):
+        publisher = ReceiptPublisher(node, Memory())
+        reading = asyncio.create_task(publisher._fresh(many, DEFAULT_RULES))
+        num_turns = 0
+        while not reading.done():
+            await asyncio.sleep(0)
+            num_turns += 1
+        assert len(reading.result()) == 400
+        assert num_turns >= 400 // 64
+
+
 @pytest.mark.parametrize("junk", [b"", b"junk"])
 async def test_a_damaged_receipt_of_our_own_holds_nothing_up(junk):
     async with testnet(2) as (node, reader):

@@ -1,5 +1,6 @@
 """What a reader gets of receipts: all there are, each once, none that is not signed."""
 
+import asyncio
 import time
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ from dht.ident import Ident, Role
 from dht.identity import Identity
 from dht.receipts.checking import SignatureChecker
 from dht.receipts.reader import check_envelopes, collect_receipts, known_providers, read_identities
-from dht.records import MAX_LIFE_S, Envelope, ManifestRecord, place, seal
+from dht.records import MAX_LIFE_S, Envelope, Kind, ManifestRecord, place, seal
 from dht.rules import DEFAULT_RULES
 from dht.testnet import testnet
 from tests.dht.receipts.made import put, sealed
@@ -53,6 +54,18 @@ async def test_many_receipts_under_one_key_are_checked_in_workers_and_forgeries_
         assert {signed.envelope for signed in found} == {signed.envelope for signed in good}
         assert checker.has_workers
         assert reader.validator.refusals["signature"] == 50
+
+
+async def test_many_receipts_under_one_key_leave_the_event_loop_its_turns():
+    many = [sealed(P, C, lane=lane).envelope for lane in range(400)]
+    async with testnet(1) as (node,):
+        reading = asyncio.create_task(node._of_kind(Kind.RECEIPT, many))
+        num_turns = 0
+        while not reading.done():
+            await asyncio.sleep(0)
+            num_turns += 1
+        assert len(reading.result()) == 400
+        assert num_turns >= 400 // 64
 
 
 async def test_of_envelopes_from_anywhere_those_that_are_valid_receipts_come_in_order():

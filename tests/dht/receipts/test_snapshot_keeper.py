@@ -1,5 +1,6 @@
 """Who sums up the receipts of a swarm: when, how much, and from what."""
 
+import asyncio
 import time
 
 import pytest
@@ -73,6 +74,29 @@ async def test_the_next_snapshot_has_what_came_late_and_whoever_came_later(swarm
     now_s[0] = NOON_S
     assert await keeper.sum_up(DEFAULT_RULES)
     assert await content_of(reader, publisher, checker) == {signed.envelope for signed in (*early, *late)}
+
+
+async def test_an_error_that_nobody_foresaw_is_not_the_last_try(swarm, monkeypatch):
+    publisher, other, reader, checker = swarm
+    await other.store(sealed(P, C, epochs_ago=1))
+    monkeypatch.setattr(snapshot_keeper, "period_s", lambda rules: 0.2)
+    keeper = SnapshotKeeper(publisher, publisher._identity, clock=lambda: NOON_S)
+    honest, failures = keeper._collect, [ZeroDivisionError("a defect")]
+
+    async def failing_once(window):
+        if failures:
+            raise failures.pop()
+        return await honest(window)
+
+    keeper._collect = failing_once
+    running = asyncio.create_task(keeper.run())
+    async with asyncio.timeout(20):
+        while await newest_record(reader, publisher.peer_id, EPOCH) is None:
+            await asyncio.sleep(0.1)
+    assert not failures
+    assert len(await content_of(reader, publisher, checker)) == 1, "and it is served"
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_where_there_is_no_room_the_oldest_epochs_are_left_out(swarm, monkeypatch):

@@ -1,8 +1,8 @@
-"""A window of receipts from one peer: complete, signed for, and compared with the DHT and with other publishers."""
+"""A window of receipts from one peer: complete, and signed for."""
 
 import asyncio
 import contextlib
-import random
+import threading
 import time
 from dataclasses import replace
 
@@ -16,19 +16,16 @@ from dht.receipts.snapshots import (
     MAX_READERS_OF_PEER,
     PAGE,
     SNAPSHOT_PROTOCOL,
-    Content,
     SnapshotServer,
-    SpotCheck,
-    merge,
     read_content,
     read_record,
-    spot_check,
 )
-from dht.records import Envelope, place, seal
+from dht.records import Envelope, place
 from dht.rules import DEFAULT_RULES
 from dht.snapshot import digest_of
+from dht.swarm import Swarm
 from dht.testnet import testnet
-from tests.dht.receipts.made import put, sealed
+from tests.dht.receipts.made import sealed
 
 P, C, D, STRANGER = (Identity.ephemeral() for _ in range(4))
 
@@ -125,56 +122,51 @@ async def test_one_peer_takes_few_streams_and_none_for_ever(stage, monkeypatch):
     await eventually_read(reader, record, checker)
 
 
+async def test_few_ids_do_not_keep_others_from_reading(stage):
+    publisher, _, reader, server, checker = stage
+    record = await server.publish(window(), done(3))
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(8):
+            idle = await stack.enter_async_context(Swarm(Identity.ephemeral(), join=publisher.join_code))
+            for _ in range(MAX_READERS_OF_PEER):
+                stack.push_async_callback((await idle.dial(publisher.peer_id, SNAPSHOT_PROTOCOL)).close)
+        while server._readers.total() < 8 * MAX_READERS_OF_PEER:
+            await asyncio.sleep(0.05)
+        async with asyncio.timeout(5):
+            assert len((await read_content(reader, record, checker)).receipts) == 3
+
+
+async def test_more_streams_than_are_served_are_closed_at_once(stage, monkeypatch):
+    publisher, other, reader, server, checker = stage
+    record = await server.publish(window(), done(3))
+    monkeypatch.setattr("dht.receipts.snapshots.MAX_READERS", 1)
+    held = await other.dial(publisher.peer_id, SNAPSHOT_PROTOCOL)
+    while not server._readers.total():
+        await asyncio.sleep(0.05)
+    async with asyncio.timeout(5):
+        with pytest.raises(PeerUnreachable):
+            await read_content(reader, record, checker)
+    await held.close()
+    await eventually_read(reader, record, checker)
+
+
+async def test_a_large_window_is_summed_up_beside_the_event_loop(stage, monkeypatch):
+    _, _, _, server, _ = stage
+    threads = []
+
+    def noting(envelopes):
+        threads.append(threading.current_thread())
+        return digest_of(envelopes)
+
+    monkeypatch.setattr("dht.receipts.snapshots.digest_of", noting)
+    await server.publish(window(), done(3))
+    assert len(threads) == 1
+    assert threading.main_thread() not in threads
+
+
 async def eventually_read(reader, record, checker):
     async with asyncio.timeout(10):
         while True:
             with contextlib.suppress(PeerUnreachable):
                 return await read_content(reader, record, checker)
             await asyncio.sleep(0.1)
-
-
-def content(publisher: Identity, receipts) -> Content:
-    from dht.snapshot import NO_SCORES, Snapshot
-
-    envelopes = [signed.envelope for signed in receipts]
-    record = Snapshot(publisher.peer_id, window()[0], window()[-1], len(envelopes), digest_of(envelopes), NO_SCORES)
-    seal(record, publisher)
-    return Content(record, tuple(receipts))
-
-
-async def test_a_spot_check_finds_what_a_publisher_left_out(stage):
-    _, other, reader, *_ = stage
-    everyone = [Identity.ephemeral() for _ in range(6)]
-    receipts = [signed for provider in everyone for signed in done(4, provider, C)]
-    for signed in receipts:
-        put(other, signed)
-    whole = content(P, receipts)
-    providers = [provider.peer_id for provider in everyone]
-    check = await spot_check(reader, whole, providers, random.Random(1))
-    assert check.is_sound
-    assert check.num_slots >= 12
-    assert check.num_missing == 0
-    without_one = content(P, [signed for signed in receipts if signed.record.provider != providers[0]])
-    assert not (await spot_check(reader, without_one, providers, random.Random(1), 200)).is_sound
-    thinned = content(P, [signed for signed in receipts if signed.record.lane != 2])
-    assert not (await spot_check(reader, thinned, [], random.Random(1))).is_sound
-    newer = sealed(everyone[1], C, lane=1, epochs_ago=2, seq=5, amount=128, work=512)
-    put(other, newer)
-    put(reader, newer)
-    assert (await spot_check(reader, whole, providers, random.Random(1), 40)).num_missing == 1
-
-
-def test_one_in_a_hundred_may_have_come_late():
-    assert SpotCheck(4, 100, 1).is_sound
-    assert not SpotCheck(4, 99, 1).is_sound
-    assert SpotCheck(4, 0, 0).is_sound
-
-
-def test_several_publishers_side_by_side_give_all_that_anyone_has():
-    old, new = sealed(P, C, epochs_ago=1), sealed(P, C, epochs_ago=1, seq=2, amount=128, work=512)
-    rest = [sealed(D, C, lane=lane, epochs_ago=1) for lane in range(3)]
-    one, other, liar = content(P, [new, *rest]), content(C, [old, *rest]), content(D, rest[:1])
-    tally, shares = merge([one, other, liar])
-    assert sorted(tally, key=repr) == sorted((signed.record for signed in [new, *rest]), key=repr)
-    assert shares == {P.peer_id: 1.0, C.peer_id: 0.75, D.peer_id: 0.25}
-    assert merge([])[1] == {}

@@ -4,20 +4,28 @@ import pytest
 
 from dht.identity import Identity
 from dht.receipts.newcomer import Beginning, Verdict
-from dht.receipts.snapshots import SpotCheck
+from dht.receipts.spot_checks import Compared, SpotCheck
 from dht.snapshot import NO_SCORES, Snapshot
 from node.run.reading_words import contradiction_in_words, nothing_found, plan_in_words, verdict_in_words
 
 PEER = Identity.ephemeral().peer_id
+NONE = Compared(num_keys=16)
 RECORD = Snapshot(PEER, 3, 9, 1200, bytes(32), NO_SCORES)
 
 
 @pytest.mark.parametrize(
     ("verdict", "words"),
     [
-        (Verdict(RECORD, SpotCheck(32, 400, 0)), "is used: of 400 receipts that the DHT holds at 32 keys"),
-        (Verdict(RECORD, SpotCheck(32, 400, 4)), "it lacks 4."),
-        (Verdict(RECORD, SpotCheck(32, 400, 5), is_false=True), "is false and is not used: of 400 receipts"),
+        (
+            Verdict(RECORD, SpotCheck(Compared(16), Compared(16, 9, 400, 0))),
+            "is used: of 400 receipts that the DHT holds at 32 keys",
+        ),
+        (Verdict(RECORD, SpotCheck(Compared(16), Compared(16, 9, 400, 4))), "it lacks 4."),
+        (
+            Verdict(RECORD, SpotCheck(Compared(16, 9, 350, 5), Compared(16, 9, 50)), is_false=True),
+            "is false and is not used: of 400 receipts",
+        ),
+        (Verdict(RECORD, SpotCheck(NONE, NONE)), "is not used: the DHT holds too little at 32 keys drawn at random"),
         (Verdict(RECORD, None, "it is gone"), "cannot be had and is not used: it is gone."),
         (Verdict(RECORD, None, "it sends others", is_false=True), "is false and is not used: it sends others."),
     ],
