@@ -41,13 +41,33 @@ class Beginning:
 
 def read_beginnings(path: Path, peer_id: str) -> dict[str, Beginning]:
     """Read in which swarms an identity was enrolled, by the hex of their parameters' hash; empty where none is."""
+    return _beginnings_in(_read_file(path).get(peer_id))
+
+
+def _read_file(path: Path) -> dict[str, object]:
+    """Read what the file says of each identity; nothing where it cannot be read."""
     try:
         with path.open("rb") as file:
-            entries = json.loads(file.read(MAX_FILE_BYTES))[peer_id]
-        read = {str(swarm): Beginning(**entry) for swarm, entry in entries.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            whole = json.loads(file.read(MAX_FILE_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return whole if isinstance(whole, dict) else {}
+
+
+def _beginnings_in(entries: object) -> dict[str, Beginning]:
+    """Read what is said of one identity; all of it counts, or nothing."""
+    try:
+        read = {str(swarm): Beginning(**entry) for swarm, entry in entries.items()}  # type: ignore[attr-defined]
+    except (TypeError, AttributeError):
         return {}
     return {swarm: beginning for swarm, beginning in read.items() if _is_sound(beginning)}
+
+
+def _to_text(known: dict[str, dict[str, Beginning]]) -> str:
+    fields = {
+        peer: {swarm: asdict(each) for swarm, each in entries.items()} for peer, entries in known.items() if entries
+    }
+    return json.dumps(fields, indent=1)
 
 
 def _is_sound(beginning: Beginning) -> bool:
@@ -56,13 +76,18 @@ def _is_sound(beginning: Beginning) -> bool:
 
 
 def write_beginning(path: Path, peer_id: str, swarm: str, beginning: Beginning) -> None:
-    """Add to what is known of an identity; the file changes whole or not at all.
+    """Add to what is known of an identity; what is known of others stays. The file changes whole or not at all.
+
+    Of others is kept what can be read; where that would make the file too long to be read again, nothing is.
 
     Raises:
         OSError: It could not be written.
     """
-    known = {**read_beginnings(path, peer_id), swarm: beginning}
-    text = json.dumps({peer_id: {name: asdict(each) for name, each in known.items()}}, indent=1)
+    known = {each: _beginnings_in(entries) for each, entries in _read_file(path).items()}
+    known[peer_id] = {**known.get(peer_id, {}), swarm: beginning}
+    text = _to_text(known)
+    if len(text) >= MAX_FILE_BYTES:
+        text = _to_text({peer_id: known[peer_id]})
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

@@ -46,11 +46,16 @@ class Enrolment:
         """Enrol as soon as the swarm's rules are known, and again in every epoch; returns when our p2pd has ended."""
         rules = await self._swarm.wait_for_rules()
         beginning: Beginning | None = None
+        is_believed = False
         while True:
             wait_s = max(1.0, rules.epoch_s / 36)
             try:
                 beginning = beginning or await self._begin(rules)
-                if await self._enrol(beginning, rules):
+                if not _has_begun(beginning, rules):
+                    logger.warning("this machine's clock is before the epoch that its identity counts from; mend it")
+                    beginning = beginning if is_believed else None  # Else it was ahead when that was found.
+                elif await self._enrol(beginning, rules):
+                    is_believed = True
                     await self._rest(rules)
                     continue
             except DaemonDied:
@@ -99,3 +104,7 @@ class Enrolment:
         epoch = rules.epoch_of(time.time())
         nonce = await asyncio.to_thread(find_proof, self._identity.peer_id, epoch, rules.proof_of_work_bits)
         return Beginning(epoch, nonce, rules.epoch_s)
+
+
+def _has_begun(beginning: Beginning, rules: Rules) -> bool:
+    return beginning.created_epoch <= rules.epoch_of(time.time())

@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import errno
 import logging
-import re
 import sys
 import traceback
 import warnings
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeAlias
 from node import __version__
 from node.config import JOIN_VARIABLE, default_home, default_join
 from node.errors import UserError
+from node.run import argument_types as given
 from node.run.interrupts import INTERRUPTED, leaving_at_once_on_interrupt
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 Arguments: TypeAlias = argparse.Namespace
 DEFAULT_LISTEN = "/ip4/127.0.0.1/tcp/0"
-_LEAST_BANDWIDTH = 1000
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -177,9 +175,9 @@ def _join_text(arguments: Arguments) -> str:
 def _add_demo(commands: Commands) -> None:
     summary = "a private swarm on this machine, one process per role, and text from the bundled model"
     parser = _command(commands, "demo", _demo, summary)
-    parser.add_argument("--prompt", type=_text, default="This package provides", help="what the text begins with")
-    parser.add_argument("--max-new-tokens", type=_count, default=120, metavar="N")
-    parser.add_argument("--seed", type=_seed, default=0, help="seed of the sampling")
+    parser.add_argument("--prompt", type=given.text, default="This package provides", help="what the text begins with")
+    parser.add_argument("--max-new-tokens", type=given.count, default=120, metavar="N")
+    parser.add_argument("--seed", type=given.seed, default=0, help="seed of the sampling")
     _add_events(parser)
 
 
@@ -206,11 +204,11 @@ def _add_bootstrap(commands: Commands) -> None:
     parser.add_argument("--name", default=None, help="name of the swarm (default: private, or public)")
     parser.add_argument("--join", metavar="CODE", default=None, help="be a further bootstrap of this swarm")
     parser.add_argument(
-        "--epoch", type=_epoch, metavar="SECONDS",
+        "--epoch", type=given.epoch, metavar="SECONDS",
         help="length of the periods in which work is counted, for tests and private swarms (default: 21600)",
     )  # fmt: skip
     parser.add_argument(
-        "--proof-of-work", type=_bits, metavar="BITS",
+        "--proof-of-work", type=given.bits, metavar="BITS",
         help="how hard it is to make an identity, doubled by each bit (default: 0 with --private, else 22)",
     )  # fmt: skip
     _add_addresses(parser)
@@ -252,10 +250,12 @@ def _add_serve(commands: Commands) -> None:
         action="store_true",
         help="serve without counting: clients sign for nothing, and you earn nothing",
     )
-    parser.add_argument("--max-sessions", type=_count, default=256, metavar="N", help="sessions at once (default: 256)")
+    parser.add_argument(
+        "--max-sessions", type=given.count, default=256, metavar="N", help="sessions at once (default: 256)"
+    )
     parser.add_argument(
         "--max-bandwidth",
-        type=_bandwidth,
+        type=given.bandwidth,
         metavar="SIZE",
         help="bound for what is moved in a second, in and out together",
     )
@@ -263,12 +263,12 @@ def _add_serve(commands: Commands) -> None:
         "--hours", metavar="HH:MM-HH:MM", help="take sessions at these hours only, for example 22:00-07:00,12:00-13:00"
     )
     parser.add_argument(
-        "--balance-every", type=_seconds, default=60, metavar="S",
+        "--balance-every", type=given.seconds, default=60, metavar="S",
         help="how often to look whether other blocks need this server more, and to move there (default: 60; 0: never; "
         "with --blocks it stays)",
     )  # fmt: skip
     parser.add_argument(
-        "--drain-timeout", type=_count, default=30, metavar="S",
+        "--drain-timeout", type=given.count, default=30, metavar="S",
         help="seconds that sessions have to go elsewhere when the server leaves (default: 30)",
     )  # fmt: skip
     parser.add_argument(
@@ -286,7 +286,9 @@ def _add_wanted(parser: argparse._ActionsContainer) -> None:
     """Add what decides which blocks fit and how they are held: asked of ``serve``, and of ``doctor`` about it."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--blocks", metavar="START:END", help="which blocks (default: as many as fit, where needed)")
-    which.add_argument("--num-blocks", type=_count, metavar="N", help="how many blocks, where the swarm needs them")
+    which.add_argument(
+        "--num-blocks", type=given.count, metavar="N", help="how many blocks, where the swarm needs them"
+    )
     parser.add_argument("--device", default="auto", help="cuda, mps or cpu (default: the best there is)")
     parser.add_argument(
         "--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"],
@@ -296,13 +298,17 @@ def _add_wanted(parser: argparse._ActionsContainer) -> None:
         "--quantize", choices=["int8", "int4"],
         help="hold weights in 8 or 4 bits; int4 computes in bfloat16 (needs the extra `quantized`)",
     )  # fmt: skip
-    parser.add_argument("--max-memory", type=_size, metavar="SIZE", help="bound for weights and caches, such as 6GiB")
+    parser.add_argument(
+        "--max-memory", type=given.size, metavar="SIZE", help="bound for weights and caches, such as 6GiB"
+    )
     parser.add_argument(
         "--no-ends",
         action="store_true",
         help="hold neither embeddings nor head: clients without weights (--thin) then need another server for them",
     )
-    parser.add_argument("--num-threads", type=_threads, metavar="N", help="threads to compute with (default: torch's)")
+    parser.add_argument(
+        "--num-threads", type=given.threads, metavar="N", help="threads to compute with (default: torch's)"
+    )
 
 
 def _wanted(arguments: Arguments) -> Wanted:
@@ -387,11 +393,11 @@ def _say_word(arguments: Arguments) -> int:
 def _add_generation(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     _add_join(parser)
-    parser.add_argument("--max-new-tokens", type=_count, default=128, metavar="N")
+    parser.add_argument("--max-new-tokens", type=given.count, default=128, metavar="N")
     parser.add_argument("--greedy", action="store_true", help="take the likeliest token instead of sampling")
-    parser.add_argument("--temperature", type=_temperature, help="above 1 more varied, below 1 more likely text")
-    parser.add_argument("--top-p", type=_share, help="sample from the likeliest tokens of this total probability")
-    parser.add_argument("--seed", type=_seed, help="seed of the sampling, to get the same text again")
+    parser.add_argument("--temperature", type=given.temperature, help="above 1 more varied, below 1 more likely text")
+    parser.add_argument("--top-p", type=given.share, help="sample from the likeliest tokens of this total probability")
+    parser.add_argument("--seed", type=given.seed, help="seed of the sampling, to get the same text again")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
     parser.add_argument(
         "--codec", default="auto", choices=["auto", "float32", "float16", "bfloat16", "int8"],
@@ -414,7 +420,7 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
         "--server-sampling", action="store_true", help="with --thin: the last server chooses the tokens, too"
     )
     thin.add_argument(
-        "--num-logits", type=_count, metavar="N",
+        "--num-logits", type=given.count, metavar="N",
         help="with --thin: likeliest tokens that the last server sends to choose from, up to 1024 (default: 64)",
     )  # fmt: skip
     thin.add_argument(
@@ -467,7 +473,9 @@ def _thin_options(arguments: Arguments) -> ThinOptions | None:
 def _add_generate(commands: Commands) -> None:
     parser = _command(commands, "generate", _generate, "continue a prompt through a swarm; the text goes to stdout")
     _add_generation(parser)
-    parser.add_argument("--prompt", type=_text, required=True, help="text to continue; - reads it from standard input")
+    parser.add_argument(
+        "--prompt", type=given.text, required=True, help="text to continue; - reads it from standard input"
+    )
     parser.add_argument("--explain", action="store_true", help="say of every server why the route takes it or not")
     parser.add_argument("--exit-with-stdin", action="store_true", help="end when standard input ends")
 
@@ -485,7 +493,7 @@ def _generate(arguments: Arguments) -> int:
 
 def _read_input() -> str:
     try:
-        return _text(sys.stdin.read())
+        return given.text(sys.stdin.read())
     except (UnicodeDecodeError, argparse.ArgumentTypeError):
         raise UserError("The prompt on standard input is not UTF-8 text; convert it first.") from None
 
@@ -663,59 +671,6 @@ def _import_identity(arguments: Arguments) -> int:
     return 0
 
 
-# ------------------------------------------------------------------------------------------------ argument types
-
-
-def _text(text: str) -> str:
-    """Refuse what Python could not decode; it carries such bytes on as lone surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8 text") from None
-    return text
-
-
-def _whole(text: str, least: int, most: int) -> int:
-    value = int(text) if text.isdecimal() and len(text) <= len(str(most)) else -1
-    if not least <= value <= most:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
-    return value
-
-
-def _count(text: str) -> int:
-    return _whole(text, 1, 10**9)
-
-
-def _seconds(text: str) -> int:
-    return _whole(text, 0, 10**6)
-
-
-def _epoch(text: str) -> int:
-    return _whole(text, 1, 2**24)
-
-
-def _bits(text: str) -> int:
-    return _whole(text, 0, 40)
-
-
-def _threads(text: str) -> int:
-    return _whole(text, 1, 1024)
-
-
-def _seed(text: str) -> int:
-    return _whole(text, 0, 2**64 - 1)
-
-
-def _number(text: str, least: float, most: float) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not least <= value <= most:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least:g} to {most:g}")
-    return value
-
-
 def _since(text: str) -> int:
     import time
 
@@ -725,30 +680,6 @@ def _since(text: str) -> int:
         return parse_since(text, time.time())
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _temperature(text: str) -> float:
-    return _number(text, 0.001, 1000)
-
-
-def _share(text: str) -> float:
-    value = _number(text, 0, 1)
-    if value == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
-    return value
-
-
-def _bandwidth(text: str) -> int:
-    if (size := _size(text)) < _LEAST_BANDWIDTH:
-        raise argparse.ArgumentTypeError(f"{text!r} is less than 1kB; to give nothing for a while, `efedllm pause`")
-    return size
-
-
-def _size(text: str) -> int:
-    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?)\s*([kmg]i?|)b?", text.strip().lower())
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write for example 6GiB or 800MB")
-    return int(float(match[1]) * _UNITS[match[2]])
 
 
 if __name__ == "__main__":

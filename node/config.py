@@ -12,6 +12,13 @@ HOME_VARIABLE = "EFEDLLM_HOME"
 JOIN_VARIABLE = "EFEDLLM_JOIN"
 """Join code or multiaddrs, where ``--join`` is not given."""
 
+IDENTITY = "identity"
+"""In the state directory: the key of its server."""
+CLIENT_IDENTITY = "client-identity"
+"""Beside it: the key of the clients of that directory."""
+LEDGER = "ledger.sqlite"
+"""Beside them: the receipts of all of them."""
+
 
 def default_home() -> Path:
     """Return the directory that a node keeps its state in: ``EFEDLLM_HOME``, or the platform's data directory."""

@@ -12,6 +12,7 @@ A subclass of ``DHTProtocol``, whose stock behaviour this mends:
   calls us;
 - a call with many records may be longer than p2pd carries: here it is split;
 - members beyond a full bucket are kept in reserve without bound: here as many as a bucket holds;
+- a key that does not fit into an answer cannot be read: here the answer holds as much of it as fits, drawn by chance;
 - whether a peer holds a record can be found only by reading all under its key: here a peer is asked for a digest.
 
 This file does not know how admission is won, nor what records mean. It runs on the event loop.
@@ -21,6 +22,7 @@ import asyncio
 import functools
 import logging
 import math
+import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -41,8 +43,9 @@ from dht.hardening.control import MAX_MESSAGE_BYTES, Control
 from dht.hardening.dictionary import unpack_dictionary
 from dht.hardening.findings import Contradicted, Findings, StoredRecord
 from dht.hardening.shunned import Shunned
-from dht.hardening.storage import DIGEST_BYTES, MAX_SUBKEYS, RecordStorage
+from dht.hardening.storage import DIGEST_BYTES, MAX_SUBKEYS, RecordStorage, some_that_fit
 from dht.identity import peer_id_to_str
+from dht.records import MODELS_KEY, Kind, dht_id, key_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +63,14 @@ MAX_ANSWER_BYTES = MAX_MESSAGE_BYTES - 2**18
 """Bytes of values in one answer; p2pd carries 4 MiB."""
 
 MAX_RECORDS_PER_STORE = 2 * MAX_SUBKEYS
-"""Most records of one store call, dictionaries counted by their entries."""
+"""Most records of one store call."""
+
+MAX_MODELS_OF_ONE = 4
+"""Most models that one author may list: an identity runs in one process, which serves one model, and lists it for a
+minute; with four it may have been started anew with others three times in that minute."""
+
+SHARES = MappingProxyType({DHTID.from_bytes(dht_id(key_bytes(Kind.MANIFEST, MODELS_KEY))): MAX_MODELS_OF_ONE})
+"""Keys that many authors share and whose subkeys they choose; most records of one author there."""
 
 RECORDS_PER_CALL = 256
 """Most records that we send in one call: on a busy machine a thousand new ones take seconds to check."""
@@ -132,7 +142,7 @@ class AdmittedProtocol(DHTProtocol):
         self.p2p = control
         self.node_id = dht_id_of(control.peer_id)
         self.bucket_size, self.num_replicas, self.wait_timeout = BUCKET_SIZE, NUM_REPLICAS, CALL_S
-        self.storage, self.cache = RecordStorage(), DHTLocalStorage(maxsize=1)
+        self.storage, self.cache = RecordStorage(SHARES), DHTLocalStorage(maxsize=1)
         self.routing_table = RoutingTable(self.node_id, BUCKET_SIZE, DEPTH_MODULO)
         self.rpc_semaphore = _Unlimited()
         self.client_mode, self.record_validator, self.authorizer = client_mode, validator, None
@@ -176,23 +186,24 @@ class AdmittedProtocol(DHTProtocol):
         aligned = len(request.keys) == len(request.subkeys) == len(request.values) == len(request.expiration_time)
         if not aligned or len(request.keys) > MAX_RECORDS_PER_STORE or any(len(key) != 20 for key in request.keys):
             raise ProtocolViolation("a store call's lists do not match")
-        items = zip(request.keys, request.subkeys, request.values, request.expiration_time, strict=True)
-        answers = [await self._store_one(*item) for item in items]
+        answers, left = [], MAX_RECORDS_PER_STORE
+        for key, *item in zip(request.keys, request.subkeys, request.values, request.expiration_time, strict=True):
+            records = self._unpacked(*item)
+            left -= len(records)
+            # Each, also after a refusal.
+            outcomes = [await self._store_record(key, *record) for record in records] if left >= 0 else []
+            answers.append(bool(outcomes) and all(outcomes))
         return dht_pb2.StoreResponse(store_ok=answers, peer=self.node_info)
 
-    async def _store_one(self, key: bytes, tag: bytes, value: bytes, expires_s: float) -> bool:
-        if tag == self.IS_DICTIONARY:
-            try:
-                records = unpack_dictionary(value, wrapped=True)
-            except ProtocolViolation:
-                return False
-            outcomes = [await self._store_record(key, *record) for record in records]  # each, also after a refusal
-            return all(outcomes)
+    def _unpacked(self, tag: bytes, value: bytes, expires_s: float) -> list[StoredRecord]:
+        """Read one item of a store call: a record, the records of a dictionary, or none where it is neither."""
         try:
+            if tag == self.IS_DICTIONARY:
+                return unpack_dictionary(value, wrapped=True)
             subkey = msgpack.unpackb(tag, max_ext_len=0, max_map_len=0, max_array_len=0)
-        except (ValueError, TypeError, msgpack.UnpackException):
-            return False
-        return isinstance(subkey, bytes) and await self._store_record(key, subkey, value, expires_s)
+        except (ProtocolViolation, ValueError, TypeError, msgpack.UnpackException):
+            return []
+        return [(subkey, value, expires_s)] if isinstance(subkey, bytes) else []
 
     async def _store_record(self, key: bytes, subkey: bytes, value: bytes, expires_s: float) -> bool:
         await self._pause()
@@ -226,7 +237,7 @@ class AdmittedProtocol(DHTProtocol):
             result = dht_pb2.FindResult(type=dht_pb2.NOT_FOUND)
             standing = self.storage.get(key)
             if standing is not None and len(standing.value):
-                value = self.serializer.dumps(standing.value)
+                value = self._packed(key, standing.value, room if len(request.keys) == 1 else None)
                 if len(value) <= room:
                     room -= len(value)
                     result.type, result.value = dht_pb2.FOUND_DICTIONARY, value
@@ -235,6 +246,16 @@ class AdmittedProtocol(DHTProtocol):
                 self._name_neighbours(result, key, asker)
             response.results.append(result)
         return response
+
+    def _packed(self, key: DHTID, standing: DictionaryDHTValue, room: int | None) -> bytes:
+        """Pack what stands under a key, or, given its room in an answer, as much as fits."""
+        value: bytes = self.serializer.dumps(standing)
+        if room is None or len(value) <= room:
+            return value
+        part = DictionaryDHTValue()
+        for subkey, envelope, expires_s in some_that_fit(self.storage.records(key), room, random.SystemRandom()):
+            part.store(subkey, envelope, expires_s)
+        return bytes(self.serializer.dumps(part))
 
     async def rpc_held(self, request: dht_pb2.FindRequest, context: P2PContext) -> dht_pb2.FindResponse:
         """Answer with a digest of what stands here under each key, and, where one key is asked for, with neighbours."""

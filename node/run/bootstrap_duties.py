@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
+import logging
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 from dht.beginnings import BEGINNINGS_FILE
 from dht.enrolment import Enrolment
+from dht.errors import DaemonDied, DhtError
 from dht.ident import Role
 from dht.identity import Identity
 from dht.parameters import SwarmParameters
@@ -20,6 +21,9 @@ from dht.receipts.equivocations import EquivocationWatch
 from dht.receipts.snapshot_keeper import SnapshotKeeper
 from dht.records import Envelope, SignedRecord, place
 from dht.swarm import Swarm
+from node.run.duties import in_background
+
+logger = logging.getLogger(__name__)
 
 _REPUBLISH_S = 600.0
 _PUBLISH_S = 10.0
@@ -36,17 +40,13 @@ async def bootstrap_duties(swarm: Swarm, identity: Identity, home: Path) -> Asyn
     """
     await publish_parameters(swarm)
     enrolment = Enrolment(swarm, identity, Role.BOOTSTRAP, path=home / BEGINNINGS_FILE)
-    duties: list[Coroutine[Any, Any, None]] = [
-        _publish_parameters_again(swarm), enrolment.run(), SnapshotKeeper(swarm, identity).run()
-    ]  # fmt: skip
-    async with EquivocationWatch(swarm):
-        tasks = [asyncio.create_task(duty) for duty in duties]
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    duties = {
+        "publishing the swarm's parameters": lambda: _publish_parameters_again(swarm),
+        "enrolling this identity": enrolment.run,
+        "making snapshots": SnapshotKeeper(swarm, identity).run,
+    }
+    async with EquivocationWatch(swarm), in_background(duties):
+        yield
 
 
 async def publish_parameters(swarm: Swarm) -> None:
@@ -61,7 +61,12 @@ async def _publish_parameters_again(swarm: Swarm) -> None:
     await swarm.wait_for_rules()
     while True:
         await asyncio.sleep(_REPUBLISH_S)
-        await publish_parameters(swarm)
+        try:
+            await publish_parameters(swarm)
+        except DaemonDied:
+            raise
+        except DhtError as error:
+            logger.warning("the swarm's parameters were not published: %s; trying again in a while", error)
 
 
 def _as_record(envelope: bytes) -> SignedRecord:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from dht.receipts.ledger import Ledger
+from node.config import LEDGER
 from node.errors import UnavailableError
 from node.model.checkpoint import EMBEDDED, Checkpoint
 from node.model.devices import free_bytes
@@ -23,7 +24,7 @@ from node.run.children import Child, ChildFailed, Children
 from node.run.events import Reporter
 from node.run.lifetime import until_told_to_stop
 from node.run.receipt_forms import sums_in_lines, sums_of_pairs
-from node.run.receipts import LEDGER, ReceiptsOptions, wanted
+from node.run.receipts import ReceiptsOptions, wanted
 
 NUM_SERVERS = 3
 _START_TIMEOUT_S = 120.0

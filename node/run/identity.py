@@ -29,13 +29,8 @@ from dht.identity_export import (
     open_identity,
     seal_identity,
 )
+from node.config import CLIENT_IDENTITY, IDENTITY, LEDGER
 from node.errors import UserError
-
-IDENTITY = "identity"
-"""Key of a node's directory."""
-
-CLIENT_IDENTITY = "client-identity"
-"""Key of the clients of that directory, beside that of its server."""
 
 EXPORTED = "identity.exported"
 """Beside the key: when `efedllm identity export` made a backup last, and whose; a date and a peer id."""
@@ -177,8 +172,8 @@ def import_(home: Path, source: Path, passphrase_file: Path | None, *, replace: 
     _note_backup(home, imported.peer_id)
     sys.stdout.write(f"{imported.peer_id}\n")
     sys.stderr.write(
-        f"kept in {path}. Run it on one machine only, and bring ledger.sqlite along: without it, wait for the next "
-        "epoch before you serve, or your receipts may contradict those that stand.\n"
+        f"kept in {path}. Run it on one machine only: stop the node that it comes from before you serve here. Bring "
+        f"{LEDGER} along if you want to see here what it has earned before.\n"
     )
 
 

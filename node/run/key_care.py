@@ -13,7 +13,8 @@ from pathlib import Path
 
 from dht.errors import IdentityDamaged, IdentityNotWritten
 from dht.identity import Identity
-from node.run.identity import CLIENT_IDENTITY, EXPORTED, IDENTITY, Safety, safety_of
+from node.config import CLIENT_IDENTITY, IDENTITY
+from node.run.identity import EXPORTED, Safety, safety_of
 
 _MAX_MARKER_CHARS = 128
 

@@ -9,9 +9,11 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from pathlib import Path
 from typing import Self
 
+from dht.beginnings import BEGINNINGS_FILE
 from dht.enrolment import Enrolment
 from dht.errors import DhtError
 from dht.ident import Role
@@ -22,11 +24,11 @@ from dht.receipts.ledger import Ledger
 from dht.receipts.publisher import ReceiptPublisher
 from dht.rules import Rules
 from dht.swarm import Swarm
-from node.run.receipts import LEDGER
+from node.config import LEDGER
+from node.run.duties import in_background
+from node.run.first_numbers import LedgerByClock
 
 logger = logging.getLogger(__name__)
-
-BEGINNINGS_FILE = "ident.json"
 
 
 class ReceiptKeeping:
@@ -60,10 +62,9 @@ class ReceiptKeeping:
             await exits.enter_async_context(publisher)
             await exits.enter_async_context(EquivocationWatch(self._swarm))
             path = self._home / BEGINNINGS_FILE if self._home is not None else None
-            compacting = asyncio.create_task(self._compact(held))
-            exits.push_async_callback(_cancelled, compacting)
-            enrolling = asyncio.create_task(Enrolment(self._swarm, self._identity, self._role, path=path).run())
-            exits.push_async_callback(_cancelled, enrolling)
+            enrolment = Enrolment(self._swarm, self._identity, self._role, path=path)
+            duties = {"compacting the ledger": lambda: self._compact(held), "enrolling this identity": enrolment.run}
+            await exits.enter_async_context(in_background(duties))
             self._exits = exits.pop_all()
         return self
 
@@ -80,17 +81,8 @@ class ReceiptKeeping:
             await asyncio.sleep(self.rules.epoch_s)
 
     def _open(self) -> Ledger:
-        path = self._home / LEDGER if self._home is not None else None
-        held = Ledger.open(path)
-        if held.is_new and path is not None and self._has_history():
-            held.raise_floor()  # An older ledger is lost: what it had signed must not be signed again.
+        if self._home is None:
+            return Ledger.open(None)
+        held = LedgerByClock.open(self._home / LEDGER)
+        held.begin(self.rules, time.time())  # The identity is locked, so no other process signs as it from this file.
         return held
-
-    def _has_history(self) -> bool:
-        """Say whether the identity has been enrolled before this ledger was begun."""
-        return self._home is not None and (self._home / BEGINNINGS_FILE).exists()
-
-
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

@@ -15,12 +15,10 @@ from rich.console import Console
 from dht.identity import peer_id_to_bytes
 from dht.receipts.ledger import Ledger
 from dht.work import Receipt, Slot
+from node.config import LEDGER
 from node.errors import UserError
 from node.run.exit_codes import LEDGER_MENDED, OK
 from node.run.receipt_forms import Names, as_csv, as_json_lines, as_table, in_order, sums_in_lines
-
-LEDGER = "ledger.sqlite"
-"""Name of the ledger in a node's directory."""
 
 _WIDTH_OF_A_FILE = 200
 """Columns of the table where no terminal says how many there are."""

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from dht.receipts.ledger import Ledger
 from dht.receipts.totals import Change, Totals, group, totals_of
+from node.config import LEDGER
 from node.run.exit_codes import LEDGER_MENDED, OK
 from node.run.key_care import look_at_keys
-from node.run.receipts import LEDGER
 from node.run.statement_words import Side, Statement, as_json, as_lines
 
 

@@ -25,10 +25,11 @@ from dht.receipts.publisher import period_s
 from dht.records import SignedRecord
 from dht.rules import Rules
 from dht.swarm import Swarm
+from node.config import LEDGER
 from node.run.exit_codes import OK
 from node.run.key_care import look_at_keys
 from node.run.reading_words import contradiction_in_words, nothing_found, plan_in_words, verdict_in_words
-from node.run.receipts import LEDGER, ReceiptsOptions, check_peers, show, wanted
+from node.run.receipts import ReceiptsOptions, check_peers, show, wanted
 
 _RULES_S = 15.0
 """Seconds that the swarm's rules are waited for: without them nobody can say which epochs there are."""

@@ -21,6 +21,29 @@ def test_what_is_kept_of_other_swarms_stays(tmp_path: Path):
     assert read_beginnings(path, Identity.ephemeral().peer_id) == {}
 
 
+def test_what_is_kept_of_other_identities_stays(tmp_path: Path):
+    path, other = tmp_path / "ident.json", Identity.ephemeral()
+    one, two = Beginning(1, 2, 3), Beginning(4, 5, 6)
+    write_beginning(path, ALICE.peer_id, "aa", one)
+    write_beginning(path, other.peer_id, "aa", two)
+    assert read_beginnings(path, ALICE.peer_id) == {"aa": one}
+    assert read_beginnings(path, other.peer_id) == {"aa": two}
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps({**said, "somebody": {"aa": 7}}))
+    write_beginning(path, ALICE.peer_id, "bb", two)
+    assert (len(read_beginnings(path, ALICE.peer_id)), len(read_beginnings(path, other.peer_id))) == (2, 1)
+    assert set(json.loads(path.read_text())) == {ALICE.peer_id, other.peer_id}
+
+
+def test_a_file_never_becomes_too_long_to_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("dht.beginnings.MAX_FILE_BYTES", 1000)
+    path = tmp_path / "ident.json"
+    for number in range(20):
+        peer_id = Identity.ephemeral().peer_id
+        write_beginning(path, peer_id, "aa", Beginning(number, 2, 3))
+        assert read_beginnings(path, peer_id) == {"aa": Beginning(number, 2, 3)}
+
+
 @pytest.mark.parametrize(
     "entry",
     [

@@ -12,7 +12,7 @@ from dht.beginnings import Beginning, read_beginnings
 from dht.enrolment import Enrolment
 from dht.ident import Ident, Role, shard_of
 from dht.identity import Identity
-from dht.records import Kind
+from dht.records import Kind, SignedRecord
 from dht.rules import Rules
 from dht.swarm import Swarm
 from dht.testnet import testnet
@@ -92,3 +92,47 @@ async def test_a_clock_that_is_set_while_an_epoch_lasts_is_noticed(monkeypatch: 
     now_s[0] += jump_s
     async with asyncio.timeout(5):
         await resting
+
+
+@pytest.mark.parametrize("was_ahead", [False, True])
+async def test_a_clock_that_is_set_back_ends_no_enrolment(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, was_ahead: bool
+):
+    """Ours is behind for a while, and the swarm believed us before; or it was ahead, and nobody did."""
+    rules, now_s = Rules(epoch_s=36), [360_000.0]
+    said: list[tuple[int, int]] = []
+
+    class Neighbourhood:
+        parameters_hash = b""
+
+        async def wait_for_rules(self) -> Rules:
+            return rules
+
+        async def fetch(self, *_: object) -> list[Ident]:
+            return []
+
+        async def store(self, signed: SignedRecord) -> bool:
+            record = cast(Ident, signed.record)
+            said.append((record.created_epoch, record.epoch))
+            if len(said) == 1:
+                now_s[0] -= 3600
+            return not was_ahead or len(said) > 1
+
+    async def pass_by(seconds: float) -> None:
+        now_s[0] += seconds
+        await asyncio_sleep(0)
+
+    asyncio_sleep = asyncio.sleep
+    monkeypatch.setattr(dht.enrolment, "time", SimpleNamespace(time=lambda: now_s[0]))
+    monkeypatch.setattr(dht.enrolment, "asyncio", SimpleNamespace(sleep=pass_by, to_thread=asyncio.to_thread))
+    enrolment = Enrolment(cast(Swarm, Neighbourhood()), ALICE, Role.SERVER, path=tmp_path / "ident.json")
+    running = asyncio.create_task(enrolment.run())
+    async with asyncio.timeout(10):
+        while len(said) < 2 and not running.done():
+            await asyncio_sleep(0.01)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert said[0] == (10_000, 10_000)
+    created, epoch = said[1]
+    assert (created < 10_000) if was_ahead else (created == 10_000 <= epoch)
+    assert "clock" in caplog.text

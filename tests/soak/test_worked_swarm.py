@@ -16,8 +16,8 @@ from dht.errors import DhtError
 from dht.receipts.ledger import Ledger
 from dht.work import Receipt
 from node import AutoDistributedModelForCausalLM
+from node.config import LEDGER
 from node.errors import NodeError
-from node.run.receipts import LEDGER
 from tests.churn_kit import Fleet
 from tests.processes import bootstrap, run_command
 from tests.swarm.models import LLAMA, SPANS, save

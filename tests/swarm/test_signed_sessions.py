@@ -14,7 +14,7 @@ import torch
 from dht.receipts.ledger import Ledger
 from dht.work import Receipt, Slot, WorkKind
 from node import AutoDistributedModelForCausalLM
-from node.run.receipts import LEDGER
+from node.config import LEDGER
 from tests.churn_kit import AtTokens, Fleet
 from tests.processes import bootstrap
 from tests.swarm.models import LLAMA, SPANS, save

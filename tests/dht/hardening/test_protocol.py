@@ -1,7 +1,9 @@
+import time
 from types import SimpleNamespace
 
 import msgpack
 import pytest
+from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DictionaryDHTValue
 from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerID
 from hivemind.proto import dht_pb2
@@ -11,8 +13,19 @@ from hypothesis import strategies as st
 
 from dht.errors import ProtocolViolation
 from dht.hardening.dictionary import unpack_dictionary
-from dht.hardening.protocol import BUCKET_SIZE, MAX_ANSWER_BYTES, RECORDS_PER_CALL, _parts, dht_id_of
-from tests.fuzz.answers import KEYS, MEMBER, Node, Peer
+from dht.hardening.protocol import (
+    BUCKET_SIZE,
+    MAX_ANSWER_BYTES,
+    MAX_MODELS_OF_ONE,
+    MAX_RECORDS_PER_STORE,
+    RECORDS_PER_CALL,
+    _parts,
+    dht_id_of,
+)
+from dht.hardening.storage import MAX_SUBKEYS
+from dht.identity import Identity
+from dht.records import ManifestRecord, SignedRecord, dht_id, seal
+from tests.fuzz.answers import KEYS, MEMBER, STANDING, Node, Peer
 
 entries = st.lists(st.tuples(st.binary(max_size=70), st.binary(max_size=50), st.floats(0, 2e9)), max_size=20)
 
@@ -93,6 +106,89 @@ def test_a_member_that_goes_by_an_id_that_is_none_or_anothers_is_as_one_without(
         node.answer = dht_pb2.StoreResponse(peer=info, store_ok=[True])
         assert node.run(node.protocol.call_store(MEMBER, KEYS[:1], [b"value"], 2e9, [b"subkey"])) == [True]
         assert not node.protocol.routing_table.uid_to_peer_id
+    finally:
+        node.close()
+
+
+def asked_of(node: Node, *keys: DHTID) -> list[dht_pb2.FindResult]:
+    request = dht_pb2.FindRequest(keys=[key.to_bytes() for key in keys], peer=dht_pb2.NodeInfo())
+    return list(node.run(node.protocol.rpc_find(request, SimpleNamespace(remote_id=MEMBER))).results)
+
+
+def test_a_key_that_a_flood_of_long_records_has_filled_is_still_read():
+    node = Node()
+    try:
+        for number in range(2, 1300):
+            node.protocol.storage.store_subkey(KEYS[0], number.to_bytes(2, "big"), bytes(100), 2e9)
+        for number in range(2, 1300):
+            node.protocol.storage.store_subkey(KEYS[0], number.to_bytes(2, "big"), bytes(3800), 2e9 + 1)
+        (result,) = asked_of(node, KEYS[0])
+        assert result.type == dht_pb2.FOUND_DICTIONARY
+        assert STANDING[0].envelope in {value for _, value, _ in unpack_dictionary(result.value, wrapped=True)}
+    finally:
+        node.close()
+
+
+def test_of_a_key_that_does_not_fit_into_an_answer_it_holds_what_fits(monkeypatch):
+    monkeypatch.setattr("dht.hardening.protocol.MAX_ANSWER_BYTES", 9000)
+    node = Node()
+    try:
+        for number in range(20):
+            node.protocol.storage.store_subkey(KEYS[2], bytes([number]), bytes(1000), 2e9)
+        seen: set[bytes] = set()
+        for _ in range(100):
+            (result,) = asked_of(node, KEYS[2])
+            subkeys = [subkey for subkey, _, _ in unpack_dictionary(result.value, wrapped=True)]
+            assert (len(subkeys), result.type) == (8, dht_pb2.FOUND_DICTIONARY)
+            seen.update(subkeys)
+        assert len(seen) == 20, "whom an answer leaves out is chance"
+        together = asked_of(node, KEYS[0], KEYS[2])
+        assert [each.type for each in together] == [dht_pb2.FOUND_DICTIONARY, dht_pb2.NOT_FOUND]
+    finally:
+        node.close()
+
+
+def stored_by(node: Node, *sealed: SignedRecord) -> list[bool]:
+    request = dht_pb2.StoreRequest(peer=dht_pb2.NodeInfo())
+    for signed in sealed:
+        request.keys.append(dht_id(signed.key))
+        request.subkeys.append(msgpack.packb(signed.subkey))
+        request.values.append(signed.envelope)
+        request.expiration_time.append(signed.expires_s)
+    return list(node.run(node.protocol.rpc_store(request, SimpleNamespace(remote_id=MEMBER))).store_ok)
+
+
+def test_one_author_cannot_fill_the_list_of_models():
+    node, now_s = Node(), int(time.time())
+    author, other = Identity.ephemeral(), Identity.ephemeral()
+
+    def model(owner: Identity, number: int, t: int) -> SignedRecord:
+        return seal(ManifestRecord(bytes([number]) * 32, owner.peer_id, t, 600, "m", "llama", 1, 1, 1), owner)
+
+    try:
+        assert stored_by(node, *(model(author, number, now_s) for number in range(40))).count(True) == MAX_MODELS_OF_ONE
+        assert stored_by(node, model(author, 0, now_s + 1), model(other, 0, now_s)) == [True, True]
+    finally:
+        node.close()
+
+
+def test_a_store_call_is_bounded_by_its_records_however_they_are_packed():
+    node = Node()
+    checked: list[bytes] = []
+    node.protocol.is_valid = lambda key, subkey, value, expires_s: checked.append(subkey) or False
+    request = dht_pb2.StoreRequest(peer=dht_pb2.NodeInfo())
+    for call in range(4):
+        with DictionaryDHTValue().freeze() as dictionary:
+            for number in range(MAX_SUBKEYS):
+                dictionary.store(bytes([call]) + number.to_bytes(2, "big"), b"value", 2e9)
+            request.values.append(MSGPackSerializer.dumps(dictionary))
+        request.keys.append(KEYS[2].to_bytes())
+        request.subkeys.append(node.protocol.IS_DICTIONARY)
+        request.expiration_time.append(2e9)
+    try:
+        answer = node.run(node.protocol.rpc_store(request, SimpleNamespace(remote_id=MEMBER)))
+        assert list(answer.store_ok) == [False] * 4
+        assert len(checked) == MAX_RECORDS_PER_STORE
     finally:
         node.close()
 

@@ -1,13 +1,22 @@
+import random
 import time
 
 import pytest
 from hivemind.dht.routing import DHTID
-from hivemind.dht.storage import DHTLocalStorage
+from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue
+from hivemind.utils import MSGPackSerializer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dht.hardening import storage as storage_module
-from dht.hardening.storage import PLACES_BYTES, RecordStorage
+from dht.hardening.storage import (
+    ANSWER_BYTES,
+    MAX_KEY_BYTES,
+    MIN_CHARGE_BYTES,
+    PLACES_BYTES,
+    RecordStorage,
+    some_that_fit,
+)
 
 KEY = DHTID.generate(source=b"key")
 NOW = time.time() + 3600
@@ -94,6 +103,89 @@ def test_the_bytes_under_a_key_are_bounded(monkeypatch):
     assert stored == [True, True, True] + [False] * 7
 
 
+def test_longer_records_in_place_of_shorter_ones_do_not_fill_a_key_beyond_its_bytes():
+    storage = RecordStorage()
+    for owner in range(4096):
+        assert storage.store_subkey(KEY, owner.to_bytes(2, "big"), bytes(100), NOW + 60)
+    for owner in range(4096):
+        storage.store_subkey(KEY, owner.to_bytes(2, "big"), bytes(3800), NOW + 61)
+    assert sum(len(value) for value in standing(storage).values()) <= MAX_KEY_BYTES
+    assert len(standing(storage)) == 4096
+
+
+def test_in_a_key_that_strangers_have_filled_who_stands_there_is_renewed_with_some_bytes_more():
+    storage = RecordStorage()
+    assert storage.store_subkey(KEY, b"short", bytes(400), NOW + 60)
+    assert storage.store_subkey(KEY, b"long", bytes(1200), NOW + 60)
+    flood = [storage.store_subkey(KEY, n.to_bytes(2, "big"), bytes(1 + n % 4096), NOW + 60) for n in range(4094)]
+    assert not all(flood)
+    for later_s in range(1, 4):
+        assert storage.store_subkey(KEY, b"short", bytes(400 + 70 * later_s), NOW + 60 + later_s)
+        assert storage.store_subkey(KEY, b"long", bytes(1200 + 20 * later_s), NOW + 60 + later_s)
+    assert not storage.store_subkey(KEY, b"long", bytes(4000), NOW + 90)
+    assert storage.store_subkey(KEY, b"long", bytes(10), NOW + 90)
+
+
+def test_what_has_expired_under_a_full_key_makes_room_again(monkeypatch):
+    storage = RecordStorage()
+    assert storage.store_subkey(KEY, b"owner", bytes(100), NOW + 600)
+    for n in range(700):
+        storage.store_subkey(KEY, n.to_bytes(2, "big"), bytes(4000), NOW + 60)
+    assert not storage.store_subkey(KEY, b"owner", bytes(4000), NOW + 700)
+    monkeypatch.setattr("hivemind.utils.timed_storage.get_dht_time", lambda: NOW + 61)
+    assert storage.store_subkey(KEY, b"owner", bytes(4000), NOW + 700)
+    monkeypatch.setattr("hivemind.utils.timed_storage.get_dht_time", lambda: NOW + 701)
+    stored = [storage.store_subkey(KEY, n.to_bytes(2, "big"), bytes(4000), NOW + 800) for n in range(700)]
+    assert sum(stored) == MAX_KEY_BYTES // 4096
+
+
+def test_in_a_key_that_authors_share_nobody_has_more_than_a_share():
+    storage = RecordStorage({KEY: 3})
+    alice, bob = b"a" * 38, b"b" * 38
+    stored = [storage.store_subkey(KEY, alice + bytes([n]), b"record", NOW + 60) for n in range(5)]
+    assert stored == [True] * 3 + [False] * 2
+    assert storage.store_subkey(KEY, alice + bytes([0]), b"newer", NOW + 70), "what stands there is renewed"
+    assert storage.store_subkey(KEY, bob + bytes([0]), b"record", NOW + 60)
+    other = DHTID.generate(source=b"another key")
+    assert all(storage.store_subkey(other, alice + bytes([n]), b"record", NOW + 60) for n in range(5))
+
+
+def test_longer_records_in_place_of_shorter_ones_do_not_fill_a_node_beyond_its_bytes(monkeypatch):
+    monkeypatch.setattr(storage_module, "MAX_BYTES", 10 * MIN_CHARGE_BYTES)
+    storage = RecordStorage()
+    keys = [DHTID.generate(source=bytes([number])) for number in range(10)]
+    assert all(storage.store_subkey(key, b"owner", bytes(100), NOW + 60) for key in keys)
+    assert not any(storage.store_subkey(key, b"owner", bytes(4000), NOW + 61) for key in keys)
+    assert all(storage.store_subkey(key, b"owner", bytes(600), NOW + 61) for key in keys)
+
+
+@given(st.integers(0, 30_000), st.integers(0, 2**32))
+def test_an_answer_that_cannot_hold_a_key_holds_what_fits_of_it(room, seed):
+    records = [(bytes([n]) * 38, bytes(100 * n), NOW + n) for n in range(20)]
+    chosen = some_that_fit(records, room, random.Random(seed))
+    with DictionaryDHTValue().freeze() as packed:
+        for record in chosen:
+            packed.store(*record)
+    assert len(MSGPackSerializer.dumps(packed)) <= max(room, ANSWER_BYTES)
+    left = room - sum(len(value) for _, value, _ in chosen)
+    assert all(record in chosen or left < len(record[1]) + 20 * 62 + ANSWER_BYTES for record in records)
+
+
+def test_whom_an_answer_leaves_out_is_chance():
+    records = [(bytes([n]), bytes(1000), NOW) for n in range(20)]
+    draws = [some_that_fit(records, 5000, random.Random(seed)) for seed in range(100)]
+    assert {subkey for chosen in draws for subkey, _, _ in chosen} == {subkey for subkey, _, _ in records}
+
+
+def test_what_is_counted_of_keys_that_have_expired_is_forgotten(monkeypatch):
+    storage = RecordStorage()
+    for number in range(500):
+        monkeypatch.setattr("hivemind.utils.timed_storage.get_dht_time", lambda now_s=NOW + 2 * number: now_s)
+        key = DHTID.generate(source=number.to_bytes(2, "big"))
+        assert storage.store_subkey(key, b"owner", b"record", NOW + 2 * number + 1)
+    assert len(storage._charges) < 50
+
+
 def test_the_number_of_keys_is_bounded(monkeypatch):
     monkeypatch.setattr(storage_module, "MAX_KEYS", 2)
     storage = RecordStorage()
@@ -150,7 +242,7 @@ def test_a_digest_tells_places_and_expiries_and_behind_them_values_and_nothing_e
 
 
 def test_all_keys_together_hold_no_more_bytes_than_a_node_gives(monkeypatch):
-    monkeypatch.setattr(storage_module, "MAX_BYTES", 1000)
+    monkeypatch.setattr(storage_module, "MAX_BYTES", 10 * MIN_CHARGE_BYTES)
     storage = RecordStorage()
     keys = [DHTID.generate(source=bytes([number])) for number in range(20)]
     stored = [storage.store_subkey(key, b"owner", bytes(100), NOW + 60) for key in keys]

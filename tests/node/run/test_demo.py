@@ -4,9 +4,9 @@ import io
 import json
 
 from dht.receipts.ledger import Ledger
+from node.config import LEDGER
 from node.run.demo import say_receipts
 from node.run.events import Reporter
-from node.run.receipts import LEDGER
 from tests.dht.receipts.ledger_kit import CONSUMER, OWN, envelope
 
 

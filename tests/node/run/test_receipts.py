@@ -18,10 +18,11 @@ from dht.receipts.reservation_table import UnsignedEnd
 from dht.records import Envelope, ManifestRecord, place
 from dht.rules import Rules
 from node.cli import main
+from node.config import LEDGER
 from node.errors import UserError
 from node.run import swarm_receipts
 from node.run.exit_codes import LEDGER_MENDED, OK
-from node.run.receipts import LEDGER, ReceiptsOptions, run_receipts
+from node.run.receipts import ReceiptsOptions, run_receipts
 from node.run.swarm_receipts import epochs, run_swarm_receipts
 from tests.dht.receipts.ledger_kit import CONSUMER, OTHER, OWN, envelope, made, spoil
 from tests.dht.samples import EPOCH, EPOCH_BEGAN, MANIFEST

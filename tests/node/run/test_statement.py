@@ -10,8 +10,8 @@ from dht.receipts.reservation_table import UnsignedEnd
 from dht.receipts.totals import Totals
 from dht.work import WorkKind
 from node.cli import main
+from node.config import LEDGER
 from node.run.receipt_forms import amounts, amounts_alone, size
-from node.run.receipts import LEDGER
 from node.run.statement import StatementOptions, make_statement
 from node.run.statement_words import as_json, as_lines
 from tests.dht.receipts.ledger_kit import CONSUMER, OTHER, OWN, envelope
