@@ -49,6 +49,8 @@ class LedgerFile:
 
     def _open(self) -> sqlite3.Connection:
         floor = floor_after(0, count_lost(self.path))
+        if self._is_emptied():
+            raise LedgerDamaged("it has been emptied")
         with in_words(self.path):
             if self.path is not None:
                 self.path.touch(0o600)  # Who used whom is nobody else's business; SQLite's own files follow.
@@ -59,6 +61,17 @@ class LedgerFile:
                 connection.close()
                 raise
             return connection
+
+    def _is_emptied(self) -> bool:
+        """Say whether the file has lost all that it held; another process may only just be making it."""
+        if self.path is None or self._lock is None or not _is_empty(self.path):
+            return False
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        return _is_empty(self.path)
 
     @classmethod
     def copy_of(cls, path: Path) -> Self:
@@ -191,6 +204,8 @@ def _make_exclusive(lock: int, path: Path, why: str) -> None:
 def _is_sound(path: Path) -> bool:
     if not path.exists():
         return True
+    if _is_empty(path):
+        return False
     try:
         with in_words(path), contextlib.closing(_connect(str(path))) as connection:
             prepare(connection)
@@ -204,9 +219,18 @@ def count_lost(path: Path | None) -> int:
     if path is None:
         return 0
     with in_words(path):
-        is_emptied = path.exists() and path.stat().st_size == 0
-        aside = {name.name.removesuffix("-wal").removesuffix("-shm") for name in path.parent.glob(_aside(path, "*"))}
-        return len(aside) + is_emptied
+        return len(kept_aside(path)) + _is_empty(path)
+
+
+def kept_aside(path: Path) -> list[Path]:
+    """Name the files of a ledger that were moved aside, the oldest first."""
+    names = {name.name.removesuffix("-wal").removesuffix("-shm") for name in path.parent.glob(_aside(path, "*"))}
+    return [path.with_name(name) for name in sorted(names)]
+
+
+def _is_empty(path: Path) -> bool:
+    with in_words(path):
+        return path.exists() and path.stat().st_size == 0
 
 
 def _aside(path: Path, stamp: str) -> str:

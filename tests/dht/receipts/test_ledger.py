@@ -218,7 +218,7 @@ def test_a_row_that_has_become_another_while_it_was_checked_is_not_set_aside(pat
         assert not ledger._rows._set_aside(row._replace(envelope=b"of before"), "damaged")
         assert (ledger.set_aside(), ledger.notices, kept(ledger)) == ([], [], [envelope()])
         assert ledger._rows._set_aside(row, "damaged")
-        assert kept(ledger) == []
+        assert [finding.row for finding in ledger.set_aside()] == [1]
 
 
 # ----------------------------------------------------------------------------------------------------------- numbers
@@ -341,18 +341,58 @@ def test_an_older_damaged_row_is_found_by_a_whole_check(path, monkeypatch):
         assert ledger.set_aside() == findings
 
 
-def test_a_row_that_differs_from_its_envelope_is_set_aside(path):
-    with Ledger.open(path) as ledger:
-        ledger.append(ME, envelope())
+def change_rows(path, what):
     with sqlite3.connect(path) as raw:
         raw.execute("DROP TRIGGER receipts_stay_as_they_are")
-        raw.execute("UPDATE receipts SET amount = 10000")
+        raw.execute(f"UPDATE receipts SET {what}")
         raw.execute("CREATE TRIGGER receipts_stay_as_they_are BEFORE UPDATE ON receipts BEGIN SELECT 1; END")
     raw.close()
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["amount = 10000", "seq = 9, lane = 3", "consumer = 77", "work_kind = 99", "own = 77", "t_last = 2, epoch = 1"],
+)
+def test_a_row_that_differs_from_its_envelope_is_made_again_from_it(path, what):
     with Ledger.open(path) as ledger:
-        assert (kept(ledger), len(ledger.set_aside())) == ([], 1)
-        assert ledger.append(ME, envelope())
-        assert ledger.history_of(ME, CONSUMER.peer_id) == 64
+        ledger.append(ME, envelope(seq=2))
+        ledger.note_unsigned_end(ME, UnsignedEnd(CONSUMER.peer_id, False, MANIFEST, 16, EPOCH_BEGAN))
+    change_rows(path, what)
+    with Ledger.open(path, since_s=0.0) as ledger:
+        ledger.verify()
+        assert kept(ledger) == [envelope(seq=2)]
+        assert ledger.history_of(ME, CONSUMER.peer_id) == 128
+        (notice,) = ledger.notices
+        assert "made again from its signed envelope" in notice
+        assert (len(ledger.set_aside()), ledger.lost()) == (1, [])
+        assert not ledger.append(ME, envelope(seq=2))
+    with Ledger.open(path, since_s=0.0) as ledger:
+        assert (ledger.verify(), ledger.notices) == ((1, []), [])
+
+
+def test_a_receipt_is_made_again_also_where_another_one_asks_for_its_number(path):
+    with Ledger.open(path) as ledger:
+        ledger.append(ME, envelope())
+        change_rows(path, "amount = 10000")
+        with pytest.raises(Contradiction):
+            ledger.append(ME, envelope(amount=65))
+        assert kept(ledger) == [envelope()]
+
+
+def test_what_cannot_be_made_again_is_named_until_something_stands_for_it(path):
+    for seq in (1, 2):
+        with Ledger.open(path) as ledger:
+            ledger.append(ME, envelope(seq=seq))
+        signature = Envelope.from_bytes(envelope(seq=seq)).signatures[1]
+        spoil(path, signature, bytes([signature[0] ^ 1]))
+        with Ledger.open(path) as ledger:
+            ledger.verify()
+            assert [finding.row for finding in ledger.lost()] == [*range(1, seq + 1)]
+    with Ledger.open(path) as ledger:
+        assert ledger.notices == []
+        assert len(ledger.lost()) == 2
+        ledger.repair(ME, [envelope(seq=2)])
+        assert (len(ledger.set_aside()), ledger.lost()) == (2, [])
 
 
 def test_a_changed_reservation_makes_numbers_go_on_far_above(path):
@@ -442,6 +482,23 @@ def test_an_emptied_file_makes_numbers_go_on_far_above(path):
     os.truncate(path, 0)
     with Ledger.open(path) as ledger:
         assert ledger.reserve(ME, SLOT) == MAX_SEQ // 2 + 1
+        (notice,) = ledger.notices
+        assert "it has been emptied" in notice
+        assert ledger.is_new
+    with Ledger.open(path) as ledger:
+        assert ledger.notices == []
+        assert ledger.reserve(ME, SLOT) > MAX_SEQ // 2 + 1
+    (aside,) = path.parent.glob("*.damaged-*")
+    assert aside.read_bytes() == b""
+
+
+def test_a_file_that_another_process_is_just_making_has_not_been_emptied(path):
+    path.touch()
+    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    with Ledger.open(path) as ledger:
+        assert ledger.notices == []
+    os.close(lock)
 
 
 def test_a_crash_between_moving_aside_and_beginning_anew_forgets_nothing(path):
