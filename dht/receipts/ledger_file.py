@@ -20,7 +20,7 @@ from typing import Self, TypeVar
 
 from dht.errors import LedgerDamaged, LedgerNotWritten
 from dht.receipts.ledger_schema import check_kind, prepare, version_of
-from dht.receipts.ledger_words import in_words
+from dht.receipts.ledger_words import in_words, is_locked_away, locked_away
 from dht.receipts.seq_blocks import floor_after
 
 BUSY_S = 10.0
@@ -48,6 +48,8 @@ class LedgerFile:
             raise
 
     def _open(self) -> sqlite3.Connection:
+        if self.path is not None:
+            _refuse_directory(self.path)
         floor = floor_after(0, count_lost(self.path))
         if self._is_emptied():
             raise LedgerDamaged("it has been emptied")
@@ -80,6 +82,7 @@ class LedgerFile:
         Raises:
             LedgerNotWritten, LedgerDamaged: It cannot be read, or is damaged.
         """
+        _refuse_directory(path)
         opened = cls(None)
         try:
             with in_words(path), contextlib.closing(_connect_to_read(path)) as source:
@@ -147,7 +150,14 @@ def _connect_to_read(path: Path) -> sqlite3.Connection:
             connection.close()
         else:
             return connection
+    if is_locked_away(path):
+        raise LedgerNotWritten(locked_away(path))
     raise LedgerNotWritten(f"The ledger {path} cannot be read; ask its owner for permission.")
+
+
+def _refuse_directory(path: Path) -> None:
+    if path.is_dir():
+        raise LedgerNotWritten(f"{path} is a directory, and should be the file of the ledger; move it away.")
 
 
 def _take_lock(path: Path) -> int:

@@ -416,10 +416,12 @@ def filled(path, num=200):
 
 
 def truncate(path):
+    """parts of it have been overwritten or cut off"""
     os.truncate(path, path.stat().st_size // 2)
 
 
 def garble_pages(path):
+    """parts of it have been overwritten or cut off"""
     size = path.stat().st_size
     with path.open("r+b") as file:
         for at in range(size // 3, size * 2 // 3, 4096):
@@ -428,11 +430,13 @@ def garble_pages(path):
 
 
 def garble_header(path):
+    """its beginning has been overwritten"""
     with path.open("r+b") as file:
         file.write(b"\xa5" * 100)
 
 
 def be_another_database(path):
+    """it is some other database"""
     path.unlink()
     with sqlite3.connect(path) as raw:
         raw.execute("CREATE TABLE cats (name TEXT)")
@@ -440,6 +444,7 @@ def be_another_database(path):
 
 
 def lose_a_table(path):
+    """its reservations are missing"""
     with sqlite3.connect(path) as raw:
         raw.execute("DROP TABLE reservations")
     raw.close()
@@ -452,6 +457,8 @@ def test_a_damaged_file_is_moved_aside_and_a_new_one_begun_with_what_can_be_read
     damaged = path.read_bytes()
     with Ledger.open(path, clock=lambda: EPOCH_BEGAN) as ledger:
         (notice,) = ledger.notices
+        assert damage.__doc__ in notice
+        assert "\n" not in notice
         (aside,) = path.parent.glob("*.damaged-*[0-9]")
         assert aside.name in notice
         assert aside.read_bytes() == damaged
@@ -624,6 +631,8 @@ try:
         print("read:", [len(ledger.newest(own)) for own in ledger.owners()])
 except LedgerDamaged as error:
     print("damaged:", error)
+except LedgerNotWritten as error:
+    print("refused:", error)
 """
 
 
@@ -640,6 +649,33 @@ def test_a_read_only_home_can_be_read_and_says_why_it_is_not_written():
         assert read == "read: [1]"
         garble_header(home / "ledger.sqlite")
         assert "make its directory writable: it is then moved aside" in as_nobody(home / "ledger.sqlite")[1]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not write")
+@pytest.mark.parametrize("of_nobody", [True, False])
+def test_a_ledger_whose_own_mode_shuts_its_user_out_is_named(of_nobody):
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name) / "home"
+        home.mkdir()
+        path = home / "ledger.sqlite"
+        filled(path, 1)
+        for each in (Path(name), home):
+            each.chmod(0o777)
+        path.chmod(0)
+        if of_nobody:
+            for each in home.iterdir():
+                os.chown(each, 65534, 65534)
+        else:
+            path.with_name(f"{path.name}.lock").chmod(0o666)
+        mend = f"may not be read and written by this user; allow it: chmod u+rw {path}"
+        assert [mend in line for line in as_nobody(path)] == [True, True]
+
+
+def test_a_directory_in_a_ledger_s_place_is_called_one(path):
+    path.mkdir()
+    for open_ in (Ledger.open, Ledger.open_to_read):
+        with pytest.raises(LedgerNotWritten, match="is a directory, and should be the file of the ledger; move it"):
+            open_(path)
 
 
 def as_nobody(path):
