@@ -248,6 +248,22 @@ def test_a_write_is_forced_once_in_sixteen_numbers(path, monkeypatch):
         assert written == [True, True]
 
 
+def test_reserved_numbers_are_forced_to_the_disk_and_receipts_are_not(path):
+    with Ledger.open(path) as ledger:
+        forced = []
+        ledger._store._file.connection.set_trace_callback(
+            lambda said: forced.append(in_force()) if said.startswith("BEGIN") else None
+        )
+
+        def in_force():
+            return ledger._store._file.connection.execute("PRAGMA synchronous").fetchone()[0]
+
+        ledger.reserve(ME, SLOT)
+        ledger.append(ME, envelope())
+        ledger.raise_floor()
+    assert forced == [2, 1, 2], "FULL, NORMAL, FULL: as the transaction begins, so before anything is signed"
+
+
 def test_after_a_crash_numbers_go_on_above_the_block(path):
     crashed = Ledger.open(path)
     crashed.reserve(ME, SLOT, 3)
