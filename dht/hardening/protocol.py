@@ -3,6 +3,7 @@
 A subclass of ``DHTProtocol``, whose stock behaviour this mends:
 - anyone who can connect may call: here every call, both ways, needs an admitted peer;
 - F: a node chooses its DHT id freely: here it is the SHA-1 of its peer id, and what claims otherwise is dropped;
+- anyone may store what anyone has signed: here a server's announcement comes from that server alone;
 - one bad record in an answer or a store discards the whole: here each record stands for itself;
 - values are unpacked with extension types before they are checked, and a mixed dictionary raises inside the storing
   node: here a dictionary is read field by field, with byte subkeys, and the validator sees each record first;
@@ -44,8 +45,8 @@ from dht.hardening.dictionary import unpack_dictionary
 from dht.hardening.findings import Contradicted, Findings, StoredRecord
 from dht.hardening.shunned import Shunned
 from dht.hardening.storage import DIGEST_BYTES, MAX_SUBKEYS, RecordStorage, some_that_fit
-from dht.identity import peer_id_to_str
-from dht.records import MODELS_KEY, Kind, dht_id, key_bytes
+from dht.identity import PEER_ID_BYTES, peer_id_to_str
+from dht.records import MODELS_KEY, Envelope, Kind, dht_id, key_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,10 @@ minute; with four it may have been started anew with others three times in that 
 
 SHARES = MappingProxyType({DHTID.from_bytes(dht_id(key_bytes(Kind.MANIFEST, MODELS_KEY))): MAX_MODELS_OF_ONE})
 """Keys that many authors share and whose subkeys they choose; most records of one author there."""
+
+OWN_KINDS = frozenset({Kind.ANNOUNCE, Kind.MANIFEST})
+"""Kinds that only their author may store; their subkeys begin with the author's 38 bytes. Nobody stores them again for
+others, and a key pair costs nothing: else one member could fill a key in the names of thousands that are none."""
 
 RECORDS_PER_CALL = 256
 """Most records that we send in one call: on a busy machine a thousand new ones take seconds to check."""
@@ -186,12 +191,12 @@ class AdmittedProtocol(DHTProtocol):
         aligned = len(request.keys) == len(request.subkeys) == len(request.values) == len(request.expiration_time)
         if not aligned or len(request.keys) > MAX_RECORDS_PER_STORE or any(len(key) != 20 for key in request.keys):
             raise ProtocolViolation("a store call's lists do not match")
-        answers, left = [], MAX_RECORDS_PER_STORE
+        answers, left, sender = [], MAX_RECORDS_PER_STORE, context.remote_id.to_bytes()
         for key, *item in zip(request.keys, request.subkeys, request.values, request.expiration_time, strict=True):
             records = self._unpacked(*item)
             left -= len(records)
             # Each, also after a refusal.
-            outcomes = [await self._store_record(key, *record) for record in records] if left >= 0 else []
+            outcomes = [await self._store_record(sender, key, *record) for record in records] if left >= 0 else []
             answers.append(bool(outcomes) and all(outcomes))
         return dht_pb2.StoreResponse(store_ok=answers, peer=self.node_info)
 
@@ -205,17 +210,17 @@ class AdmittedProtocol(DHTProtocol):
             return []
         return [(subkey, value, expires_s)] if isinstance(subkey, bytes) else []
 
-    async def _store_record(self, key: bytes, subkey: bytes, value: bytes, expires_s: float) -> bool:
+    async def _store_record(self, sender: bytes, key: bytes, subkey: bytes, value: bytes, expires_s: float) -> bool:
         await self._pause()
         key_id = DHTID.from_bytes(key)
         standing = self.storage.standing(key_id, subkey)
         if standing is not None and (standing[1] > expires_s or standing == (value, expires_s)):
             return bool(standing[1] == expires_s)  # nothing would change, so nothing need be checked
-        if not self.is_valid(key, subkey, value, expires_s):
+        if not self.is_valid(key, subkey, value, expires_s) or not _may_store(sender, subkey, value):
             return False
         if standing is not None and standing[1] == expires_s:
             self.contradicted(standing[0], value)
-        stored: bool = self.storage.store_subkey(key_id, subkey, value, expires_s)
+        stored: bool = self.storage.store_subkey(key_id, subkey, value, expires_s, sender)
         return stored
 
     def is_valid(self, key: bytes, subkey: bytes, value: bytes, expires_s: float) -> bool:
@@ -431,6 +436,11 @@ class AdmittedProtocol(DHTProtocol):
         spare = table.buckets[table.get_bucket_index(node_id)].replacement_nodes
         if len(spare) > BUCKET_SIZE:
             del table[next(iter(spare))]
+
+
+def _may_store(sender: bytes, subkey: bytes, envelope: bytes) -> bool:
+    """Say whether a member may store a valid record here."""
+    return Envelope.from_bytes(envelope).kind not in OWN_KINDS or subkey[:PEER_ID_BYTES] == sender
 
 
 def _parts(items: list[tuple[DHTID, Any, float, Any]]) -> Iterator[list[tuple[DHTID, Any, float, Any]]]:

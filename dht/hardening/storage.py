@@ -18,6 +18,7 @@ import heapq
 import random
 import struct
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -41,6 +42,9 @@ CHARGE_STEP_BYTES = 256
 
 MAX_KEYS = 65536
 """Most keys."""
+
+MAX_KEYS_OF_ONE = MAX_KEYS // 16
+"""Most keys that one member may have begun: those of 70 providers with 56 epochs each, and a region has 64 members."""
 
 MAX_BYTES = 2**30
 """Most bytes of records under all keys, counted as above."""
@@ -78,8 +82,10 @@ class RecordStorage(DHTLocalStorage):
         self._shares = shares
         self._digests: dict[DHTID, tuple[bytes, float]] = {}  # digest, and when the first of its records expires
         self._charges: dict[DHTID, int] = {}  # an upper bound of the bytes that are counted under a key
+        self._begun_by: dict[DHTID, bytes] = {}  # which member began a key
+        self._num_begun: Counter[bytes] = Counter()  # an upper bound of the keys that each has begun
         self._num_bytes = 0  # an upper bound of what is counted under all keys
-        self._counted_s = time.monotonic()
+        self._counted_s = self._asked_s = time.monotonic()
 
     def store(self, key: DHTID, value: object, expiration_time: float, subkey: object = None) -> bool:
         """Store a record under ``subkey``; a value without one is refused."""
@@ -87,10 +93,13 @@ class RecordStorage(DHTLocalStorage):
             return False
         return self.store_subkey(key, subkey, value, expiration_time)
 
-    def store_subkey(self, key: DHTID, subkey: bytes, value: bytes, expiration_time: float) -> bool:
+    def store_subkey(
+        self, key: DHTID, subkey: bytes, value: bytes, expiration_time: float, sender: bytes = b""
+    ) -> bool:
         """Store a record; False when a newer one stands there, the key is full, or it has expired.
 
-        A repeated store of the record that stands there changes nothing and gives True.
+        A repeated store of the record that stands there changes nothing and gives True. Of keys that ``sender`` begins
+        only so many are taken; none: it is our own.
         """
         current = self.get(key)
         records = current.value if current is not None else DictionaryDHTValue()
@@ -99,6 +108,8 @@ class RecordStorage(DHTLocalStorage):
             return bool(standing.value == value and standing.expiration_time == expiration_time)
         if standing is None and not self._has_place(records, key, subkey):
             return False
+        if sender and current is None and not self._may_begin(sender):
+            return False
         more = _charge(value) - (_charge(standing.value) if standing is not None else 0)
         charged = self._charged(records, key, more)
         if more > 0 and not (charged + more <= MAX_KEY_BYTES and self._has_room(more)):
@@ -106,6 +117,9 @@ class RecordStorage(DHTLocalStorage):
         if not records.store(subkey, value, expiration_time):
             return False
         _sweep(records)
+        if sender and current is None:
+            self._begun_by[key] = sender
+            self._num_begun[sender] += 1
         self._num_bytes += more
         self._charges[key] = charged + more
         self._digests.pop(key, None)
@@ -114,6 +128,7 @@ class RecordStorage(DHTLocalStorage):
             _sweep(self)
             if len(self._charges) > 2 * len(self.data) + SWEPT_AT:  # Most are of keys that have expired.
                 self._charges = {each: self._charges[each] for each in self._charges.keys() & self.data.keys()}
+                self._count_begun()
         return True
 
     def _has_place(self, records: DictionaryDHTValue, key: DHTID, subkey: bytes) -> bool:
@@ -125,6 +140,17 @@ class RecordStorage(DHTLocalStorage):
         share = self._shares.get(key)
         author = subkey[:PEER_ID_BYTES]
         return share is None or sum(each.startswith(author) for each in records.data) < share
+
+    def _may_begin(self, sender: bytes) -> bool:
+        """Say whether a member may begin a key; what has expired is noticed where it matters."""
+        if self._num_begun[sender] >= MAX_KEYS_OF_ONE and time.monotonic() - self._asked_s >= RECOUNT_S:
+            self._asked_s = time.monotonic()
+            self._count_begun()
+        return self._num_begun[sender] < MAX_KEYS_OF_ONE
+
+    def _count_begun(self) -> None:
+        self._begun_by = {key: self._begun_by[key] for key in self._begun_by.keys() & self.data.keys()}
+        self._num_begun = Counter(self._begun_by.values())
 
     def _charged(self, records: DictionaryDHTValue, key: DHTID, more: int) -> int:
         """Say how many bytes are counted under a key: at most, and exactly where it matters."""

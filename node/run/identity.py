@@ -14,6 +14,7 @@ import os
 import secrets
 import stat
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,11 +32,15 @@ from dht.identity_export import (
 )
 from node.config import CLIENT_IDENTITY, IDENTITY, LEDGER
 from node.errors import UserError
+from node.run.interrupts import raise_on_interrupt
+from node.run.new_file import write_new
 
 EXPORTED = "identity.exported"
 """Beside the key: when `efedllm identity export` made a backup last, and whose; a date and a peer id."""
 
 _MAX_PASSPHRASE_BYTES = 1024
+
+_THERE = "{} is there already; name a file that is not."
 
 
 @dataclass(frozen=True)
@@ -129,13 +134,15 @@ def export(home: Path, target: Path, passphrase_file: Path | None) -> None:
         identity = Identity.load(path)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"There is no identity in {home}; `efedllm identity show` makes one.") from None
-    if target.exists():
-        raise UserError(f"{target} is there already; name a file that is not.")
+    if os.path.lexists(target):
+        raise UserError(_THERE.format(target))
     passphrase = _passphrase(passphrase_file, twice=True)
     if len(passphrase) < MIN_PASSPHRASE_CHARS:
         raise UserError(f"The passphrase is too short; take at least {MIN_PASSPHRASE_CHARS} characters.")
     salt, nonce = secrets.token_bytes(SALT_BYTES), secrets.token_bytes(NONCE_BYTES)
-    _write_new(target, seal_identity(identity, passphrase, salt=salt, nonce=nonce))
+    with _in_memory():
+        sealed = seal_identity(identity, passphrase, salt=salt, nonce=nonce)
+    _write(target, sealed)
     _note_backup(home, identity.peer_id)
     sys.stderr.write(f"{identity.peer_id} is in {target}; whoever has the file and the passphrase is this node.\n")
 
@@ -156,12 +163,14 @@ def import_(home: Path, source: Path, passphrase_file: Path | None, *, replace: 
         WrongPassphrase: The passphrase is another.
     """
     path = home / IDENTITY
-    text = _read(source, MAX_TEXT_CHARS + 1)
+    text = _text_of(_bytes_in(source, MAX_TEXT_CHARS + 1), source)
     standing = _standing(path)
     if standing not in (None, exported_peer_id(text)) and not replace:
         what = standing or "A damaged identity"
         raise UserError(f"{what} stands in {path}; pass --replace to put it aside and use the imported one.")
-    imported = Identity.from_seed(open_identity(text, _passphrase(passphrase_file, twice=False)).seed(), path)
+    passphrase = _passphrase(passphrase_file, twice=False)
+    with _in_memory():
+        imported = Identity.from_seed(open_identity(text, passphrase).seed(), path)
     if standing == imported.peer_id:
         sys.stderr.write(f"{imported.peer_id} is this node's identity already.\n")
         return
@@ -201,6 +210,8 @@ def _write_first(imported: Identity, path: Path) -> None:
     except OSError as error:
         why = f"identity {path} cannot be written ({error.strerror}): mend that, or use another EFEDLLM_HOME"
         raise IdentityNotWritten(why) from error
+    if (standing := _standing(path)) != imported.peer_id:
+        raise UserError(f"{standing} has been made in {path} meanwhile; stop what runs there, and pass --replace.")
 
 
 def _replace(imported: Identity, path: Path, standing: str) -> None:
@@ -211,14 +222,35 @@ def _replace(imported: Identity, path: Path, standing: str) -> None:
 
 
 def _passphrase(file: Path | None, *, twice: bool) -> str:
+    raise_on_interrupt()  # A terminal that shows nothing, and files that are begun, must be put right first.
     if file is not None:
-        return _read(file, _MAX_PASSPHRASE_BYTES).removesuffix("\n").removesuffix("\r")
-    if not sys.stdin.isatty():
+        return _passphrase_in(file)
+    if sys.stdin is None or not sys.stdin.isatty():
         raise UserError("There is no terminal to ask for the passphrase; pass --passphrase-file FILE.")
     passphrase = _asked("Passphrase: ")
     if twice and _asked("The same again: ") != passphrase:
         raise UserError("The two passphrases differ; start again.")
     return passphrase
+
+
+def _passphrase_in(file: Path) -> str:
+    # One that was cut, or of which a part cannot be typed, would open nothing where it is asked for.
+    line = _bytes_in(file, _MAX_PASSPHRASE_BYTES + 3).removesuffix(b"\n").removesuffix(b"\r")
+    if len(line) > _MAX_PASSPHRASE_BYTES:
+        raise UserError(f"{file} holds more than {_MAX_PASSPHRASE_BYTES} bytes; a passphrase is one short line.")
+    passphrase = _text_of(line, file)
+    if "\n" in passphrase or "\r" in passphrase:
+        raise UserError(f"{file} holds more than one line; write the passphrase alone.")
+    return passphrase
+
+
+@contextlib.contextmanager
+def _in_memory() -> Iterator[None]:
+    """Say in a sentence that a trial of a passphrase has no room."""
+    try:
+        yield
+    except MemoryError:
+        raise UserError("There is too little free memory to make a key of the passphrase; close something.") from None
 
 
 def _asked(prompt: str) -> str:
@@ -232,27 +264,27 @@ def _asked(prompt: str) -> str:
     return passphrase
 
 
-def _read(path: Path, max_bytes: int) -> str:
+def _bytes_in(path: Path, max_bytes: int) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(max_bytes).decode()
+            return file.read(max_bytes)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); name another file.") from None
+
+
+def _text_of(read: bytes, path: Path) -> str:
+    try:
+        return read.decode()
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text; name another file.") from None
 
 
-def _write_new(path: Path, text: str) -> None:
-    """Write a file that only its owner can read; it is there whole or not at all."""
+def _write(path: Path, text: str) -> None:
     try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        write_new(path, text)
+    except FileExistsError:
+        raise UserError(_THERE.format(path)) from None
     except OSError as error:
-        if not isinstance(error, FileExistsError):
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
         if error.errno == errno.ENOSPC:
             raise
         raise UserError(f"{path} cannot be written ({error.strerror}); name another file.") from None

@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import msgpack
@@ -25,7 +26,8 @@ from dht.hardening.protocol import (
 from dht.hardening.storage import MAX_SUBKEYS
 from dht.identity import Identity
 from dht.records import ManifestRecord, SignedRecord, dht_id, seal
-from tests.fuzz.answers import KEYS, MEMBER, STANDING, Node, Peer
+from tests.dht.samples import announcement, receipt
+from tests.fuzz.answers import KEYS, LONG, MEMBER, STANDING, Node, Peer
 
 entries = st.lists(st.tuples(st.binary(max_size=70), st.binary(max_size=50), st.floats(0, 2e9)), max_size=20)
 
@@ -148,14 +150,16 @@ def test_of_a_key_that_does_not_fit_into_an_answer_it_holds_what_fits(monkeypatc
         node.close()
 
 
-def stored_by(node: Node, *sealed: SignedRecord) -> list[bool]:
+def stored_by(node: Node, sender: Identity, *sealed: SignedRecord) -> list[bool]:
     request = dht_pb2.StoreRequest(peer=dht_pb2.NodeInfo())
     for signed in sealed:
         request.keys.append(dht_id(signed.key))
         request.subkeys.append(msgpack.packb(signed.subkey))
         request.values.append(signed.envelope)
         request.expiration_time.append(signed.expires_s)
-    return list(node.run(node.protocol.rpc_store(request, SimpleNamespace(remote_id=MEMBER))).store_ok)
+    return list(
+        node.run(node.protocol.rpc_store(request, SimpleNamespace(remote_id=PeerID(sender.peer_id_bytes)))).store_ok
+    )
 
 
 def test_one_author_cannot_fill_the_list_of_models():
@@ -166,8 +170,42 @@ def test_one_author_cannot_fill_the_list_of_models():
         return seal(ManifestRecord(bytes([number]) * 32, owner.peer_id, t, 600, "m", "llama", 1, 1, 1), owner)
 
     try:
-        assert stored_by(node, *(model(author, number, now_s) for number in range(40))).count(True) == MAX_MODELS_OF_ONE
-        assert stored_by(node, model(author, 0, now_s + 1), model(other, 0, now_s)) == [True, True]
+        many = [model(author, number, now_s) for number in range(40)]
+        assert stored_by(node, author, *many).count(True) == MAX_MODELS_OF_ONE
+        assert stored_by(node, author, model(author, 0, now_s + 1)) == [True]
+        assert stored_by(node, other, model(other, 0, now_s)) == [True]
+    finally:
+        node.close()
+
+
+def test_nobody_fills_a_key_in_the_names_of_others():
+    node, now_s = Node(), int(time.time())
+    member, other, consumer = (Identity.ephemeral() for _ in range(3))
+    try:
+        offers = [seal(announcement(each, t=now_s), each) for each in (member, other)]
+        lists = [
+            seal(ManifestRecord(bytes(32), each.peer_id, now_s, 600, "m", "llama", 1, 1, 1), each)
+            for each in (member, other)
+        ]
+        assert stored_by(node, member, *offers, *lists) == [True, False, True, False]
+        assert stored_by(node, other, *offers, *lists) == [True] * 4, "what stands there already has been taken"
+        epoch = LONG.epoch_of(now_s)
+        t = LONG.start_of(epoch)
+        work = seal(receipt(other, consumer, epoch=epoch, t_first=t, t_last=t), other, consumer, rules=LONG)
+        assert stored_by(node, member, work) == [True], "receipts are stored by whoever holds them"
+    finally:
+        node.close()
+
+
+def test_one_member_cannot_begin_all_keys_of_a_node(monkeypatch):
+    monkeypatch.setattr("dht.hardening.storage.MAX_KEYS_OF_ONE", 10)
+    node, now_s = Node(), int(time.time())
+    attacker, honest = Identity.ephemeral(), Identity.ephemeral()
+    try:
+        offers = [replace(announcement(attacker, t=now_s), manifest=bytes([number]) * 32) for number in range(40)]
+        assert stored_by(node, attacker, *(seal(each, attacker) for each in offers)).count(True) == 10
+        offer = replace(announcement(honest, t=now_s), manifest=bytes([200]) * 32)
+        assert stored_by(node, honest, seal(offer, honest)) == [True]
     finally:
         node.close()
 

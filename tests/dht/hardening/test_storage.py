@@ -186,6 +186,32 @@ def test_what_is_counted_of_keys_that_have_expired_is_forgotten(monkeypatch):
     assert len(storage._charges) < 50
 
 
+def test_no_member_begins_more_than_its_share_of_keys(monkeypatch):
+    monkeypatch.setattr(storage_module, "MAX_KEYS_OF_ONE", 3)
+    storage = RecordStorage()
+    keys = [DHTID.generate(source=bytes([each])) for each in range(8)]
+    begun = [storage.store_subkey(key, b"a", b"record", NOW + 60, b"one") for key in keys[:5]]
+    assert begun == [True] * 3 + [False] * 2
+    assert storage.store_subkey(keys[0], b"b", b"record", NOW + 60, b"one"), "a key that stands is open to all"
+    assert storage.store_subkey(keys[3], b"a", b"record", NOW + 60, b"another")
+    assert storage.store_subkey(keys[3], b"b", b"record", NOW + 60, b"one")
+    assert all(storage.store_subkey(key, b"a", b"record", NOW + 60) for key in keys[4:]), "our own"
+    now_s = storage._asked_s + 61
+    monkeypatch.setattr("dht.hardening.storage.time.monotonic", lambda: now_s)
+    monkeypatch.setattr("hivemind.utils.timed_storage.get_dht_time", lambda: NOW + 61)
+    later = [storage.store_subkey(key, b"a", b"record", NOW + 90, b"one") for key in keys[:4]]
+    assert later == [True] * 3 + [False], "what has expired no longer counts"
+
+
+def test_who_began_keys_that_have_expired_is_forgotten(monkeypatch):
+    storage = RecordStorage()
+    for number in range(500):
+        monkeypatch.setattr("hivemind.utils.timed_storage.get_dht_time", lambda now_s=NOW + 2 * number: now_s)
+        key, sender = DHTID.generate(source=number.to_bytes(2, "big")), number.to_bytes(2, "big")
+        assert storage.store_subkey(key, b"owner", b"record", NOW + 2 * number + 1, sender)
+    assert len(storage._begun_by) + len(storage._num_begun) < 100
+
+
 def test_the_number_of_keys_is_bounded(monkeypatch):
     monkeypatch.setattr(storage_module, "MAX_KEYS", 2)
     storage = RecordStorage()

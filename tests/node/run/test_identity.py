@@ -1,8 +1,15 @@
 """``efedllm identity``: shown, exported, imported; nothing is lost on the way."""
 
+import errno
+import fcntl
 import json
 import os
+import pty
 import stat
+import subprocess
+import sys
+import termios
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -224,3 +231,128 @@ def test_an_export_is_remembered_as_a_backup(home: Path):
     assert care.is_safe
     assert care.exported is not None
     assert care.exported.startswith("20")
+
+
+@pytest.mark.parametrize(
+    ("phrase", "told"),
+    [
+        (b"", "at least 8"),
+        (b"\n", "at least 8"),
+        (b"a" * 1025, "more than 1024 bytes"),
+        (b"a" * 100_000, "more than 1024 bytes"),
+        ("\u00e9".encode() * 700, "more than 1024 bytes"),
+        (b"first line\nsecond line\n", "more than one line"),
+        (b"first line\rsecond line", "more than one line"),
+    ],
+)
+def test_a_passphrase_that_could_not_be_typed_again_seals_nothing(home: Path, capsys, phrase: bytes, told: str):
+    run("show")
+    (home.parent / "phrase").write_bytes(phrase)
+    assert export(home) == 23
+    assert told in capsys.readouterr().err
+    assert not (home.parent / "out").exists()
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
+def test_a_passphrase_may_have_a_line_end_and_be_long(home: Path, end: bytes):
+    run("show")
+    (home.parent / "phrase").write_bytes(b"a" * 1024 + end)
+    assert export(home) == 0
+    (home.parent / "phrase").write_bytes(b"a" * 1024)
+    assert run("import", str(home.parent / "out"), "--passphrase-file", str(home.parent / "phrase")) == 0
+
+
+def test_a_name_that_cannot_be_is_told(home: Path, capsys: pytest.CaptureFixture[str]):
+    run("show")
+    assert export(home, "x" * 300) == 23
+    assert "File name too long" in capsys.readouterr().err
+    (home.parent / "link").symlink_to(home.parent / "nowhere")
+    assert export(home, "link") == 23
+    assert "is there already" in capsys.readouterr().err
+    assert not (home.parent / "nowhere").exists()
+
+
+def test_without_any_input_the_passphrase_must_stand_in_a_file(home: Path, capsys, monkeypatch):
+    run("show")
+    monkeypatch.setattr("sys.stdin", None)
+    assert run("export", str(home.parent / "out")) == 23
+    assert "--passphrase-file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt(), OSError(errno.EIO, "Input/output error")])
+def test_an_export_that_is_cut_off_leaves_nothing(home: Path, monkeypatch, ends: BaseException):
+    run("show")
+
+    def cut_off(_: int) -> None:
+        assert not (home.parent / "out").exists()
+        raise ends
+
+    before = sorted(home.parent.iterdir())
+    monkeypatch.setattr("os.fsync", cut_off)
+    assert export(home) == (130 if isinstance(ends, KeyboardInterrupt) else 23)
+    assert sorted(home.parent.iterdir()) == before
+
+
+def test_a_full_disk_is_named(home: Path, monkeypatch, capsys: pytest.CaptureFixture[str]):
+    run("show")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert export(home) == 26
+    assert f"The disk is full ({home.parent / 'out'})" in capsys.readouterr().err
+    assert not (home.parent / "out").exists()
+
+
+def test_an_interrupt_while_the_passphrase_is_typed_gives_the_terminal_back(home: Path):
+    """A pseudo terminal: it shows nothing while the passphrase is typed, and shows again what is typed after Ctrl-C."""
+    run("show")
+    controller, terminal = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "node", "identity", "export", str(home.parent / "out")],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    try:
+        said = b""
+        while b"Passphrase" not in said:
+            said += os.read(controller, 1024)
+        while termios.tcgetattr(terminal)[3] & termios.ECHO:
+            time.sleep(0.01)
+        os.write(controller, b"\x03")
+        assert child.wait(60) == 130
+        assert termios.tcgetattr(terminal)[3] & termios.ECHO
+    finally:
+        child.kill()
+        child.wait()
+        os.close(controller)
+        os.close(terminal)
+
+
+def test_an_identity_that_is_made_while_one_is_imported_is_not_taken_for_it(home: Path, monkeypatch, capsys):
+    exported(home)
+    write_new = Identity.write_new
+
+    def too_late(identity: Identity) -> None:
+        monkeypatch.setattr(Identity, "write_new", write_new)
+        Identity.load_or_create(home / "identity")
+        write_new(identity)
+
+    monkeypatch.setattr(Identity, "write_new", too_late)
+    assert import_(home) == 23
+    assert "--replace" in capsys.readouterr().err
+
+
+def test_too_little_memory_is_told(home: Path, monkeypatch, capsys):
+    exported(home)
+
+    def starve(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(command, "open_identity", starve)
+    assert import_(home) == 23
+    assert "memory" in capsys.readouterr().err
