@@ -23,8 +23,8 @@ from dht.receipts import lane_table, receipt_table, reservation_table, standing_
 from dht.receipts.compaction import compact
 from dht.receipts.lane_table import FreeLane
 from dht.receipts.ledger_file import LedgerFile
-from dht.receipts.ledger_store import LedgerStore
-from dht.receipts.receipt_rows import Finding, Repaired, check_own, insert
+from dht.receipts.ledger_store import LedgerStore, log_notice
+from dht.receipts.receipt_rows import REBUILT, Finding, Repaired, check_own, insert
 from dht.receipts.reservation_table import UnsignedEnd
 from dht.receipts.seq_blocks import SeqBlocks, block_from, floor_after
 from dht.receipts.sound_rows import SoundRows
@@ -59,6 +59,7 @@ class Ledger:
         rules: Rules = DEFAULT_RULES,
         since_s: float | None = None,
         clock: Callable[[], float] = time.time,
+        tell: Callable[[str], None] = log_notice,
     ) -> Self:
         """Open a ledger, begin one where there is none, and check it.
 
@@ -69,16 +70,17 @@ class Ledger:
             since_s: Unix seconds; the newest receipts of all slots in which work ended since then are verified. None:
                 those that may still stand on the DHT. Older ones are when they are read, or by ``verify``.
             clock: Unix seconds.
+            tell: Takes each of ``notices`` as soon as there is one.
 
         Raises:
             LedgerNotWritten: The disk, the directory or its permissions do not allow it.
             LedgerDamaged: The file is damaged, and another process has it open.
         """
-        ledger = cls(LedgerStore(path, clock), clock)
+        ledger = cls(LedgerStore(path, clock, tell=tell), clock)
         try:
             num = ledger._store.write(reservation_table.mend_reservations, durable=True)
             if num:
-                ledger.notices.append(f"{num} reservations in {path} were damaged; numbers go on far above them.")
+                ledger._store.note(f"{num} reservations in {path} were damaged; numbers go on far above them.")
             begin_s = clock() - (rules.window_epochs + 1) * rules.epoch_s if since_s is None else since_s
             for peer in ledger.owners() if own is None else [own]:
                 ledger._rows.newest(peer, max(0, int(begin_s)), FOREVER_S)
@@ -88,7 +90,9 @@ class Ledger:
         return ledger
 
     @classmethod
-    def open_to_read(cls, path: Path, clock: Callable[[], float] = time.time) -> Self:
+    def open_to_read(
+        cls, path: Path, clock: Callable[[], float] = time.time, tell: Callable[[str], None] = log_notice
+    ) -> Self:
         """Open a ledger to look into it: nothing is begun where there is none, nor written where that is not allowed.
 
         Raises:
@@ -102,9 +106,9 @@ class Ledger:
         if not is_there:
             return cls.open(None, clock=clock)
         try:
-            return cls.open(path, since_s=FOREVER_S, clock=clock)
+            return cls.open(path, since_s=FOREVER_S, clock=clock, tell=tell)
         except LedgerNotWritten:
-            return cls(LedgerStore(None, clock, LedgerFile.copy_of(path)), clock)
+            return cls(LedgerStore(None, clock, LedgerFile.copy_of(path), tell), clock)
 
     def __enter__(self) -> Self:
         return self
@@ -304,6 +308,12 @@ class Ledger:
     def set_aside(self) -> list[Finding]:
         """List the rows that do not count because they are damaged."""
         return [Finding(row, reason) for row, reason in self._store.read(receipt_table.those_set_aside)]
+
+    def lost(self) -> list[Finding]:
+        """List those of them that nothing stands for: no receipt that was had again, and no newer one of their slot."""
+        return [
+            Finding(row, reason) for row, reason in self._store.read(lambda db: receipt_table.those_lost(db, REBUILT))
+        ]
 
     def owners(self) -> list[str]:
         """List the own peer ids under which anything is kept, in a fixed order."""

@@ -20,7 +20,7 @@ from typing import Self, TypeVar
 
 from dht.errors import LedgerDamaged, LedgerNotWritten
 from dht.receipts.ledger_schema import check_kind, prepare, version_of
-from dht.receipts.ledger_words import in_words
+from dht.receipts.ledger_words import in_words, is_locked_away, locked_away
 from dht.receipts.seq_blocks import floor_after
 
 BUSY_S = 10.0
@@ -48,7 +48,11 @@ class LedgerFile:
             raise
 
     def _open(self) -> sqlite3.Connection:
+        if self.path is not None:
+            _refuse_directory(self.path)
         floor = floor_after(0, count_lost(self.path))
+        if self._is_emptied():
+            raise LedgerDamaged("it has been emptied")
         with in_words(self.path):
             if self.path is not None:
                 self.path.touch(0o600)  # Who used whom is nobody else's business; SQLite's own files follow.
@@ -60,6 +64,17 @@ class LedgerFile:
                 raise
             return connection
 
+    def _is_emptied(self) -> bool:
+        """Say whether the file has lost all that it held; another process may only just be making it."""
+        if self.path is None or self._lock is None or not _is_empty(self.path):
+            return False
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        return _is_empty(self.path)
+
     @classmethod
     def copy_of(cls, path: Path) -> Self:
         """Read a file where nothing can be written into a database in memory.
@@ -67,6 +82,7 @@ class LedgerFile:
         Raises:
             LedgerNotWritten, LedgerDamaged: It cannot be read, or is damaged.
         """
+        _refuse_directory(path)
         opened = cls(None)
         try:
             with in_words(path), contextlib.closing(_connect_to_read(path)) as source:
@@ -134,7 +150,14 @@ def _connect_to_read(path: Path) -> sqlite3.Connection:
             connection.close()
         else:
             return connection
+    if is_locked_away(path):
+        raise LedgerNotWritten(locked_away(path))
     raise LedgerNotWritten(f"The ledger {path} cannot be read; ask its owner for permission.")
+
+
+def _refuse_directory(path: Path) -> None:
+    if path.is_dir():
+        raise LedgerNotWritten(f"{path} is a directory, and should be the file of the ledger; move it away.")
 
 
 def _take_lock(path: Path) -> int:
@@ -191,6 +214,8 @@ def _make_exclusive(lock: int, path: Path, why: str) -> None:
 def _is_sound(path: Path) -> bool:
     if not path.exists():
         return True
+    if _is_empty(path):
+        return False
     try:
         with in_words(path), contextlib.closing(_connect(str(path))) as connection:
             prepare(connection)
@@ -204,9 +229,18 @@ def count_lost(path: Path | None) -> int:
     if path is None:
         return 0
     with in_words(path):
-        is_emptied = path.exists() and path.stat().st_size == 0
-        aside = {name.name.removesuffix("-wal").removesuffix("-shm") for name in path.parent.glob(_aside(path, "*"))}
-        return len(aside) + is_emptied
+        return len(kept_aside(path)) + _is_empty(path)
+
+
+def kept_aside(path: Path) -> list[Path]:
+    """Name the files of a ledger that were moved aside, the oldest first."""
+    names = {name.name.removesuffix("-wal").removesuffix("-shm") for name in path.parent.glob(_aside(path, "*"))}
+    return [path.with_name(name) for name in sorted(names)]
+
+
+def _is_empty(path: Path) -> bool:
+    with in_words(path):
+        return path.exists() and path.stat().st_size == 0
 
 
 def _aside(path: Path, stamp: str) -> str:

@@ -4,9 +4,13 @@ It does not know what the rows mean, nor whose file it is. It runs where a ledge
 """
 
 import contextlib
+import logging
 import sqlite3
 
 from dht.errors import LedgerDamaged, LedgerNotWritten
+from dht.receipts.ledger_words import GARBLED
+
+logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 """What ``user_version`` of the file says; a file with a higher one belongs to a newer program."""
@@ -128,7 +132,8 @@ def prepare(connection: sqlite3.Connection, least_floor: int = 0) -> bool:
     connection.execute("PRAGMA journal_mode = WAL")
     (finding,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if finding != "ok":
-        raise LedgerDamaged(str(finding))
+        logger.info("the ledger's file is not whole: %s", finding)
+        raise LedgerDamaged(GARBLED)
     connection.execute("BEGIN IMMEDIATE")
     try:
         is_new = version_of(connection) == 0
@@ -165,4 +170,4 @@ def _check_names(connection: sqlite3.Connection) -> None:
     held = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
     lacking = sorted(_NAMES - held)
     if lacking:
-        raise LedgerDamaged(f"{lacking[0]} is missing")
+        raise LedgerDamaged(f"its {lacking[0]} are missing")

@@ -5,6 +5,7 @@ may have been signed. It does not know what a caller does with the tables. Every
 """
 
 import contextlib
+import logging
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -20,6 +21,13 @@ from dht.receipts.seq_blocks import floor_after
 
 _T = TypeVar("_T")
 
+logger = logging.getLogger(__name__)
+
+
+def log_notice(sentence: str) -> None:
+    """Tell people that something in a ledger was damaged."""
+    logger.warning("%s", sentence)
+
 
 class LedgerStore:
     """The tables of one ledger.
@@ -29,7 +37,13 @@ class LedgerStore:
     was begun when it was opened.
     """
 
-    def __init__(self, path: Path | None, clock: Callable[[], float], file: LedgerFile | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        clock: Callable[[], float],
+        file: LedgerFile | None = None,
+        tell: Callable[[str], None] = log_notice,
+    ) -> None:
         self.path = path
         self.lock = threading.RLock()
         self.notices: list[str] = []
@@ -37,6 +51,7 @@ class LedgerStore:
         self.is_new = False
         self._clock = clock
         self._file = file
+        self._tell = tell
         self._is_closed = False
         self._attempt(lambda _: None)
 
@@ -47,6 +62,11 @@ class LedgerStore:
     def write(self, work: Work[_T], *, durable: bool = False) -> _T:
         """Call ``work`` in a transaction; see ``LedgerFile.write``. It may be called twice, with two files."""
         return self._attempt(lambda file: file.write(work, durable=durable))
+
+    def note(self, notice: str) -> None:
+        """Tell people that something was damaged, in a sentence, at once."""
+        self.notices.append(notice)
+        self._tell(notice)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -89,7 +109,7 @@ class LedgerStore:
             return
         held = salvage(moved)
         num = self._opened().write(lambda db: _refill(db, held, self._clock()), durable=True)
-        self.notices.append(
+        self.note(
             f"The ledger {self.path} was damaged ({why}); it is kept as {moved.name}, and a new one begun with"
             f" {num} receipts out of it. The DHT may hold the others."
         )

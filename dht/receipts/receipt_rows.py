@@ -31,6 +31,10 @@ class Repaired:
     refused: int  # what was no receipt of ours, or not signed by both
 
 
+REBUILT = "it was made again from its envelope"
+"""Why a row is set aside in whose place another stands that holds the same receipt."""
+
+
 def check_own(own: str, envelope: bytes) -> Receipt:
     """Open a receipt that ``own`` and another peer have signed; raises ``BadRecord``."""
     receipt = check_receipt(envelope)
@@ -57,14 +61,40 @@ def insert(db: sqlite3.Connection, own: str, receipt: Receipt, envelope: bytes, 
     Returns:
         Whether it was added; a ``Contradiction`` where a sound one with the same number says something else.
     """
-    held = receipt_table.held_with(db, own, receipt.slot, receipt.seq)
-    if held is not None:
+    while (held := receipt_table.held_with(db, own, receipt.slot, receipt.seq)) is not None:
         reason = complaint(held)
-        if reason is None and check_receipt(held.envelope) == receipt:
+        if reason is not None:
+            put_aside(db, held, reason, now_s)
+        elif check_receipt(held.envelope) == receipt:
             return False
-        if reason is None:
+        else:
             other = receipt.consumer if own == receipt.provider else receipt.provider
             return Contradiction(f"Another receipt {receipt.seq} of lane {receipt.lane} with {other} is held.")
-        receipt_table.set_aside(db, held.row_id, reason, now_s)
     receipt_table.insert(db, own, receipt, envelope)
     return True
+
+
+def put_aside(db: sqlite3.Connection, row: Row, reason: str, now_s: float) -> bool:
+    """Let a damaged row count no longer, and add anew the receipt in its envelope if its signatures are good.
+
+    Returns:
+        Whether that receipt counts now, so that nothing is lost.
+    """
+    receipt_table.set_aside(db, row.row_id, reason, now_s)
+    own = _owner(db, row)
+    if own is None or isinstance(insert(db, own, check_own(own, row.envelope), row.envelope, now_s), DhtError):
+        return False
+    receipt_table.set_aside(db, row.row_id, REBUILT, now_s)
+    return True
+
+
+def _owner(db: sqlite3.Connection, row: Row) -> str | None:
+    """Say in whose ledger a damaged row belongs; None where its envelope is damaged, or nothing tells."""
+    try:
+        authors = check_receipt(row.envelope).authors
+    except BadRecord:
+        return None
+    if row.own in authors:
+        return row.own
+    candidates = [peer for peer in receipt_table.owners(db) if peer in authors]
+    return candidates[0] if len(candidates) == 1 else None

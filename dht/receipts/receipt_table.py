@@ -152,13 +152,33 @@ def owners(db: sqlite3.Connection) -> list[str]:
 
 
 def set_aside(db: sqlite3.Connection, row_id: int, reason: str, now_s: float) -> None:
-    """Let a row count no longer."""
-    db.execute("INSERT OR IGNORE INTO set_aside VALUES (?, ?, ?)", (row_id, reason, int(now_s)))
+    """Let a row count no longer; the last reason stands."""
+    db.execute("INSERT OR REPLACE INTO set_aside VALUES (?, ?, ?)", (row_id, reason, int(now_s)))
 
 
 def those_set_aside(db: sqlite3.Connection) -> list[tuple[int, str]]:
     """List the numbers of rows that do not count, with the reasons."""
     return [(row, str(reason)) for row, reason in db.execute("SELECT receipt, reason FROM set_aside ORDER BY receipt")]
+
+
+def those_lost(db: sqlite3.Connection, reason: str) -> list[tuple[int, str]]:
+    """List the numbers of rows that do not count and that no sound one stands for, with the reasons.
+
+    Args:
+        db: An open ledger.
+        reason: Rows that were set aside for it are left out.
+    """
+    return [
+        (row, str(why))
+        for row, why in db.execute(
+            "SELECT receipt, reason FROM set_aside LEFT JOIN receipts AS lost ON lost.id = receipt"
+            " WHERE reason <> ? AND NOT EXISTS (SELECT 1 FROM receipts AS held WHERE held.own = lost.own"
+            " AND held.provider = lost.provider AND held.consumer = lost.consumer AND held.epoch = lost.epoch"
+            " AND held.lane = lost.lane AND held.work_kind = lost.work_kind AND held.seq >= lost.seq"
+            " AND held.id NOT IN (SELECT receipt FROM set_aside)) ORDER BY receipt",
+            (reason,),
+        )
+    ]
 
 
 def _rows(db: sqlite3.Connection, where: str, values: tuple[int, ...]) -> Iterator[Row]:

@@ -1,5 +1,7 @@
 """Find the rows of a ledger that count: a damaged one is set aside, and the one before it takes its place.
 
+A row beside whose whole envelope something else was changed is made again from the envelope: signatures decide.
+
 A row whose signatures were found good is remembered, so that the newest receipts can be asked for often. While they are
 checked other threads are let at the ledger. Every call may block; any thread may call.
 """
@@ -11,7 +13,7 @@ from typing import TypeVar
 from dht.receipts import receipt_table
 from dht.receipts.cosigned import check_receipt
 from dht.receipts.ledger_store import LedgerStore
-from dht.receipts.receipt_rows import Finding, complaint
+from dht.receipts.receipt_rows import Finding, complaint, put_aside
 from dht.receipts.receipt_table import Row
 from dht.work import Receipt, Slot
 
@@ -80,17 +82,17 @@ class SoundRows:
         return self._verified.setdefault(key, check_receipt(row.envelope))
 
     def _set_aside(self, row: Row, reason: str) -> bool:
-        """Let a row count no longer; False where another has its number by now, whoever dropped it."""
+        """Put a damaged row right or aside; False where another has its number by now, whoever dropped it."""
 
-        def write(db: sqlite3.Connection) -> bool:
+        def write(db: sqlite3.Connection) -> bool | None:
             is_there = receipt_table.row(db, row.row_id) == row
-            if is_there:
-                receipt_table.set_aside(db, row.row_id, reason, self._clock())
-            return is_there
+            return put_aside(db, row, reason, self._clock()) if is_there else None
 
-        is_there = self._store.write(write)
-        if is_there:
-            self._store.notices.append(
-                f"Row {row.row_id} of the ledger is damaged ({reason}) and does not count; the DHT may hold it."
+        is_rebuilt = self._store.write(write)
+        if is_rebuilt is not None:
+            mended = (
+                f"Row {row.row_id} of the ledger was damaged ({reason}); it was made again from its signed envelope."
             )
-        return is_there
+            lost = f"Row {row.row_id} of the ledger is damaged ({reason}) and does not count; the DHT may hold it."
+            self._store.note(mended if is_rebuilt else lost)
+        return is_rebuilt is not None

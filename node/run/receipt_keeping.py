@@ -25,8 +25,9 @@ from dht.receipts.publisher import ReceiptPublisher
 from dht.rules import Rules
 from dht.swarm import Swarm
 from node.config import LEDGER
-from node.run.duties import in_background
+from node.run.duties import Duty, in_background
 from node.run.first_numbers import LedgerByClock
+from node.run.ledger_restoring import loss_of, restore
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,13 @@ class ReceiptKeeping:
             await exits.enter_async_context(EquivocationWatch(self._swarm))
             path = self._home / BEGINNINGS_FILE if self._home is not None else None
             enrolment = Enrolment(self._swarm, self._identity, self._role, path=path)
-            duties = {"compacting the ledger": lambda: self._compact(held), "enrolling this identity": enrolment.run}
+            duties: dict[str, Duty] = {
+                "compacting the ledger": lambda: self._compact(held),
+                "enrolling this identity": enrolment.run,
+            }
+            loss = await asyncio.to_thread(loss_of, held, self._home, self._identity.peer_id) if self._home else None
+            if loss is not None:
+                duties["restoring the ledger"] = lambda: restore(self._swarm, self.ledger, loss, self.rules)
             await exits.enter_async_context(in_background(duties))
             self._exits = exits.pop_all()
         return self

@@ -17,6 +17,7 @@ from dht.receipts.ledger import Ledger
 from dht.work import Receipt, Slot
 from node.config import LEDGER
 from node.errors import UserError
+from node.run.damage_words import lost_in_words
 from node.run.exit_codes import LEDGER_MENDED, OK
 from node.run.receipt_forms import Names, as_csv, as_json_lines, as_table, in_order, sums_in_lines
 
@@ -27,6 +28,7 @@ _WIDTH_OF_WHOLE_IDS = 180
 """Columns below which the table shows only the ends of peer ids."""
 
 _NOTHING_HELD = "No receipts: this node holds none that both sides have signed."
+_NOTHING_SINCE = "No receipts: this node holds some, but none of work that ended in the span of that --since."
 _NOTHING_WANTED = "No receipts: this node holds some, but none with that --provider, --consumer or --since."
 
 
@@ -49,27 +51,46 @@ def check_peers(options: ReceiptsOptions) -> None:
     Raises:
         UserError: With the mend.
     """
-    for peer in (*options.providers, *options.consumers):
-        try:
-            peer_id_to_bytes(peer)
-        except ValueError:
-            raise UserError(f"{peer[:80]!r} is no peer id; copy one from `efedllm status --json`.") from None
+    where = {
+        "copy a server's from `efedllm status --json`.": options.providers,
+        "copy a client's from the consumers that `efedllm receipts --json` lists, or your own from "
+        "`efedllm identity show`.": options.consumers,
+    }
+    for mend, peers in where.items():
+        for peer in peers:
+            try:
+                peer_id_to_bytes(peer)
+            except ValueError:
+                raise UserError(f"{peer[:80]!r} is no peer id; {mend}") from None
 
 
 def run_receipts(options: ReceiptsOptions) -> int:
     """List what the ledger of this home holds; returns the exit code."""
     check_peers(options)
-    with Ledger.open_to_read(options.home / LEDGER) as ledger:
+    with Ledger.open_to_read(options.home / LEDGER, tell=say) as ledger:
         if options.verify:
             for finding in ledger.set_aside():
                 sys.stderr.write(f"Row {finding.row} was set aside before ({finding.reason}).\n")
             num, findings = ledger.verify()
             sys.stderr.write(f"{num} receipts were checked, {len(findings)} of them are damaged.\n")
         held = [signed.record for own in ledger.owners() for signed in ledger.newest(own, options.since_s or 0)]
-        show(options, wanted(held, options), ledger.model_names(), _NOTHING_WANTED if held else _NOTHING_HELD)
-        for notice in ledger.notices:
-            sys.stderr.write(f"{notice}\n")
-        return LEDGER_MENDED if ledger.notices else OK
+        chosen = wanted(held, options)
+        show(options, chosen, ledger.model_names(), "" if chosen else _why_none(ledger, is_any_held=bool(held)))
+        lost = ledger.lost()
+        for line in lost_in_words(lost):
+            say(line)
+        return LEDGER_MENDED if ledger.notices or lost else OK
+
+
+def say(sentence: str) -> None:
+    """Tell a command's user something beside its answer."""
+    sys.stderr.write(f"{sentence}\n")
+
+
+def _why_none(ledger: Ledger, *, is_any_held: bool) -> str:
+    if is_any_held:
+        return _NOTHING_WANTED
+    return _NOTHING_SINCE if any(ledger.newest(own) for own in ledger.owners()) else _NOTHING_HELD
 
 
 def wanted(receipts: Iterable[object], options: ReceiptsOptions) -> list[Receipt]:

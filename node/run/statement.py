@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dht.receipts.ledger import Ledger
+from dht.receipts.ledger_file import kept_aside
 from dht.receipts.totals import Change, Totals, group, totals_of
 from node.config import LEDGER
 from node.run.exit_codes import LEDGER_MENDED, OK
 from node.run.key_care import look_at_keys
+from node.run.receipts import say
 from node.run.statement_words import Side, Statement, as_json, as_lines
 
 
@@ -27,15 +29,13 @@ class StatementOptions:
 
 def run_statement(options: StatementOptions) -> int:
     """Print the statement; returns the exit code."""
-    with Ledger.open_to_read(options.home / LEDGER) as ledger:
+    with Ledger.open_to_read(options.home / LEDGER, tell=say) as ledger:
         statement = make_statement(ledger, options)
         if options.as_json:
             sys.stdout.write(json.dumps(as_json(statement)) + "\n")
         else:
             sys.stdout.write("".join(f"{line}\n" for line in as_lines(statement)))
-        for notice in ledger.notices:
-            sys.stderr.write(f"{notice}\n")
-        return LEDGER_MENDED if ledger.notices else OK
+        return LEDGER_MENDED if ledger.notices or statement.lost else OK
 
 
 def make_statement(ledger: Ledger, options: StatementOptions) -> Statement:
@@ -52,6 +52,8 @@ def make_statement(ledger: Ledger, options: StatementOptions) -> Statement:
         unsigned=tuple(sorted(ends, key=lambda end: (end.t, end.peer, end.amount))),
         keys=look_at_keys(options.home),
         names=ledger.model_names(),
+        lost=tuple(ledger.lost()),
+        aside=tuple(kept_aside(options.home / LEDGER)),
     )
 
 

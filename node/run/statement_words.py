@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from dht.receipts.receipt_rows import Finding
 from dht.receipts.reservation_table import UnsignedEnd
 from dht.receipts.totals import Totals
+from node.run.damage_words import aside_in_words, lost_in_words
 from node.run.key_care import KeyCare, in_sentences
 from node.run.receipt_forms import Names, amounts, amounts_alone, counted, model_name, size
 from node.run.since import in_words
@@ -33,6 +36,8 @@ class Statement:
     unsigned: tuple[UnsignedEnd, ...]  # oldest first
     keys: tuple[KeyCare, ...]  # its server's and that of its clients, those that there are
     names: Names
+    lost: tuple[Finding, ...] = ()  # rows of the ledger that are damaged, and that nothing stands for
+    aside: tuple[Path, ...] = ()  # damaged ledgers that are kept beside the present one
 
 
 def as_json(statement: Statement) -> dict[str, Any]:
@@ -44,6 +49,8 @@ def as_json(statement: Statement) -> dict[str, Any]:
         "taken": _side_as_json(statement.taken, statement.names),
         "unsigned": [_end_as_json(end, statement.names) for end in statement.unsigned],
         "keys": [_key_as_json(care) for care in statement.keys],
+        "set_aside": [{"row": finding.row, "reason": finding.reason} for finding in statement.lost],
+        "damaged_ledgers": [str(path) for path in statement.aside],
     }
 
 
@@ -93,8 +100,14 @@ def as_lines(statement: Statement) -> list[str]:
         "",
         *_ends_in_lines(statement),
         "",
+        *_damage_in_lines(statement),
         *(sentence for care in statement.keys for sentence in in_sentences(care)),
     ]
+
+
+def _damage_in_lines(statement: Statement) -> list[str]:
+    lines = [*lost_in_words(statement.lost), *aside_in_words(statement.aside)]
+    return [*lines, ""] if lines else []
 
 
 def _given_in_lines(side: Side, names: Names) -> list[str]:

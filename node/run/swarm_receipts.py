@@ -9,7 +9,7 @@ import asyncio
 import random
 import sys
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from dht.receipts.equivocations import EquivocationWatch
 from dht.receipts.ledger import Ledger
 from dht.receipts.newcomer import Beginning, begin, complete
 from dht.receipts.publisher import period_s
+from dht.receipts.receipt_rows import Repaired
 from dht.records import SignedRecord
 from dht.rules import Rules
 from dht.swarm import Swarm
@@ -28,7 +29,7 @@ from node.config import LEDGER
 from node.run.exit_codes import OK
 from node.run.key_care import look_at_keys
 from node.run.reading_words import contradiction_in_words, nothing_found, plan_in_words, verdict_in_words
-from node.run.receipts import ReceiptsOptions, check_peers, show, wanted
+from node.run.receipts import ReceiptsOptions, check_peers, say, show, wanted
 
 _RULES_S = 15.0
 """Seconds that the swarm's rules are waited for: without them nobody can say which epochs there are."""
@@ -75,18 +76,27 @@ async def _begin(
 
 def own_ids(home: Path) -> set[str]:
     """Name the peer ids whose receipts a home keeps, or should."""
-    with Ledger.open_to_read(home / LEDGER) as ledger:
+    with Ledger.open_to_read(home / LEDGER, tell=say) as ledger:
         owners = set(ledger.owners())
     return owners | {care.peer_id for care in look_at_keys(home) if care.peer_id is not None}
 
 
 def refill(home: Path, own: Iterable[str], held: Collection[SignedRecord]) -> str:
     """Write into a home's ledger what it lacks of its own; returns a sentence on that."""
-    with Ledger.open(home / LEDGER) as ledger:
-        outcomes = [
-            ledger.repair(peer, [signed.envelope for signed in held if peer in signed.record.authors])
-            for peer in sorted(own)
-        ]
+    with Ledger.open(home / LEDGER, tell=say) as ledger:
+        return added_in_words(repaired(ledger, own, held))
+
+
+def repaired(ledger: Ledger, own: Iterable[str], held: Collection[SignedRecord]) -> list[Repaired]:
+    """Write into a ledger what it lacks of its own; it may take seconds."""
+    return [
+        ledger.repair(peer, [signed.envelope for signed in held if peer in signed.record.authors])
+        for peer in sorted(own)
+    ]
+
+
+def added_in_words(outcomes: Sequence[Repaired]) -> str:
+    """Say what has come of it, in a sentence."""
     said = f"{sum(outcome.added for outcome in outcomes)} receipts were added to the ledger"
     num_against = sum(len(outcome.contradictions) for outcome in outcomes)
     return f"{said}; {num_against} contradict what it holds, and were left out." if num_against else f"{said}."

@@ -26,7 +26,8 @@ def told(plan: Plan, outcome: Outcome, took_s: float) -> str:
             "bench": "receipts_swarm",
             **dataclasses.asdict(plan),
             "took_s": round(took_s),
-            "published": outcome.num_published,
+            "expected": outcome.num_expected,
+            "of_living": outcome.num_of_living,
             "recovered": round(outcome.recovered, 5),
             "killed": outcome.num_killed,
             "sent_again": outcome.num_sent_again,
@@ -45,7 +46,8 @@ async def lives(plan: Plan) -> None:
     outcome = await live_in_town(plan)
     print(told(plan, outcome, time.monotonic() - began))
     assert outcome.num_killed == plan.num_killed * plan.num_epochs
-    assert outcome.num_published > 0.7 * plan.num_pairs * plan.num_epochs
+    assert outcome.num_expected > 0.7 * plan.num_pairs * plan.num_epochs
+    assert outcome.num_of_living > 0
     assert outcome.recovered >= 0.999, outcome.lost[:10]
     assert outcome.num_sent_again > 0
     assert max(outcome.bytes_per_node) < MAX_NODE_BYTES

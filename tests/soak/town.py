@@ -1,8 +1,10 @@
 """A swarm of light nodes that work for one another while many of them die: real members of a real DHT, no models.
 
-In every epoch pairs of nodes are drawn; each pair's receipt grows twice, and its provider publishes it each time. Some
-nodes are killed without a word at random moments, and fresh ones take their places. Everything runs in the
-caller's event loop, beside one p2pd a node.
+In every epoch pairs of nodes are drawn; each pair's receipt grows twice, and its provider publishes it each time, and
+once more what was not taken when the epoch has ended. Some nodes are killed without a word at random moments, and fresh
+ones take their places. What is to be found in the end: whatever was made by a provider that still lives then, whether
+or not anybody took it; of one that was killed, what enough members had taken from it. Everything runs in the caller's
+event loop, beside one p2pd a node.
 """
 
 import asyncio
@@ -53,7 +55,8 @@ class Plan:
 class Outcome:
     """What became of the receipts, and what that took of the nodes."""
 
-    num_published: int = 0
+    num_expected: int = 0  # receipts that are to be found
+    num_of_living: int = 0  # of these, those that somebody made who lives to the end
     num_recovered: int = 0
     num_killed: int = 0
     num_sent_again: int = 0
@@ -66,7 +69,7 @@ class Outcome:
 
     @property
     def recovered(self) -> float:
-        return self.num_recovered / max(1, self.num_published)
+        return self.num_recovered / max(1, self.num_expected)
 
 
 class _Memory:
@@ -88,7 +91,10 @@ class Town:
         self.rng = random.Random(plan.seed)
         self.nodes: dict[Swarm, ReceiptPublisher] = {}
         self.memories: dict[Swarm, _Memory] = {}
+        self.made: dict[Slot, int] = {}
+        """The newest number of each slot."""
         self.published: dict[Slot, int] = {}
+        """The same, of what enough members took."""
         self.outcome = Outcome()
         self._first = True
 
@@ -164,6 +170,7 @@ class Town:
             )
             signed = seal(made, provider._identity, consumer._identity, rules=rules)
             self.memories[provider].newest[made.slot] = signed
+            self.made[made.slot] = seq
             with contextlib.suppress(DhtError, OSError, KeyError):
                 publisher = self.nodes[provider]
                 await publisher.publish()
@@ -186,6 +193,19 @@ class Town:
                 works.append(self.work(provider, consumer, epoch, lane, own))
             deaths = [began + self.rng.uniform(0.1, 0.9) * plan.epoch_s for _ in range(plan.num_killed)]
             await asyncio.gather(*works, *map(self._kill_at, deaths))
+            await asyncio.gather(*map(self._publish_the_rest, list(self.nodes.values())))
+
+    async def _publish_the_rest(self, publisher: ReceiptPublisher) -> None:
+        """Publish again what too few have taken, as a publisher does by itself after an epoch's end."""
+        with contextlib.suppress(DhtError, OSError):
+            await publisher.publish()
+
+    def _expected(self) -> dict[Slot, int]:
+        """Say what is to be found: slots, and the least number of each."""
+        living = {node._identity.peer_id for node in self.nodes}
+        of_living = {slot: seq for slot, seq in self.made.items() if slot.provider in living}
+        self.outcome.num_of_living = len(of_living)
+        return self.published | of_living
 
     async def _kill_at(self, moment: float) -> None:
         await asyncio.sleep(moment - time.time())
@@ -198,7 +218,8 @@ class Town:
         reader = Swarm(Identity.ephemeral(), join=self._join(), client_mode=True)
         reader.validator.rules = rules
         async with reader:
-            epochs = [slot.epoch for slot in self.published]
+            expected = self._expected()
+            epochs = [slot.epoch for slot in expected]
             window = range(min(epochs), max(epochs) + 1)
             newest = Newest()
             providers = await known_providers(reader)
@@ -206,9 +227,9 @@ class Town:
                 newest.add(signed.record)
         found = {made.slot: made.seq for made in newest}
         outcome.read_s = round(time.monotonic() - began, 1)
-        outcome.num_published = len(self.published)
-        outcome.lost = [slot for slot, seq in self.published.items() if found.get(slot, 0) < seq]
-        outcome.num_recovered = outcome.num_published - len(outcome.lost)
+        outcome.num_expected = len(expected)
+        outcome.lost = [slot for slot, seq in expected.items() if found.get(slot, 0) < seq]
+        outcome.num_recovered = outcome.num_expected - len(outcome.lost)
         self._weigh()
         return outcome
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import random
+import signal
 import socket
 import time
 from collections import Counter, defaultdict
@@ -17,7 +18,7 @@ import pytest
 from dht.receipts.ledger import Ledger
 from dht.work import Receipt, WorkKind
 from tests.processes import bootstrap, run_command
-from tests.swarm import journal
+from tests.swarm import insisting, journal
 from tests.swarm.models import LLAMA, save
 
 SPANS = ((0, 2), (2, 4))
@@ -29,6 +30,7 @@ PREPARED = multiprocessing.get_context("forkserver")
 PREPARED.set_forkserver_preload(
     [
         "tests.swarm.journal",
+        "tests.swarm.insisting",
         "node.cli",
         "node.run.server",
         "node.client.distributed_model",
@@ -124,18 +126,21 @@ class Books:
         made = {(body.slot, body.seq) for body in self.bodies() if body.provider == peer}
         return Counter(slot.work_kind for slot, seq in made if seq > held.get(slot, 0))
 
-    def largest(self, peer: str) -> Counter[WorkKind]:
-        """Return the most tokens that one checkpoint of a server has added, by kind of work."""
-        largest: Counter[WorkKind] = Counter()
-        since: Counter[WorkKind] = Counter()
+    def checkpoints(self, peer: str, kind: WorkKind) -> list[int]:
+        """Return the tokens of a kind that each checkpoint of a server has added, and what none reached."""
+        added = []
+        since = 0
         for entry in self.journals[peer]:
             if "served" in entry:
-                since[WorkKind(entry["kind"])] += entry["served"]
+                since += entry["served"] * (entry["kind"] == kind)
             else:
-                for kind, tokens in since.items():
-                    largest[kind] = max(largest[kind], tokens)
-                since.clear()
-        return largest
+                added.append(since)
+                since = 0
+        return sorted([*added, since], reverse=True)
+
+    def may_lack(self, peer: str, kind: WorkKind, num_kills: int) -> int:
+        """Return the tokens that may lack a signature: for each kill a checkpoint, or what none had reached."""
+        return sum(self.checkpoints(peer, kind)[: num_kills + self.lost(peer)[kind]])
 
 
 def free_port() -> int:
@@ -203,7 +208,9 @@ def test_a_kill_at_any_point_contradicts_nobody_and_loses_a_checkpoint_at_most(n
             "client killed": killed["client"],
             "served": {kind.name: tokens for kind, tokens in books.served(peer).items()},
             "published": {kind.name: tokens for kind, tokens in books.published[peer].items()},
-            "largest checkpoint": {kind.name: tokens for kind, tokens in books.largest(peer).items()},
+            "may lack": {
+                kind.name: books.may_lack(peer, kind, killed[peer] + killed["client"]) for kind in books.served(peer)
+            },
             "receipts lost": {kind.name: num for kind, num in books.lost(peer).items()},
         }
     with capsys.disabled():
@@ -214,8 +221,24 @@ def test_a_kill_at_any_point_contradicts_nobody_and_loses_a_checkpoint_at_most(n
         num = killed[peer] + killed["client"]
         for kind, tokens in books.served(peer).items():
             published = books.published[peer][kind]
-            assert tokens - num * books.largest(peer)[kind] <= published <= tokens, (peer, kind)
+            least = tokens - books.may_lack(peer, kind, num)
+            assert 0 < least <= published <= tokens, (peer, kind)
             assert books.lost(peer)[kind] <= num, (peer, kind)
+
+
+def test_a_consumer_that_insists_on_its_lane_after_each_kill_gets_no_number_signed_twice(tmp_path):
+    num_lives = 4  # and so three starts after a kill
+    for life in range(num_lives):
+        process = PREPARED.Process(target=insisting.live, args=(tmp_path, 3 + life), daemon=True)
+        process.start()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL, "or it was refused, and never signed"
+    lines = journal.read(tmp_path / insisting.JOURNAL)
+    bodies = [Receipt.from_body(bytes.fromhex(body)) for line in lines for body in line["signed"]]
+    assert [body.amount for body in bodies] == [3 + life for life in range(num_lives)], "each says something else"
+    assert len({body.slot for body in bodies}) == 1, "of the same place"
+    numbers = [body.seq for body in bodies]
+    assert sorted(set(numbers)) == numbers
 
 
 def _check_ledgers(books: Books) -> None:

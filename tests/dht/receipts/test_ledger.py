@@ -218,7 +218,7 @@ def test_a_row_that_has_become_another_while_it_was_checked_is_not_set_aside(pat
         assert not ledger._rows._set_aside(row._replace(envelope=b"of before"), "damaged")
         assert (ledger.set_aside(), ledger.notices, kept(ledger)) == ([], [], [envelope()])
         assert ledger._rows._set_aside(row, "damaged")
-        assert kept(ledger) == []
+        assert [finding.row for finding in ledger.set_aside()] == [1]
 
 
 # ----------------------------------------------------------------------------------------------------------- numbers
@@ -246,6 +246,22 @@ def test_a_write_is_forced_once_in_sixteen_numbers(path, monkeypatch):
         written.clear()
         assert [ledger.reserve(ME, SLOT, n) for n in range(1, 33)] == list(range(1, 33))
         assert written == [True, True]
+
+
+def test_reserved_numbers_are_forced_to_the_disk_and_receipts_are_not(path):
+    with Ledger.open(path) as ledger:
+        forced = []
+        ledger._store._file.connection.set_trace_callback(
+            lambda said: forced.append(in_force()) if said.startswith("BEGIN") else None
+        )
+
+        def in_force():
+            return ledger._store._file.connection.execute("PRAGMA synchronous").fetchone()[0]
+
+        ledger.reserve(ME, SLOT)
+        ledger.append(ME, envelope())
+        ledger.raise_floor()
+    assert forced == [2, 1, 2], "FULL, NORMAL, FULL: as the transaction begins, so before anything is signed"
 
 
 def test_after_a_crash_numbers_go_on_above_the_block(path):
@@ -341,18 +357,58 @@ def test_an_older_damaged_row_is_found_by_a_whole_check(path, monkeypatch):
         assert ledger.set_aside() == findings
 
 
-def test_a_row_that_differs_from_its_envelope_is_set_aside(path):
-    with Ledger.open(path) as ledger:
-        ledger.append(ME, envelope())
+def change_rows(path, what):
     with sqlite3.connect(path) as raw:
         raw.execute("DROP TRIGGER receipts_stay_as_they_are")
-        raw.execute("UPDATE receipts SET amount = 10000")
+        raw.execute(f"UPDATE receipts SET {what}")
         raw.execute("CREATE TRIGGER receipts_stay_as_they_are BEFORE UPDATE ON receipts BEGIN SELECT 1; END")
     raw.close()
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["amount = 10000", "seq = 9, lane = 3", "consumer = 77", "work_kind = 99", "own = 77", "t_last = 2, epoch = 1"],
+)
+def test_a_row_that_differs_from_its_envelope_is_made_again_from_it(path, what):
     with Ledger.open(path) as ledger:
-        assert (kept(ledger), len(ledger.set_aside())) == ([], 1)
-        assert ledger.append(ME, envelope())
-        assert ledger.history_of(ME, CONSUMER.peer_id) == 64
+        ledger.append(ME, envelope(seq=2))
+        ledger.note_unsigned_end(ME, UnsignedEnd(CONSUMER.peer_id, False, MANIFEST, 16, EPOCH_BEGAN))
+    change_rows(path, what)
+    with Ledger.open(path, since_s=0.0) as ledger:
+        ledger.verify()
+        assert kept(ledger) == [envelope(seq=2)]
+        assert ledger.history_of(ME, CONSUMER.peer_id) == 128
+        (notice,) = ledger.notices
+        assert "made again from its signed envelope" in notice
+        assert (len(ledger.set_aside()), ledger.lost()) == (1, [])
+        assert not ledger.append(ME, envelope(seq=2))
+    with Ledger.open(path, since_s=0.0) as ledger:
+        assert (ledger.verify(), ledger.notices) == ((1, []), [])
+
+
+def test_a_receipt_is_made_again_also_where_another_one_asks_for_its_number(path):
+    with Ledger.open(path) as ledger:
+        ledger.append(ME, envelope())
+        change_rows(path, "amount = 10000")
+        with pytest.raises(Contradiction):
+            ledger.append(ME, envelope(amount=65))
+        assert kept(ledger) == [envelope()]
+
+
+def test_what_cannot_be_made_again_is_named_until_something_stands_for_it(path):
+    for seq in (1, 2):
+        with Ledger.open(path) as ledger:
+            ledger.append(ME, envelope(seq=seq))
+        signature = Envelope.from_bytes(envelope(seq=seq)).signatures[1]
+        spoil(path, signature, bytes([signature[0] ^ 1]))
+        with Ledger.open(path) as ledger:
+            ledger.verify()
+            assert [finding.row for finding in ledger.lost()] == [*range(1, seq + 1)]
+    with Ledger.open(path) as ledger:
+        assert ledger.notices == []
+        assert len(ledger.lost()) == 2
+        ledger.repair(ME, [envelope(seq=2)])
+        assert (len(ledger.set_aside()), ledger.lost()) == (2, [])
 
 
 def test_a_changed_reservation_makes_numbers_go_on_far_above(path):
@@ -376,10 +432,12 @@ def filled(path, num=200):
 
 
 def truncate(path):
+    """parts of it have been overwritten or cut off"""
     os.truncate(path, path.stat().st_size // 2)
 
 
 def garble_pages(path):
+    """parts of it have been overwritten or cut off"""
     size = path.stat().st_size
     with path.open("r+b") as file:
         for at in range(size // 3, size * 2 // 3, 4096):
@@ -388,11 +446,13 @@ def garble_pages(path):
 
 
 def garble_header(path):
+    """its beginning has been overwritten"""
     with path.open("r+b") as file:
         file.write(b"\xa5" * 100)
 
 
 def be_another_database(path):
+    """it is some other database"""
     path.unlink()
     with sqlite3.connect(path) as raw:
         raw.execute("CREATE TABLE cats (name TEXT)")
@@ -400,6 +460,7 @@ def be_another_database(path):
 
 
 def lose_a_table(path):
+    """its reservations are missing"""
     with sqlite3.connect(path) as raw:
         raw.execute("DROP TABLE reservations")
     raw.close()
@@ -412,6 +473,8 @@ def test_a_damaged_file_is_moved_aside_and_a_new_one_begun_with_what_can_be_read
     damaged = path.read_bytes()
     with Ledger.open(path, clock=lambda: EPOCH_BEGAN) as ledger:
         (notice,) = ledger.notices
+        assert damage.__doc__ in notice
+        assert "\n" not in notice
         (aside,) = path.parent.glob("*.damaged-*[0-9]")
         assert aside.name in notice
         assert aside.read_bytes() == damaged
@@ -442,6 +505,23 @@ def test_an_emptied_file_makes_numbers_go_on_far_above(path):
     os.truncate(path, 0)
     with Ledger.open(path) as ledger:
         assert ledger.reserve(ME, SLOT) == MAX_SEQ // 2 + 1
+        (notice,) = ledger.notices
+        assert "it has been emptied" in notice
+        assert ledger.is_new
+    with Ledger.open(path) as ledger:
+        assert ledger.notices == []
+        assert ledger.reserve(ME, SLOT) > MAX_SEQ // 2 + 1
+    (aside,) = path.parent.glob("*.damaged-*")
+    assert aside.read_bytes() == b""
+
+
+def test_a_file_that_another_process_is_just_making_has_not_been_emptied(path):
+    path.touch()
+    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    with Ledger.open(path) as ledger:
+        assert ledger.notices == []
+    os.close(lock)
 
 
 def test_a_crash_between_moving_aside_and_beginning_anew_forgets_nothing(path):
@@ -567,6 +647,8 @@ try:
         print("read:", [len(ledger.newest(own)) for own in ledger.owners()])
 except LedgerDamaged as error:
     print("damaged:", error)
+except LedgerNotWritten as error:
+    print("refused:", error)
 """
 
 
@@ -583,6 +665,33 @@ def test_a_read_only_home_can_be_read_and_says_why_it_is_not_written():
         assert read == "read: [1]"
         garble_header(home / "ledger.sqlite")
         assert "make its directory writable: it is then moved aside" in as_nobody(home / "ledger.sqlite")[1]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not write")
+@pytest.mark.parametrize("of_nobody", [True, False])
+def test_a_ledger_whose_own_mode_shuts_its_user_out_is_named(of_nobody):
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name) / "home"
+        home.mkdir()
+        path = home / "ledger.sqlite"
+        filled(path, 1)
+        for each in (Path(name), home):
+            each.chmod(0o777)
+        path.chmod(0)
+        if of_nobody:
+            for each in home.iterdir():
+                os.chown(each, 65534, 65534)
+        else:
+            path.with_name(f"{path.name}.lock").chmod(0o666)
+        mend = f"may not be read and written by this user; allow it: chmod u+rw {path}"
+        assert [mend in line for line in as_nobody(path)] == [True, True]
+
+
+def test_a_directory_in_a_ledger_s_place_is_called_one(path):
+    path.mkdir()
+    for open_ in (Ledger.open, Ledger.open_to_read):
+        with pytest.raises(LedgerNotWritten, match="is a directory, and should be the file of the ledger; move it"):
+            open_(path)
 
 
 def as_nobody(path):

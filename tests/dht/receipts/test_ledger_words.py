@@ -26,5 +26,5 @@ def test_what_nobody_foresaw_ends_no_node(code):
 def test_a_full_disk_and_a_damaged_file_are_told_apart():
     with pytest.raises(LedgerNotWritten, match="free some space"), in_words(Path("ledger.sqlite")):
         raise failure(sqlite3.SQLITE_FULL)
-    with pytest.raises(LedgerDamaged, match="it says so"), in_words(Path("ledger.sqlite")):
+    with pytest.raises(LedgerDamaged, match="overwritten or cut off"), in_words(Path("ledger.sqlite")):
         raise failure(sqlite3.SQLITE_CORRUPT | 1 << 8)

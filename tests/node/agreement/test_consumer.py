@@ -86,6 +86,21 @@ def test_a_provider_whose_clock_is_five_minutes_off_is_found(skew_s):
         dealing.consumer.check(dealing.checkpoint(), dealing.root, NOW)
 
 
+@pytest.mark.parametrize(("behind_s", "is_signed"), [(119, True), (121, False)])
+def test_a_receipt_behind_the_time_of_what_it_counts_is_not_signed(behind_s, is_signed):
+    dealing = Dealing()
+    for after_s in (0, 400):
+        dealing.step(DECODE, 64, NOW + after_s)
+        dealing.settle(NOW + after_s)
+    dealing.step(DECODE, 64, NOW + 410)
+    late = changed(dealing.checkpoint(), t_last=int(NOW) + 400 - behind_s)
+    if is_signed:
+        assert dealing.consumer.check(late, dealing.root, NOW + 410) is not None
+    else:
+        with pytest.raises(StageAtFault, match="is behind time; one of the clocks is wrong"):
+            dealing.consumer.check(late, dealing.root, NOW + 410)
+
+
 def test_a_repeated_checkpoint_gets_the_same_answer_and_a_changed_one_is_a_lie():
     dealing, made = after_two_checkpoints()
     answer = dealing.consumer.check(made, dealing.root, NOW + 10)

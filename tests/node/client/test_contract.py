@@ -9,10 +9,11 @@ import pytest
 from dht.errors import LedgerNotWritten
 from dht.identity import Identity
 from dht.receipts.ledger import Ledger
+from dht.work import Slot, WorkKind
 from node.agreement.exposure import CHECKPOINT_TIMEOUT_S
 from node.client.contract import Handed, SessionContract
 from node.client.route import Stage
-from node.errors import CannotSign, Refused, StageAtFault
+from node.errors import CannotSign, LocalError, Refused, StageAtFault
 from node.step_log import StepLog
 from node.wire import Open, Result, Step
 from tests.node.serve.contracted import HIDDEN, MANIFEST, Dealt, contracts, dealings
@@ -158,6 +159,23 @@ async def test_a_ledger_that_fails_for_a_moment_puts_no_server_at_fault(dealt, m
             await dealt.theirs.check(is_last=True)
     await dealt.close()
     assert dealt.theirs._account.is_settled
+
+
+async def test_a_client_signs_with_no_number_that_its_lane_was_signed_with_before(dealt, ledger, monkeypatch):
+    signed = []
+    sign = dealt.dealings._identity.sign
+    account = dealt.ours._parties[0].account
+    monkeypatch.setattr(account, "_sign", lambda domain, body: (signed.append(body), sign(domain, body))[1])
+    await dealt.step()
+    (deal,) = [party.deal for party in dealt.ours._parties]
+    epoch = dealt.dealings.rules.epoch_of(time.time())
+    # Another process of this home has the same lane, as no lane drawn at random is had twice.
+    slot = Slot(SERVER.peer_id, CLIENT.peer_id, epoch, deal.lane.number, WorkKind.DECODE)
+    assert ledger.reserve(CLIENT.peer_id, slot, 5) == 5
+    dealt.ours.seal()
+    with pytest.raises(LocalError, match="Number 1 of that lane was signed with before"):
+        await dealt.theirs.check(is_last=True)
+    assert signed == []
 
 
 async def test_a_stage_whose_place_another_has_taken_gets_its_last_signatures(dealt, ledger):

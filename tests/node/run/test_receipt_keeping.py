@@ -25,7 +25,8 @@ async def signed_numbers(home: Path, identity: Identity, swarm, num: int, lane: 
     async with ReceiptKeeping(home, identity, swarm, Role.SERVER) as keeping:
         epoch = keeping.rules.epoch_of(receipt_keeping.time.time())
         slot = Slot(identity.peer_id, CONSUMER.peer_id, epoch, lane, WorkKind.DECODE)
-        return {(slot, keeping.ledger.ledger.reserve(identity.peer_id, slot)) for _ in range(num)}
+        own = identity.peer_id
+        return {(slot, await keeping.ledger.ask(lambda held: held.reserve(own, slot))) for _ in range(num)}
 
 
 @pytest.fixture

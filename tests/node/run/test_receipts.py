@@ -20,7 +20,7 @@ from node.config import LEDGER
 from node.errors import UserError
 from node.run import swarm_receipts
 from node.run.exit_codes import LEDGER_MENDED, OK
-from node.run.receipts import ReceiptsOptions, run_receipts
+from node.run.receipts import _NOTHING_SINCE, ReceiptsOptions, run_receipts
 from node.run.swarm_receipts import epochs, run_swarm_receipts
 from tests.dht.receipts.ledger_kit import CONSUMER, OTHER, OWN, envelope, made, spoil
 from tests.dht.samples import EPOCH, EPOCH_BEGAN, MANIFEST
@@ -69,8 +69,38 @@ def test_what_was_not_asked_for_is_left_out(home, capsys, changes, providers):
 
 def test_no_receipts_are_said_in_a_sentence_and_no_ledger_is_made(tmp_path, capsys):
     assert run_receipts(ReceiptsOptions(tmp_path)) == OK
-    assert capsys.readouterr().out.startswith("No receipts:")
+    assert capsys.readouterr().out.startswith("No receipts: this node holds none")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_span_in_which_nothing_falls_is_told_from_an_empty_ledger(home, capsys):
+    assert run_receipts(ReceiptsOptions(home, since_s=EPOCH_BEGAN + 3001)) == OK
+    assert capsys.readouterr().out == f"{_NOTHING_SINCE}\n"
+    assert run_receipts(ReceiptsOptions(home, providers=(OTHER.peer_id,), consumers=(OTHER.peer_id,))) == OK
+    assert "but none with that --provider" in capsys.readouterr().out
+
+
+def test_what_cannot_be_made_again_is_named_each_time_and_a_changed_row_is_counted_again(home, capsys):
+    signature = Envelope.from_bytes(envelope(seq=2)).signatures[0]
+    spoil(home / LEDGER, signature, bytes([signature[0] ^ 1]))
+    for _ in range(2):
+        assert run_receipts(ReceiptsOptions(home, form="json")) == LEDGER_MENDED
+        said = capsys.readouterr()
+        assert "1 set aside: row 2 (a signature is not its author's)" in said.err
+        assert "`efedllm receipts --join CODE --repair`" in said.err
+        assert {json.loads(line)["seq"] for line in said.out.splitlines()} == {1}
+    with Ledger.open(home / LEDGER) as ledger:
+        ledger.repair(OWN.peer_id, [envelope(seq=2)])
+    assert run_receipts(ReceiptsOptions(home)) == OK
+    assert "set aside" not in capsys.readouterr().err
+
+
+def test_an_emptied_ledger_is_said(home, capsys):
+    (home / LEDGER).write_bytes(b"")
+    assert run_receipts(ReceiptsOptions(home)) == LEDGER_MENDED
+    said = capsys.readouterr()
+    assert "it has been emptied" in said.err
+    assert "holds none" in said.out
 
 
 def test_a_damaged_receipt_is_named_and_gives_the_exit_code(home, capsys):
@@ -86,8 +116,10 @@ def test_a_damaged_receipt_is_named_and_gives_the_exit_code(home, capsys):
 
 
 def test_what_is_no_peer_id_is_refused_with_the_mend(home):
-    with pytest.raises(UserError, match="no peer id; copy one"):
+    with pytest.raises(UserError, match="no peer id; copy a server's from `efedllm status --json`"):
         run_receipts(ReceiptsOptions(home, providers=("12D3",)))
+    with pytest.raises(UserError, match=r"no peer id; copy a client's from .* `efedllm identity show`"):
+        run_receipts(ReceiptsOptions(home, consumers=("12D3",)))
 
 
 def test_the_command_line_names_what_is_asked_for(home, capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """A donor's statement: figures, words, and the command."""
 
 import json
+import sqlite3
 
 import pytest
 
@@ -8,13 +9,14 @@ from dht.identity import Identity
 from dht.receipts.ledger import Ledger
 from dht.receipts.reservation_table import UnsignedEnd
 from dht.receipts.totals import Totals
+from dht.records import Envelope
 from dht.work import WorkKind
 from node.cli import main
 from node.config import LEDGER
 from node.run.receipt_forms import amounts, amounts_alone, size
 from node.run.statement import StatementOptions, make_statement
 from node.run.statement_words import as_json, as_lines
-from tests.dht.receipts.ledger_kit import CONSUMER, OTHER, OWN, envelope
+from tests.dht.receipts.ledger_kit import CONSUMER, OTHER, OWN, envelope, spoil
 from tests.dht.samples import EPOCH_BEGAN, MANIFEST
 
 ME = OWN.peer_id
@@ -140,3 +142,35 @@ def test_damage_is_said_and_gives_the_exit_code(home, capsys, monkeypatch):
     assert "was damaged" in said.err
     assert "You gave" in said.out
     assert main(["statement"]) == 0
+    (aside,) = home.glob("*.damaged-*[0-9]")
+    said = capsys.readouterr()
+    assert f"may lack what it held: {aside.name}. Mend: `efedllm receipts --join CODE --repair`." in said.out
+    assert main(["statement", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["damaged_ledgers"] == [str(aside)]
+
+
+def test_a_row_that_cannot_be_made_again_is_named_each_time(home, capsys, monkeypatch):
+    monkeypatch.setenv("EFEDLLM_HOME", str(home))
+    signature = Envelope.from_bytes(envelope(CONSUMER, OWN, t_last=LATER)).signatures[0]
+    spoil(home / LEDGER, signature, bytes([signature[0] ^ 1]))
+    for _ in range(2):
+        assert main(["statement"]) == 31
+        said = capsys.readouterr().out
+        assert "You took nothing." in said
+        assert "1 set aside: row 5 (a signature is not its author's). What they held is not counted" in said
+    assert main(["statement", "--json"]) == 31
+    assert [lost["row"] for lost in json.loads(capsys.readouterr().out)["set_aside"]] == [5]
+
+
+def test_a_changed_amount_is_put_right_and_nothing_vanishes(home, capsys, monkeypatch):
+    monkeypatch.setenv("EFEDLLM_HOME", str(home))
+    before = as_json(statement(home))
+    with sqlite3.connect(home / LEDGER) as raw:
+        (trigger,) = raw.execute("SELECT sql FROM sqlite_master WHERE name = 'receipts_stay_as_they_are'").fetchone()
+        raw.execute("DROP TRIGGER receipts_stay_as_they_are")
+        raw.execute("UPDATE receipts SET amount = amount + 8 WHERE id = 2")
+        raw.execute(trigger)
+    raw.close()
+    assert as_json(statement(home)) == before
+    assert main(["statement"]) == 0
+    assert "set aside" not in capsys.readouterr().out
