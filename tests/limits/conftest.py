@@ -1,5 +1,6 @@
 """One private swarm for the whole folder, with two servers of a small model."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,27 @@ def join(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def small(join: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallSwarm]:
     """Two servers with little memory and few sessions, and an honest client."""
+    with _small(join, tmp_path_factory, seed=0) as small:
+        yield small
+
+
+@pytest.fixture(scope="session")
+def uncounted(join: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallSwarm]:
+    """The same, of a model of its own, without receipts: whoever opens a session there has to offer nothing."""
+    with _small(join, tmp_path_factory, "--no-receipts", seed=1, receipts=False) as small:
+        yield small
+
+
+@contextlib.contextmanager
+def _small(
+    join: str, tmp_path_factory: pytest.TempPathFactory, *options: str, seed: int, receipts: bool = True
+) -> Iterator[SmallSwarm]:
     model = tmp_path_factory.mktemp("model") / "small"
-    local = save_model(model)
-    bounds = ("--num-threads", "1", "--max-memory", "700MiB", "--max-sessions", str(MAX_SESSIONS))
+    local = save_model(model, seed)
+    bounds = ("--num-threads", "1", "--max-memory", "700MiB", "--max-sessions", str(MAX_SESSIONS), *options)
     with (
         servers(model, join, [(0, 3), (3, 6)], tmp_path_factory.mktemp("servers"), *bounds) as processes,
-        AutoDistributedModelForCausalLM.from_pretrained(str(model), join=join) as remote,
+        AutoDistributedModelForCausalLM.from_pretrained(str(model), join=join, receipts=receipts) as remote,
     ):
         listed = {stage.start: stage.peer_id for stage in _route(remote)}
         yield SmallSwarm(join, model, local, remote, processes, [listed[0], listed[3]])

@@ -129,8 +129,9 @@ def step(session: bytes, hidden: numpy.ndarray | None = None, **changes: Any) ->
 
 
 @pytest.fixture(scope="module")
-def members(small: SmallSwarm) -> Iterator[tuple[Member, Member]]:
-    """Two attackers who know the join code."""
+def members(uncounted: SmallSwarm) -> Iterator[tuple[Member, Member]]:
+    """Two attackers who know the join code. What they do where work is counted is in tests/attacks and tests/fuzz."""
+    small = uncounted
     manifest = Checkpoint.open(str(small.model)).manifest32
     with asyncio.Runner() as runner:
         swarms = [Swarm(Identity.ephemeral(), join=parse_join(small.join), client_mode=True) for _ in range(2)]
