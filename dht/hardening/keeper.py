@@ -198,7 +198,7 @@ class Keeper:
         theirs = {subkey: expires_s for subkey, _, expires_s in answer[key][0]}
         for record in findings.records():
             if theirs.get(record[0]) == record[2] and record not in ours:
-                self.num_taken += self._protocol.storage.store_subkey(key, *record)
+                self.num_taken += self._protocol.storage.store_subkey(key, *record, peer.to_bytes())
         return [(key, record) for record in ours if theirs.get(record[0], 0.0) < record[2]]
 
 

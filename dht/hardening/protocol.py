@@ -45,6 +45,7 @@ from dht.hardening.dictionary import unpack_dictionary
 from dht.hardening.findings import Contradicted, Findings, StoredRecord
 from dht.hardening.shunned import Shunned
 from dht.hardening.storage import DIGEST_BYTES, MAX_SUBKEYS, RecordStorage, some_that_fit
+from dht.hardening.tenants import Worth
 from dht.identity import PEER_ID_BYTES, peer_id_to_str
 from dht.records import MODELS_KEY, Envelope, Kind, dht_id, key_bytes
 
@@ -147,7 +148,7 @@ class AdmittedProtocol(DHTProtocol):
         self.p2p = control
         self.node_id = dht_id_of(control.peer_id)
         self.bucket_size, self.num_replicas, self.wait_timeout = BUCKET_SIZE, NUM_REPLICAS, CALL_S
-        self.storage, self.cache = RecordStorage(SHARES), DHTLocalStorage(maxsize=1)
+        self.storage, self.cache = RecordStorage(SHARES, self.node_id), DHTLocalStorage(maxsize=1)
         self.routing_table = RoutingTable(self.node_id, BUCKET_SIZE, DEPTH_MODULO)
         self.rpc_semaphore = _Unlimited()
         self.client_mode, self.record_validator, self.authorizer = client_mode, validator, None
@@ -216,11 +217,14 @@ class AdmittedProtocol(DHTProtocol):
         standing = self.storage.standing(key_id, subkey)
         if standing is not None and (standing[1] > expires_s or standing == (value, expires_s)):
             return bool(standing[1] == expires_s)  # nothing would change, so nothing need be checked
+        if standing is None and not self.storage.can_store(key_id, subkey, value, sender):
+            self.storage.num_refused += 1  # before signatures are checked in vain
+            return False
         if not self.is_valid(key, subkey, value, expires_s) or not _may_store(sender, subkey, value):
             return False
         if standing is not None and standing[1] == expires_s:
             self.contradicted(standing[0], value)
-        stored: bool = self.storage.store_subkey(key_id, subkey, value, expires_s, sender)
+        stored: bool = self.storage.store_subkey(key_id, subkey, value, expires_s, sender, worth_of(sender, value))
         return stored
 
     def is_valid(self, key: bytes, subkey: bytes, value: bytes, expires_s: float) -> bool:
@@ -436,6 +440,14 @@ class AdmittedProtocol(DHTProtocol):
         spare = table.buckets[table.get_bucket_index(node_id)].replacement_nodes
         if len(spare) > BUCKET_SIZE:
             del table[next(iter(spare))]
+
+
+def worth_of(sender: bytes, envelope: bytes) -> Worth:
+    """Say how long a valid record stays where its sender must make room."""
+    opened = Envelope.from_bytes(envelope)
+    if opened.kind == Kind.EQUIVOCATION:
+        return Worth.LASTING
+    return Worth.OWN if sender in opened.body else Worth.KEPT
 
 
 def _may_store(sender: bytes, subkey: bytes, envelope: bytes) -> bool:
