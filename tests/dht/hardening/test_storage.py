@@ -274,6 +274,14 @@ def test_one_sender_who_has_filled_all_keys_makes_room_for_another_up_to_one_hal
     assert_counts_are_right(storage)
 
 
+def test_who_has_one_key_fewer_takes_none_from_who_has_most(monkeypatch):
+    monkeypatch.setattr(storage_module, "MAX_KEYS", 3)
+    storage = RecordStorage()
+    assert all(storage.store_subkey(key, b"o", b"record", NOW + 60, b"flood") for key in ids(3))
+    stored = [storage.store_subkey(key, b"o", b"record", NOW + 60, b"other") for key in ids(2, 100)]
+    assert stored == [True, False], "or two would take from each other for ever"
+
+
 def test_what_a_sender_keeps_for_others_goes_before_its_own_and_proofs_go_last(monkeypatch):
     monkeypatch.setattr(storage_module, "MAX_KEYS", 12)
     storage = RecordStorage(own_id=DHTID(0))
@@ -335,12 +343,12 @@ def test_bytes_that_were_sent_into_a_key_of_another_are_the_senders_own(monkeypa
 def test_one_sender_who_has_filled_a_key_makes_room_there_for_another_up_to_one_half(monkeypatch):
     monkeypatch.setattr(storage_module, "MAX_SUBKEYS", 6)
     storage = RecordStorage()
-    flood = [storage.store_subkey(KEY, bytes([n]), b"record", NOW + 60 + n, b"flood") for n in range(8)]
+    flood = [storage.store_subkey(KEY, bytes([n]), b"record", NOW + 90 - n, b"flood") for n in range(8)]
     assert flood == [True] * 6 + [False] * 2
     stored = [storage.store_subkey(KEY, bytes([n]), b"record", NOW + 60, b"honest") for n in range(50, 55)]
     assert stored == [True] * 3 + [False] * 2
-    assert set(standing(storage)) == {bytes([n]) for n in (3, 4, 5, 50, 51, 52)}, "what expires first went first"
-    assert storage.store_subkey(KEY, bytes([3]), b"newer", NOW + 90, b"flood"), "what stands there is renewed"
+    assert set(standing(storage)) == {bytes([n]) for n in (0, 1, 2, 50, 51, 52)}, "what expires first went first"
+    assert storage.store_subkey(KEY, bytes([2]), b"newer", NOW + 99, b"flood"), "what stands there is renewed"
     assert_counts_are_right(storage)
 
 
