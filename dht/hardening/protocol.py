@@ -38,7 +38,7 @@ from hivemind.p2p import P2PContext
 from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerID
 from hivemind.proto import dht_pb2
 
-from dht.errors import DhtError, NotAdmitted, ProtocolViolation
+from dht.errors import BadRecord, DhtError, NotAdmitted, ProtocolViolation
 from dht.hardening.admitted_stub import AdmittedStub
 from dht.hardening.control import MAX_MESSAGE_BYTES, Control
 from dht.hardening.dictionary import unpack_dictionary
@@ -217,14 +217,15 @@ class AdmittedProtocol(DHTProtocol):
         standing = self.storage.standing(key_id, subkey)
         if standing is not None and (standing[1] > expires_s or standing == (value, expires_s)):
             return bool(standing[1] == expires_s)  # nothing would change, so nothing need be checked
-        if standing is None and not self.storage.can_store(key_id, subkey, value, sender):
+        worth = worth_of(sender, value)
+        if standing is None and not self.storage.can_store(key_id, subkey, value, sender, worth):
             self.storage.num_refused += 1  # before signatures are checked in vain
             return False
         if not self.is_valid(key, subkey, value, expires_s) or not _may_store(sender, subkey, value):
             return False
         if standing is not None and standing[1] == expires_s:
             self.contradicted(standing[0], value)
-        stored: bool = self.storage.store_subkey(key_id, subkey, value, expires_s, sender, worth_of(sender, value))
+        stored: bool = self.storage.store_subkey(key_id, subkey, value, expires_s, sender, worth)
         return stored
 
     def is_valid(self, key: bytes, subkey: bytes, value: bytes, expires_s: float) -> bool:
@@ -443,8 +444,11 @@ class AdmittedProtocol(DHTProtocol):
 
 
 def worth_of(sender: bytes, envelope: bytes) -> Worth:
-    """Say how long a valid record stays where its sender must make room."""
-    opened = Envelope.from_bytes(envelope)
+    """Say how long a record stays where its sender must make room, if it is valid."""
+    try:
+        opened = Envelope.from_bytes(envelope)
+    except BadRecord:
+        return Worth.KEPT
     if opened.kind == Kind.EQUIVOCATION:
         return Worth.LASTING
     return Worth.OWN if sender in opened.body else Worth.KEPT

@@ -132,15 +132,19 @@ class RecordStorage(DHTLocalStorage):
             return standing == (value, expiration_time)
         if expiration_time < timed_storage.get_dht_time():
             return False
-        more = _charge(value)
+        charge = more = _charge(value)
+        room_for = worth
         if standing is not None:
             more -= _charge(standing[0])
-            if worth is not Worth.OWN:
+            room_for = Worth.KEPT  # or what it replaces might make room for it
+            if worth is Worth.OWN:
+                self._tenants.count(key, subkey, Sent(sender, charge - more, standing[1]), worth)
+            else:
                 sender = self._tenants.sender(key, subkey)
-        if not self._make_room(key, subkey, more, sender):
+        if not self._make_room(key, subkey, more, sender, room_for):
             self.num_refused += 1
             return False
-        self._tenants.count(key, subkey, Sent(sender, _charge(value), expiration_time), worth)
+        self._tenants.count(key, subkey, Sent(sender, charge, expiration_time), worth)
         self._put(key, subkey, value, expiration_time)
         return True
 
@@ -156,56 +160,56 @@ class RecordStorage(DHTLocalStorage):
 
     # -- making room -------------------------------------------------------------------------------------------------
 
-    def can_store(self, key: DHTID, subkey: bytes, value: bytes, sender: bytes) -> bool:
+    def can_store(self, key: DHTID, subkey: bytes, value: bytes, sender: bytes, worth: Worth) -> bool:
         """Say whether there is or would be made room for one more record, before anyone checks it."""
         self.get(key)
-        return self._has_place(key, subkey, sender) and self._has_bytes(key, _charge(value), sender)
+        return self._has_place(key, subkey, sender, worth) and self._has_bytes(key, _charge(value), sender, worth)
 
-    def _has_place(self, key: DHTID, subkey: bytes, sender: bytes) -> bool:
+    def _has_place(self, key: DHTID, subkey: bytes, sender: bytes, worth: Worth) -> bool:
         """Say whether one more record may stand at ``subkey``, whatever its length."""
         under = self._tenants.under(key)
         if under is None:
-            return len(self) < MAX_KEYS or self._tenants.may_gain_key(sender)
+            return len(self) < MAX_KEYS or self._tenants.can_free_key(sender, worth)
         if subkey in under.sent:
             return True
         share, author = self._author_shares.get(key), subkey[:PEER_ID_BYTES]
         if share is not None and sum(each.startswith(author) for each in under.sent) >= share:
             return False
-        return not self._is_full(under) or self._tenants.may_gain_place_in(key, sender)
+        return not self._is_full(under) or self._tenants.can_free_place_in(key, sender, worth)
 
-    def _has_bytes(self, key: DHTID, more: int, sender: bytes) -> bool:
+    def _has_bytes(self, key: DHTID, more: int, sender: bytes, worth: Worth) -> bool:
         if more <= 0:
             return True
         under = self._tenants.under(key)
         is_full = under is not None and under.num_bytes + more > MAX_KEY_BYTES
-        if is_full and not self._tenants.may_gain_bytes_in(key, sender, more):
+        if is_full and not self._tenants.can_free_bytes_in(key, sender, more, worth):
             return False
-        return self._has_room(more) or self._tenants.may_gain_bytes(sender, more)
+        return self._has_room(more) or self._tenants.can_free_bytes(sender, more, worth)
 
-    def _make_room(self, key: DHTID, subkey: bytes, more: int, sender: bytes) -> bool:
+    def _make_room(self, key: DHTID, subkey: bytes, more: int, sender: bytes, worth: Worth) -> bool:
         """Have whoever has most give up what is lacking; False, and nothing is lost, where nobody has to."""
-        if not self._has_place(key, subkey, sender) or not self._has_bytes(key, more, sender):
+        if not self._has_place(key, subkey, sender, worth) or not self._has_bytes(key, more, sender, worth):
             return False
         tenants, under = self._tenants, self._tenants.under(key)
         if under is None and len(self) >= MAX_KEYS:
-            freed = tenants.key_to_free(sender)
+            freed = tenants.key_to_free(sender, worth)
             if freed is None:
                 return False
             del self[freed]
         if under is not None:
             if subkey not in under.sent and self._is_full(under):
-                self._forget(key, tenants.place_to_free(key))
+                self._forget(key, tenants.place_to_free(key, sender, worth))
             while more > 0 and under.num_bytes + more > MAX_KEY_BYTES:
-                self._forget(key, tenants.bytes_to_free(key))
+                self._forget(key, tenants.bytes_to_free(key, sender, more, worth))
         while more > 0 and tenants.num_bytes + more > MAX_BYTES:
-            self._free_part()
+            self._free_part(sender, more, worth)
         return True
 
     def _is_full(self, under: Key) -> bool:
         return len(under.sent) >= min(self.max_subkeys, MAX_SUBKEYS)
 
-    def _free_part(self) -> None:
-        key, subkeys = self._tenants.part_to_free()
+    def _free_part(self, sender: bytes, more: int, worth: Worth) -> None:
+        key, subkeys = self._tenants.part_to_free(sender, more, worth)
         for subkey in subkeys:
             self._forget(key, subkey)
 

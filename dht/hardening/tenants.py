@@ -2,6 +2,7 @@
 
 Members share three things: a node's keys, its bytes, and the places and bytes of one key. Each is given to whoever asks
 while there is some; then whoever has most gives way to whoever has less, so that a flood takes room from itself alone.
+And of what one member sends, what is worth more has its place before what is worth less.
 - A key is counted for one member that has something there: who began it, while it has.
 - Of what a member has, what it keeps for others goes before what names itself, and proofs go last; then keys far from
   our own id go before near ones, and in one key what expires soon before what expires late.
@@ -127,56 +128,57 @@ class Tenants:
         under.holder = heir
         self._keys.add(heir, key, 1, self._parts.rank_at(heir, key))
 
-    # -- who has more ------------------------------------------------------------------------------------------------
-
-    def may_gain_key(self, sender: bytes) -> bool:
-        """Say whether another has more keys than ``sender`` would have."""
-        return self._keys.gap(sender) >= 2
-
-    def may_gain_bytes(self, sender: bytes, num_bytes: int) -> bool:
-        """Say whether another has more bytes than ``sender`` would have, also without those."""
-        return self._parts.gap(sender) >= 2 * num_bytes
-
-    def may_gain_place_in(self, key: DHTID, sender: bytes) -> bool:
-        """Say whether another has more of a key's places than ``sender`` would have."""
-        return self._within(key)[0].gap(sender) >= 2
-
-    def may_gain_bytes_in(self, key: DHTID, sender: bytes, num_bytes: int) -> bool:
-        """Say whether another has more of a key's bytes than ``sender`` would have, also without those."""
-        return self._within(key)[1].gap(sender) >= 2 * num_bytes
-
     # -- what goes first ---------------------------------------------------------------------------------------------
 
-    def key_to_free(self, sender: bytes) -> DHTID | None:
+    def can_free_key(self, sender: bytes, worth: Worth) -> bool:
+        """Say whether anybody has to give up a key so that ``sender`` can begin one."""
+        return _giver(self._keys, sender, 1, worth) is not None
+
+    def can_free_bytes(self, sender: bytes, num_bytes: int, worth: Worth) -> bool:
+        """Say whether anybody has to give up bytes so that ``sender`` gets some."""
+        return _giver(self._parts, sender, num_bytes, worth) is not None
+
+    def can_free_place_in(self, key: DHTID, sender: bytes, worth: Worth) -> bool:
+        """Say whether anybody has to give up a place under a key so that ``sender`` gets one."""
+        return _giver(self._within(key)[0], sender, 1, worth) is not None
+
+    def can_free_bytes_in(self, key: DHTID, sender: bytes, num_bytes: int, worth: Worth) -> bool:
+        """Say whether anybody has to give up bytes under a key so that ``sender`` gets some."""
+        return _giver(self._within(key)[1], sender, num_bytes, worth) is not None
+
+    def key_to_free(self, sender: bytes, worth: Worth) -> DHTID | None:
         """Name a key that goes so that ``sender`` can begin one; None where nobody has to make room for it.
 
         A key in which somebody with fewer keys has something too is counted for that one instead, and stays.
         """
         for _ in range(MAX_PASSED_ON):
-            heaviest = self._keys.heaviest()
-            if heaviest is None or not self.may_gain_key(sender):
+            giver = _giver(self._keys, sender, 1, worth)
+            if giver is None:
                 return None
-            key = self._keys.first(heaviest)
+            key = self._keys.first(giver)
             under = self._under[key]
-            others = {sent.sender for sent in under.sent.values()} - {heaviest}
-            heir = min(others, key=self._keys.weight, default=heaviest)
-            if self._keys.weight(heir) + 1 >= self._keys.weight(heaviest):
+            others = {sent.sender for sent in under.sent.values()} - {giver}
+            heir = min(others, key=self._keys.weight, default=giver)
+            if self._keys.weight(heir) + 1 >= self._keys.weight(giver):
                 return key
             self._pass_on(key, under, heir)
         return None
 
-    def part_to_free(self) -> tuple[DHTID, Collection[bytes]]:
-        """Name a key and those of its records that go so that there are bytes again."""
-        sender, key = _first(self._parts)
-        return key, [subkey for subkey, sent in self._under[key].sent.items() if sent.sender == sender]
+    def part_to_free(self, sender: bytes, num_bytes: int, worth: Worth) -> tuple[DHTID, Collection[bytes]]:
+        """Name a key and those of its records that go so that ``sender`` gets bytes."""
+        giver = _giver(self._parts, sender, num_bytes, worth)
+        giver = self._parts.heaviest() if giver is None else giver  # None: the heaviest has given some already
+        assert giver is not None
+        key = self._parts.first(giver)
+        return key, [subkey for subkey, sent in self._under[key].sent.items() if sent.sender == giver]
 
-    def place_to_free(self, key: DHTID) -> bytes:
-        """Name the record that goes so that another gets its place."""
-        return _first(self._within(key)[0])[1]
+    def place_to_free(self, key: DHTID, sender: bytes, worth: Worth) -> bytes:
+        """Name the record that goes so that ``sender`` gets its place."""
+        return _first(self._within(key)[0], sender, 1, worth)
 
-    def bytes_to_free(self, key: DHTID) -> bytes:
-        """Name a record that goes so that there are bytes again under a key."""
-        return _first(self._within(key)[1])[1]
+    def bytes_to_free(self, key: DHTID, sender: bytes, num_bytes: int, worth: Worth) -> bytes:
+        """Name a record that goes so that ``sender`` gets bytes under a key."""
+        return _first(self._within(key)[1], sender, num_bytes, worth)
 
     def _within(self, key: DHTID) -> tuple[Shares[bytes], Shares[bytes]]:
         """Give who has how many places and bytes of a key; counted along from the first time that this is asked."""
@@ -193,7 +195,19 @@ def _add_within(places: Shares[bytes], num_bytes: Shares[bytes], subkey: bytes, 
     num_bytes.add(sent.sender, subkey, sent.charge, (rank[0], sent.expires_s))
 
 
-def _first(shares: Shares[Place]) -> tuple[bytes, Place]:
-    heaviest = shares.heaviest()
+def _giver(shares: Shares[Place], sender: bytes, weight: int, worth: Worth) -> bytes | None:
+    """Say who gives way to ``sender``: who has most, or itself where it keeps what is worth less; None: nobody."""
+    if shares.gap(sender) >= 2 * weight:
+        return shares.heaviest()
+    if not shares.weight(sender):
+        return None
+    first = shares.first(sender)
+    gives = shares.rank_at(sender, first)[0] < worth and shares.weight_at(sender, first) >= weight
+    return sender if gives else None
+
+
+def _first(shares: Shares[Place], sender: bytes, weight: int, worth: Worth) -> Place:
+    giver = _giver(shares, sender, weight, worth)
+    heaviest = shares.heaviest() if giver is None else giver  # None: the heaviest has given some already
     assert heaviest is not None
-    return heaviest, shares.first(heaviest)
+    return shares.first(heaviest)

@@ -296,6 +296,34 @@ def test_what_a_sender_keeps_for_others_goes_before_its_own_and_proofs_go_last(m
     assert gone == [10, 7, 4, 1, 11, 8, 5, 2, 12]
 
 
+def test_what_a_sender_signs_itself_takes_the_room_of_what_it_keeps_for_others(monkeypatch):
+    monkeypatch.setattr(storage_module, "MAX_KEYS", 4)
+    storage = RecordStorage(own_id=DHTID(0))
+    for key, sender in zip(ids(4), [b"keeper", b"flood"] * 2, strict=True):
+        assert storage.store_subkey(key, b"o", b"record", NOW + 60, sender)
+    assert not storage.store_subkey(DHTID(100), b"o", b"record", NOW + 60, b"keeper")
+    stored = [storage.store_subkey(key, b"o", b"record", NOW + 60, b"keeper", Worth.OWN) for key in ids(3, 100)]
+    assert stored == [True, True, False]
+    assert set(storage.data) == {DHTID(2), DHTID(4), *ids(2, 100)}
+    assert storage.store_subkey(DHTID(50), b"o", b"record", NOW + 60, b"keeper", Worth.LASTING)
+    assert_counts_are_right(storage)
+
+
+def test_what_a_sender_signs_itself_takes_the_room_of_what_it_keeps_for_others_within_a_key_and_in_bytes(monkeypatch):
+    monkeypatch.setattr(storage_module, "MAX_SUBKEYS", 2)
+    storage = RecordStorage(own_id=DHTID(0))
+    for subkey in (b"a", b"b"):
+        assert storage.store_subkey(KEY, subkey, bytes(1000), NOW + 60, b"keeper")
+    assert not storage.store_subkey(KEY, b"c", bytes(1000), NOW + 60, b"keeper")
+    assert storage.store_subkey(KEY, b"c", bytes(1000), NOW + 60, b"keeper", Worth.OWN)
+    monkeypatch.setattr(storage_module, "MAX_BYTES", 4 * 1024)
+    assert all(storage.store_subkey(key, b"o", bytes(1000), NOW + 60, b"keeper") for key in ids(2))
+    assert not storage.store_subkey(DHTID(100), b"o", bytes(1000), NOW + 60, b"keeper")
+    assert storage.store_subkey(DHTID(100), b"o", bytes(1000), NOW + 60, b"keeper", Worth.OWN)
+    assert set(storage.data) == {KEY, DHTID(1), DHTID(100)}
+    assert_counts_are_right(storage)
+
+
 def test_a_key_in_which_others_stand_too_stays_when_its_first_sender_makes_room(monkeypatch):
     monkeypatch.setattr(storage_module, "MAX_KEYS", 6)
     storage = RecordStorage(own_id=DHTID(0))
