@@ -192,7 +192,7 @@ class Keeper:
         theirs = {subkey: expires_s for subkey, _, expires_s in answer[key][0]}
         for record in findings.records():
             if theirs.get(record[0]) == record[2] and ours.get(record[0]) != record:
-                self.num_taken += self._protocol.storage.store_subkey(key, *record)
+                self.num_taken += self._protocol.storage.store_subkey(key, *record, peer.to_bytes())
         return [(key, record) for record in ours.values() if theirs.get(record[0], 0.0) < record[2]]
 
 

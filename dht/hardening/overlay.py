@@ -21,9 +21,9 @@ from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerID
 from dht.errors import DaemonDied
 from dht.hardening.findings import Contradicted, Findings, Forestall, StoredRecord
 from dht.hardening.harvest import Conduct, harvest
-from dht.hardening.protocol import BUCKET_SIZE, CALL_S, NUM_REPLICAS, AdmittedProtocol, dht_id_of
+from dht.hardening.protocol import BUCKET_SIZE, CALL_S, NUM_REPLICAS, AdmittedProtocol, dht_id_of, worth_of
 from dht.hardening.regions import Ask, Regions
-from dht.hardening.storage import MAX_SUBKEYS
+from dht.hardening.storage import MAX_SUBKEYS, OURSELVES
 from dht.hardening.turns import in_turns
 from dht.hardening.walk import find_nearest
 
@@ -251,8 +251,9 @@ class Overlay:
         """Store valid records at one member, or here; say of each whether it is held there now."""
         keys = [DHTID.generate(source=record.key) for record in records]
         if peer == self.protocol.p2p.peer_id:
+            own = peer.to_bytes()
             return [
-                self.protocol.storage.store_subkey(key_id, *record[1:])
+                self.protocol.storage.store_subkey(key_id, *record[1:], OURSELVES, worth_of(own, record.value))
                 for key_id, record in zip(keys, records, strict=True)
             ]
         return await self.store_by_id(

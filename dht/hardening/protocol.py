@@ -38,13 +38,14 @@ from hivemind.p2p import P2PContext
 from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerID
 from hivemind.proto import dht_pb2
 
-from dht.errors import DhtError, NotAdmitted, ProtocolViolation
+from dht.errors import BadRecord, DhtError, NotAdmitted, ProtocolViolation
 from dht.hardening.admitted_stub import AdmittedStub
 from dht.hardening.control import MAX_MESSAGE_BYTES, Control
 from dht.hardening.dictionary import unpack_dictionary
 from dht.hardening.findings import Contradicted, Findings, StoredRecord
 from dht.hardening.shunned import Shunned
 from dht.hardening.storage import DIGEST_BYTES, MAX_SUBKEYS, RecordStorage, some_that_fit
+from dht.hardening.tenants import Worth
 from dht.identity import PEER_ID_BYTES, peer_id_to_str
 from dht.records import MODELS_KEY, Envelope, Kind, dht_id, key_bytes
 
@@ -147,7 +148,7 @@ class AdmittedProtocol(DHTProtocol):
         self.p2p = control
         self.node_id = dht_id_of(control.peer_id)
         self.bucket_size, self.num_replicas, self.wait_timeout = BUCKET_SIZE, NUM_REPLICAS, CALL_S
-        self.storage, self.cache = RecordStorage(SHARES), DHTLocalStorage(maxsize=1)
+        self.storage, self.cache = RecordStorage(SHARES, self.node_id), DHTLocalStorage(maxsize=1)
         self.routing_table = RoutingTable(self.node_id, BUCKET_SIZE, DEPTH_MODULO)
         self.rpc_semaphore = _Unlimited()
         self.client_mode, self.record_validator, self.authorizer = client_mode, validator, None
@@ -216,11 +217,15 @@ class AdmittedProtocol(DHTProtocol):
         standing = self.storage.standing(key_id, subkey)
         if standing is not None and (standing[1] > expires_s or standing == (value, expires_s)):
             return bool(standing[1] == expires_s)  # nothing would change, so nothing need be checked
+        worth = worth_of(sender, value)
+        if standing is None and not self.storage.can_store(key_id, subkey, value, sender, worth):
+            self.storage.num_refused += 1  # before signatures are checked in vain
+            return False
         if not self.is_valid(key, subkey, value, expires_s) or not _may_store(sender, subkey, value):
             return False
         if standing is not None and standing[1] == expires_s:
             self.contradicted(standing[0], value)
-        stored: bool = self.storage.store_subkey(key_id, subkey, value, expires_s, sender)
+        stored: bool = self.storage.store_subkey(key_id, subkey, value, expires_s, sender, worth)
         return stored
 
     def is_valid(self, key: bytes, subkey: bytes, value: bytes, expires_s: float) -> bool:
@@ -436,6 +441,17 @@ class AdmittedProtocol(DHTProtocol):
         spare = table.buckets[table.get_bucket_index(node_id)].replacement_nodes
         if len(spare) > BUCKET_SIZE:
             del table[next(iter(spare))]
+
+
+def worth_of(sender: bytes, envelope: bytes) -> Worth:
+    """Say how long a record stays where its sender must make room, if it is valid."""
+    try:
+        opened = Envelope.from_bytes(envelope)
+    except BadRecord:
+        return Worth.KEPT
+    if opened.kind == Kind.EQUIVOCATION:
+        return Worth.LASTING
+    return Worth.OWN if sender in opened.body else Worth.KEPT
 
 
 def _may_store(sender: bytes, subkey: bytes, envelope: bytes) -> bool:

@@ -7,6 +7,7 @@ In place of ``DHTLocalStorage``, whose stock behaviour this mends (TRUST 3.5):
   behind is swept out;
 - E: one key takes any number of subkeys: here their number and bytes are bounded, and so are all keys' together, also
   where longer records replace shorter ones, and in a key that authors share each has only so many;
+- F: who comes first fills a node, or a key: here whoever sent most gives way to who sent less, in keys and in bytes;
 - subkeys of mixed types with equal expiry raise in the heap's comparison: here subkeys are bytes.
 
 Two members that hold the same under a key find so by a digest of 32 bytes.
@@ -18,14 +19,15 @@ import heapq
 import random
 import struct
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue
-from hivemind.utils.timed_storage import TimedStorage
+from hivemind.utils import timed_storage
+from hivemind.utils.timed_storage import TimedStorage, ValueWithExpiration
 
+from dht.hardening.tenants import Key, Sent, Tenants, Worth
 from dht.identity import PEER_ID_BYTES
 
 MAX_SUBKEYS = 4096
@@ -42,9 +44,6 @@ CHARGE_STEP_BYTES = 256
 
 MAX_KEYS = 65536
 """Most keys."""
-
-MAX_KEYS_OF_ONE = MAX_KEYS // 16
-"""Most keys that one member may have begun: those of 70 providers with 56 epochs each, and a region has 64 members."""
 
 MAX_BYTES = 2**30
 """Most bytes of records under all keys, counted as above."""
@@ -66,26 +65,39 @@ RECORD_BYTES = 24
 SWEPT_AT = 16
 """Heap entries of replaced records that are let lie in the smallest storage."""
 
+MAX_EXPIRED_AT_ONCE = 256
+"""Keys that are dropped at once when they have expired."""
+
+OURSELVES = b""
+"""In place of a sender: we stored it ourselves."""
+
+NOWHERE = DHTID(0)
+"""An id for a storage that no node has."""
+
 
 class RecordStorage(DHTLocalStorage):
     """Subkeyed records only; of two records for one place the later expiry stays."""
 
-    def __init__(self, shares: Mapping[DHTID, int] = MappingProxyType({})) -> None:
+    def __init__(self, shares: Mapping[DHTID, int] = MappingProxyType({}), own_id: DHTID = NOWHERE) -> None:
         """Start empty.
 
         Args:
             shares: Of keys that authors share and whose subkeys begin with the author's 38 bytes: most records of one.
+            own_id: Our own DHT id; what is far from it goes first.
         """
         super().__init__()
         self.max_subkeys = MAX_SUBKEYS
         """Most records under one key, as the swarm's parameters say."""
-        self._shares = shares
+        self.num_refused = 0
+        """Records for which there was no room."""
+        self._author_shares = shares
+        self._own_id = own_id
+        self._empty()
+
+    def _empty(self) -> None:
+        self._tenants = Tenants(self._own_id)
         self._digests: dict[DHTID, tuple[bytes, float]] = {}  # digest, and when the first of its records expires
-        self._charges: dict[DHTID, int] = {}  # an upper bound of the bytes that are counted under a key
-        self._begun_by: dict[DHTID, bytes] = {}  # which member began a key
-        self._num_begun: Counter[bytes] = Counter()  # an upper bound of the keys that each has begun
-        self._num_bytes = 0  # an upper bound of what is counted under all keys
-        self._counted_s = self._asked_s = time.monotonic()
+        self._counted_s = time.monotonic()
 
     def store(self, key: DHTID, value: object, expiration_time: float, subkey: object = None) -> bool:
         """Store a record under ``subkey``; a value without one is refused."""
@@ -94,70 +106,169 @@ class RecordStorage(DHTLocalStorage):
         return self.store_subkey(key, subkey, value, expiration_time)
 
     def store_subkey(
-        self, key: DHTID, subkey: bytes, value: bytes, expiration_time: float, sender: bytes = b""
+        self,
+        key: DHTID,
+        subkey: bytes,
+        value: bytes,
+        expiration_time: float,
+        sender: bytes = OURSELVES,
+        worth: Worth = Worth.KEPT,
     ) -> bool:
-        """Store a record; False when a newer one stands there, the key is full, or it has expired.
+        """Store a record; False when a newer one stands there, there is no room, or it has expired.
 
-        A repeated store of the record that stands there changes nothing and gives True. Of keys that ``sender`` begins
-        only so many are taken; none: it is our own.
+        A repeated store of the record that stands there changes nothing and gives True. What replaces another stays
+        counted for whoever sent that, unless its author sends it.
+
+        Args:
+            key: Of the DHT.
+            subkey: Its place under the key.
+            value: Its bytes.
+            expiration_time: Unix seconds.
+            sender: The member that sends it.
+            worth: How long it stays where its sender must make room.
         """
-        current = self.get(key)
-        records = current.value if current is not None else DictionaryDHTValue()
-        standing = records.get(subkey)
-        if standing is not None and standing.expiration_time >= expiration_time:
-            return bool(standing.value == value and standing.expiration_time == expiration_time)
-        if standing is None and not self._has_place(records, key, subkey):
+        standing = self.standing(key, subkey)
+        if standing is not None and standing[1] >= expiration_time:
+            return standing == (value, expiration_time)
+        if expiration_time < timed_storage.get_dht_time():
             return False
-        if sender and current is None and not self._may_begin(sender):
+        charge = more = _charge(value)
+        room_for = worth
+        if standing is not None:
+            more -= _charge(standing[0])
+            room_for = Worth.KEPT  # or what it replaces might make room for it
+            if worth is Worth.OWN:
+                self._tenants.count(key, subkey, Sent(sender, charge - more, standing[1]), worth)
+            else:
+                sender = self._tenants.sender(key, subkey)
+        if not self._make_room(key, subkey, more, sender, room_for):
+            self.num_refused += 1
             return False
-        more = _charge(value) - (_charge(standing.value) if standing is not None else 0)
-        charged = self._charged(records, key, more)
-        if more > 0 and not (charged + more <= MAX_KEY_BYTES and self._has_room(more)):
-            return False
-        if not records.store(subkey, value, expiration_time):
-            return False
+        self._tenants.count(key, subkey, Sent(sender, charge, expiration_time), worth)
+        self._put(key, subkey, value, expiration_time)
+        return True
+
+    def _put(self, key: DHTID, subkey: bytes, value: bytes, expires_s: float) -> None:
+        current = self.data.get(key)
+        records = _dictionary() if current is None else current.value
+        records.store(subkey, value, expires_s)
         _sweep(records)
-        if sender and current is None:
-            self._begun_by[key] = sender
-            self._num_begun[sender] += 1
-        self._num_bytes += more
-        self._charges[key] = charged + more
         self._digests.pop(key, None)
         if current is None or records.latest_expiration_time > current.expiration_time:
             super(DHTLocalStorage, self).store(key, records, records.latest_expiration_time)
             _sweep(self)
-            if len(self._charges) > 2 * len(self.data) + SWEPT_AT:  # Most are of keys that have expired.
-                self._charges = {each: self._charges[each] for each in self._charges.keys() & self.data.keys()}
-                self._count_begun()
+
+    # -- making room -------------------------------------------------------------------------------------------------
+
+    def can_store(self, key: DHTID, subkey: bytes, value: bytes, sender: bytes, worth: Worth) -> bool:
+        """Say whether there is or would be made room for one more record, before anyone checks it."""
+        self.get(key)
+        return self._has_place(key, subkey, sender, worth) and self._has_bytes(key, _charge(value), sender, worth)
+
+    def _has_place(self, key: DHTID, subkey: bytes, sender: bytes, worth: Worth) -> bool:
+        """Say whether one more record may stand at ``subkey``, whatever its length."""
+        under = self._tenants.under(key)
+        if under is None:
+            return len(self) < MAX_KEYS or self._tenants.can_free_key(sender, worth)
+        if subkey in under.sent:
+            return True
+        share, author = self._author_shares.get(key), subkey[:PEER_ID_BYTES]
+        if share is not None and sum(each.startswith(author) for each in under.sent) >= share:
+            return False
+        return not self._is_full(under) or self._tenants.can_free_place_in(key, sender, worth)
+
+    def _has_bytes(self, key: DHTID, more: int, sender: bytes, worth: Worth) -> bool:
+        if more <= 0:
+            return True
+        under = self._tenants.under(key)
+        is_full = under is not None and under.num_bytes + more > MAX_KEY_BYTES
+        if is_full and not self._tenants.can_free_bytes_in(key, sender, more, worth):
+            return False
+        return self._has_room(more) or self._tenants.can_free_bytes(sender, more, worth)
+
+    def _make_room(self, key: DHTID, subkey: bytes, more: int, sender: bytes, worth: Worth) -> bool:
+        """Have whoever has most give up what is lacking; False, and nothing is lost, where nobody has to."""
+        if not self._has_place(key, subkey, sender, worth) or not self._has_bytes(key, more, sender, worth):
+            return False
+        tenants, under = self._tenants, self._tenants.under(key)
+        if under is None and len(self) >= MAX_KEYS:
+            freed = tenants.key_to_free(sender, worth)
+            if freed is None:
+                return False
+            del self[freed]
+        if under is not None:
+            if subkey not in under.sent and self._is_full(under):
+                self._forget(key, tenants.place_to_free(key, sender, worth))
+            while more > 0 and under.num_bytes + more > MAX_KEY_BYTES:
+                self._forget(key, tenants.bytes_to_free(key, sender, more, worth))
+        while more > 0 and tenants.num_bytes + more > MAX_BYTES:
+            self._free_part(sender, more, worth)
         return True
 
-    def _has_place(self, records: DictionaryDHTValue, key: DHTID, subkey: bytes) -> bool:
-        """Say whether one more record may stand at ``subkey``, whatever its length."""
-        if len(records) == 0:
-            return len(self) < MAX_KEYS
-        if len(records) >= min(self.max_subkeys, MAX_SUBKEYS):
+    def _is_full(self, under: Key) -> bool:
+        return len(under.sent) >= min(self.max_subkeys, MAX_SUBKEYS)
+
+    def _free_part(self, sender: bytes, more: int, worth: Worth) -> None:
+        key, subkeys = self._tenants.part_to_free(sender, more, worth)
+        for subkey in subkeys:
+            self._forget(key, subkey)
+
+    def _has_room(self, more: int) -> bool:
+        if self._tenants.num_bytes + more <= MAX_BYTES:
+            return True
+        if time.monotonic() - self._counted_s < RECOUNT_S:
             return False
-        share = self._shares.get(key)
-        author = subkey[:PEER_ID_BYTES]
-        return share is None or sum(each.startswith(author) for each in records.data) < share
+        self._counted_s = time.monotonic()
+        for key in list(self.data):
+            self.get(key)
+        return self._tenants.num_bytes + more <= MAX_BYTES
 
-    def _may_begin(self, sender: bytes) -> bool:
-        """Say whether a member may begin a key; what has expired is noticed where it matters."""
-        if self._num_begun[sender] >= MAX_KEYS_OF_ONE and time.monotonic() - self._asked_s >= RECOUNT_S:
-            self._asked_s = time.monotonic()
-            self._count_begun()
-        return self._num_begun[sender] < MAX_KEYS_OF_ONE
+    def _forget(self, key: DHTID, subkey: bytes) -> None:
+        """Drop a record, and its key with the last."""
+        records = self.data[key].value
+        if len(records) == 1:
+            del self[key]
+            return
+        del records[subkey]
+        self._tenants.uncount(key, subkey)
+        self._digests.pop(key, None)
 
-    def _count_begun(self) -> None:
-        self._begun_by = {key: self._begun_by[key] for key in self._begun_by.keys() & self.data.keys()}
-        self._num_begun = Counter(self._begun_by.values())
+    def __delitem__(self, key: DHTID) -> None:
+        """Drop a key with all that stands there."""
+        if key in self.data:
+            super().__delitem__(key)
+            self._tenants.drop(key)
+            self._digests.pop(key, None)
 
-    def _charged(self, records: DictionaryDHTValue, key: DHTID, more: int) -> int:
-        """Say how many bytes are counted under a key: at most, and exactly where it matters."""
-        charged = self._charges.get(key, 0) if len(records) else 0
-        if charged + more <= MAX_KEY_BYTES:
-            return charged
-        return sum(_charge(value) for _, (value, _) in records.items())
+    # -- expiring ----------------------------------------------------------------------------------------------------
+
+    def _remove_outdated(self) -> None:
+        """Drop keys that have expired, so many at once that nobody waits for it."""
+        now_s, heap = timed_storage.get_dht_time(), self.expiration_heap
+        for _ in range(MAX_EXPIRED_AT_ONCE):
+            if self.frozen or not heap or heap[0].expiration_time >= now_s:
+                return
+            entry = heapq.heappop(heap)
+            if self.key_to_heap.get(entry.key) == entry:
+                del self[entry.key]
+
+    def get(self, key: DHTID) -> ValueWithExpiration[DictionaryDHTValue] | None:
+        """Give what stands under a key and has not expired."""
+        self._remove_outdated()
+        current, now_s = self.data.get(key), timed_storage.get_dht_time()
+        heap = [] if current is None else current.value.expiration_heap
+        while heap and heap[0].expiration_time < now_s:
+            entry = heapq.heappop(heap)
+            if current.value.key_to_heap.get(entry.key) == entry:
+                self._forget(key, entry.key)
+        return self.data.get(key)
+
+    def clear(self) -> None:
+        """Drop everything."""
+        super().clear()
+        self._empty()
+
+    # -- reading -----------------------------------------------------------------------------------------------------
 
     def standing(self, key: DHTID, subkey: bytes) -> tuple[bytes, float] | None:
         """Give the value that stands at a place, and when it expires."""
@@ -175,8 +286,7 @@ class RecordStorage(DHTLocalStorage):
     def digest(self, key: DHTID) -> bytes:
         """Hash what stands under a key, as ``digest_of`` does; no bytes where nothing does."""
         standing = self.get(key)
-        if standing is None or not len(standing.value):
-            self._digests.pop(key, None)
+        if standing is None:
             return b""
         known = self._digests.get(key)
         if known is not None and time.time() < known[1]:
@@ -184,18 +294,14 @@ class RecordStorage(DHTLocalStorage):
         records = self.records(key)
         digest = digest_of(records)
         self._digests[key] = digest, min(expires_s for _, _, expires_s in records)
-        if len(self._digests) > 2 * len(self.data) + SWEPT_AT:  # Most are of keys that have expired.
-            self._digests = {key: self._digests[key] for key in self._digests.keys() & self.data.keys()}
         return digest
 
-    def _has_room(self, more: int) -> bool:
-        if self._num_bytes + more <= MAX_BYTES:
-            return True
-        if time.monotonic() - self._counted_s < RECOUNT_S:
-            return False
-        self._counted_s = time.monotonic()
-        self._num_bytes = sum(_charge(value) for key in list(self.data) for _, value, _ in self.records(key))
-        return self._num_bytes + more <= MAX_BYTES
+
+def _dictionary() -> DictionaryDHTValue:
+    """Make a dictionary that lets go of nothing by itself: what it holds is counted."""
+    records = DictionaryDHTValue()
+    records.frozen = True
+    return records
 
 
 def _charge(value: bytes) -> int:

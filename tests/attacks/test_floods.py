@@ -1,4 +1,4 @@
-"""Attacks 15 and 16: more records than a key may hold, and the same one again and again."""
+"""Attacks 15 and 16: more records than a key or a node may hold, and the same one again and again."""
 
 import asyncio
 import os
@@ -11,12 +11,15 @@ from hivemind.dht.routing import DHTID
 from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerID
 
 from dht.hardening.storage import MAX_SUBKEYS
+from dht.ident import Ident, Role, shard_of
 from dht.identity import Identity
-from dht.records import Kind, SignedRecord
+from dht.records import Kind, SignedRecord, seal
+from dht.rules import DEFAULT_RULES
 from dht.swarm import Swarm
 from dht.testnet import testnet
 from dht.work import receipts_key
-from tests.attacks.crowd import key_id, sealed
+from tests.attacks.crowd import key_id, sealed, standing
+from tests.dht.samples import MANIFEST, announcement
 
 P, C, D, ATTACKER = (Identity.ephemeral() for _ in range(4))
 
@@ -55,6 +58,76 @@ async def test_a_flood_fills_one_key_of_its_own_and_nothing_else():
         flooded = await reader.fetch(Kind.RECEIPT, receipts_key(ATTACKER.peer_id, renewed.record.epoch))
         assert len(flooded) == MAX_SUBKEYS
         assert time.monotonic() - began < 30
+
+
+def thrown_away(num_keys: int) -> list[SignedRecord]:
+    """Receipts under so many keys: of every epoch that counts, by providers whom nobody ever meets."""
+    rules, made = DEFAULT_RULES, []
+    epoch = rules.epoch_of(time.time())
+    while len(made) < num_keys:
+        provider = Identity.ephemeral()
+        for past in range(epoch - 56, epoch + 1):
+            began = rules.start_of(past)
+            made.append(sealed(provider, C, epoch=past, t_first=began, t_last=began + 1))
+    return made[:num_keys]
+
+
+def ident(of: Identity) -> SignedRecord:
+    epoch = DEFAULT_RULES.epoch_of(time.time())
+    return seal(Ident(of.peer_id, epoch, epoch, 0, Role.SERVER, ""), of)
+
+
+async def spread(attacker: Swarm, victim: Swarm, records: list[SignedRecord]) -> int:
+    """Store records of many keys at one member; say how many were taken."""
+    stored = await attacker._overlay.store_by_id(
+        PeerID.from_base58(victim.peer_id),
+        [(key_id(each), (each.subkey, each.envelope, each.expires_s)) for each in records],
+    )
+    return sum(stored)
+
+
+async def test_a_stranger_who_fills_every_node_keeps_nobody_else_out(monkeypatch):
+    flood = await asyncio.to_thread(thrown_away, 400)
+    async with testnet(4) as (attacker, *nodes):
+        publisher, _, reader = nodes
+        for node in nodes:
+            monkeypatch.setattr("dht.hardening.storage.MAX_KEYS", 200 + len(node._overlay.protocol.storage))
+            assert await spread(attacker, node, flood) == 200
+        monkeypatch.setattr("dht.hardening.storage.MAX_KEYS", 200)
+        attacker._overlay.protocol.storage.max_subkeys = 0
+        receipt, named = sealed(P, publisher._identity), ident(publisher._identity)
+        offered = seal(announcement(publisher._identity), publisher._identity)
+        assert min(await publisher.store_many([receipt, named])) >= 3
+        assert await publisher.store(offered)
+        assert all(standing(node, each) == each.envelope for node in nodes for each in (receipt, named, offered))
+        for node in nodes:
+            node._overlay.protocol.storage.num_refused = 0
+            assert len(node._overlay.protocol.storage) <= 200 + 3
+            assert await spread(attacker, node, flood[300:]) == 0
+            assert node._overlay.protocol.storage.num_refused == 100
+
+        async with Swarm(Identity.ephemeral(), join=reader.join_code) as newcomer:
+            assert await newcomer.fetch(Kind.RECEIPT, receipts_key(P.peer_id, receipt.record.epoch)) == [receipt.record]
+            assert named.record in await newcomer.fetch(Kind.IDENT, (shard_of(publisher.peer_id),))
+            assert await newcomer.fetch(Kind.ANNOUNCE, (MANIFEST, 0)) == [offered.record]
+
+
+async def test_ids_that_a_stranger_throws_away_keep_nobody_out_of_a_key_that_all_share(monkeypatch):
+    monkeypatch.setattr("dht.hardening.storage.MAX_SUBKEYS", 10)
+    async with testnet(3) as (attacker, victim, publisher):
+        mine = ident(publisher._identity)
+        shard = mine.record.key_parts()
+        flood: list[SignedRecord] = []
+        while len(flood) < 15:
+            thrown = Identity.ephemeral()
+            if shard_of(thrown.peer_id) == shard[0]:
+                flood.append(ident(thrown))
+                await asyncio.sleep(0)
+        assert await spread(attacker, victim, flood) == 10
+        assert await publisher.store(mine)
+        assert standing(victim, mine) == mine.envelope
+        assert await spread(attacker, victim, flood) == 9
+        assert standing(victim, mine) == mine.envelope
 
 
 async def test_a_hundred_thousand_stores_of_the_same_leave_memory_flat():

@@ -73,6 +73,18 @@ async def test_two_holders_that_differ_both_end_with_the_newest():
         assert (caring.num_taken, caring.num_sent) == (1, 1)
 
 
+async def test_what_a_keeper_takes_from_a_member_is_counted_for_that_member():
+    async with testnet(2) as (one, other):
+        signed, mine = sealed(P, C), sealed(P, D)
+        put(one, mine)
+        put(other, signed)
+        await keeper(one).round([key_id(signed)])
+        senders = one._overlay.protocol.storage._tenants
+        assert senders.sender(key_id(signed), signed.subkey) == other._identity.peer_id_bytes
+        given = other._overlay.protocol.storage._tenants
+        assert given.sender(key_id(mine), mine.subkey) == one._identity.peer_id_bytes
+
+
 async def test_a_holder_that_lies_about_what_it_holds_spoils_nothing():
     async with testnet(3) as (holder, liar, fresh):
         signed = sealed(P, C)

@@ -22,10 +22,12 @@ from dht.hardening.protocol import (
     RECORDS_PER_CALL,
     _parts,
     dht_id_of,
+    worth_of,
 )
 from dht.hardening.storage import MAX_SUBKEYS
+from dht.hardening.tenants import Worth
 from dht.identity import Identity
-from dht.records import ManifestRecord, SignedRecord, dht_id, seal
+from dht.records import Envelope, Kind, ManifestRecord, SignedRecord, dht_id, seal
 from tests.dht.samples import announcement, receipt
 from tests.fuzz.answers import KEYS, LONG, MEMBER, STANDING, Node, Peer
 
@@ -197,17 +199,28 @@ def test_nobody_fills_a_key_in_the_names_of_others():
         node.close()
 
 
-def test_one_member_cannot_begin_all_keys_of_a_node(monkeypatch):
-    monkeypatch.setattr("dht.hardening.storage.MAX_KEYS_OF_ONE", 10)
+def test_one_member_who_has_begun_all_keys_of_a_node_makes_room_for_others(monkeypatch):
     node, now_s = Node(), int(time.time())
+    monkeypatch.setattr("dht.hardening.storage.MAX_KEYS", 10 + len(node.protocol.storage))
     attacker, honest = Identity.ephemeral(), Identity.ephemeral()
     try:
         offers = [replace(announcement(attacker, t=now_s), manifest=bytes([number]) * 32) for number in range(40)]
         assert stored_by(node, attacker, *(seal(each, attacker) for each in offers)).count(True) == 10
+        assert node.protocol.storage.num_refused == 30
+        assert len(node.protocol.record_validator._verified) == 10, "the others were refused before they were checked"
         offer = replace(announcement(honest, t=now_s), manifest=bytes([200]) * 32)
         assert stored_by(node, honest, seal(offer, honest)) == [True]
     finally:
         node.close()
+
+
+def test_what_names_its_sender_and_what_proves_something_is_worth_more_than_what_is_only_kept():
+    author, keeper = Identity.ephemeral(), Identity.ephemeral()
+    envelope = seal(announcement(author), author).envelope
+    assert worth_of(author.peer_id_bytes, envelope) is Worth.OWN
+    assert worth_of(keeper.peer_id_bytes, envelope) is Worth.KEPT
+    proof = Envelope(Kind.EQUIVOCATION, author.peer_id_bytes, ()).to_bytes()
+    assert worth_of(author.peer_id_bytes, proof) is worth_of(keeper.peer_id_bytes, proof) is Worth.LASTING
 
 
 def test_a_store_call_is_bounded_by_its_records_however_they_are_packed():
