@@ -31,19 +31,6 @@ def standing(storage: DHTLocalStorage) -> dict[bytes, bytes]:
     return {} if found is None else {subkey: value for subkey, (value, _) in found.value.items()}
 
 
-def test_stock_hivemind_still_has_the_holes_that_this_mends():
-    stock = DHTLocalStorage()
-    stock.store_subkey(KEY, b"owner", b"record", NOW + 60)
-    assert stock.store(KEY, b"plain", NOW + 120)
-    assert stock.get(KEY).value == b"plain"
-    stock.clear()
-    for _ in range(10):
-        stock.store_subkey(KEY, b"owner", b"record", NOW + 60)
-    assert len(stock.get(KEY).value.expiration_heap) == 10
-    with pytest.raises(TypeError):
-        stock.store_subkey(KEY, "owner", b"record", NOW + 60)
-
-
 def test_an_older_record_neither_replaces_nor_shortens_the_standing_one(monkeypatch):
     storage = RecordStorage()
     assert storage.store_subkey(KEY, b"owner", b"new", NOW + 60)
