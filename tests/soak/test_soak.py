@@ -55,13 +55,19 @@ class Soaked(NamedTuple):
 
 @pytest.fixture
 def swarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Soaked]:
-    """Three servers that cannot take all clients at once."""
+    """Three servers that cannot take all clients at once, and count nothing: else who abandons sessions has to wait."""
     monkeypatch.setenv("EFEDLLM_HOME", str(tmp_path / "home"))
     local = build("llama", MODEL, 0)
     directory = tmp_path / "model"
     local.save_pretrained(directory)
     weight_bytes = Checkpoint.open(str(directory)).span_bytes(*SPANS[0], torch.float32)
-    bounds = ["--max-memory", str(WORKING_BYTES + weight_bytes + CACHE_BYTES), "--max-sessions", str(MAX_SESSIONS)]
+    bounds = [
+        "--no-receipts",
+        "--max-memory",
+        str(WORKING_BYTES + weight_bytes + CACHE_BYTES),
+        "--max-sessions",
+        str(MAX_SESSIONS),
+    ]
     with (
         bootstrap(tmp_path / "bootstrap") as (_, join),
         servers(directory, join, SPANS, tmp_path, "--num-threads", "1", *bounds) as processes,
@@ -158,6 +164,7 @@ def left_after_all(process: NodeProcess, within_s: float = FREE_WITHIN_S) -> tup
 def still_serves(swarm: Soaked) -> None:
     """Generate as an honest client and compare with transformers."""
     ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
-    with AutoDistributedModelForCausalLM.from_pretrained(str(swarm.directory), join=swarm.join) as remote:
+    directory = str(swarm.directory)
+    with AutoDistributedModelForCausalLM.from_pretrained(directory, join=swarm.join, receipts=False) as remote:
         settings = {"max_new_tokens": 6, "do_sample": False}
         assert torch.equal(remote.generate(ids, **settings), swarm.local.generate(ids, **settings))
