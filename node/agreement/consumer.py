@@ -212,6 +212,7 @@ class ConsumerAccount:
         own[WorkKind.PREFILL], self._history = self._history, _Own()
         while self._sent and self._sent[0].number <= steps:
             sent = self._sent.popleft()
+            self._since_tokens -= sent.tokens  # Below zero where it is signed for before it is answered.
             mine = own[sent.kind]
             mine.tokens += sent.tokens
             mine.bytes_in += sent.bytes_in
@@ -270,7 +271,7 @@ class ConsumerAccount:
         self._number, self._steps = checkpoint.number, checkpoint.steps
         self._answers[checkpoint.number] = (checkpoint.to_body(), answer)
         self._answers.pop(checkpoint.number - MAX_ANSWERS, None)
-        self._since_tokens, self._due_since_s = 0, None
+        self._due_since_s = None
         self._begins_s = self._sent[0].t if self._sent else float("inf")
         return answer
 

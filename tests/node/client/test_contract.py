@@ -55,6 +55,21 @@ async def test_a_wall_clock_that_jumps_makes_no_stage_late(dealt, monkeypatch):
     assert dealt.ours.overdue() == [0]
 
 
+async def test_a_stage_that_asks_before_a_long_prompt_is_answered_is_not_late_afterwards(dealt, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("node.client.contract.time", clock)
+    shape, payload = (1, 200, HIDDEN), bytes(3200)
+    step = dealt.ours.sent(Step(dealt.session, 0, shape, "float32", payload))
+    dealt.theirs.take(step)
+    dealt.theirs.give(step, (memoryview(payload), shape), "float32")
+    dealt.theirs.count(step, len(payload), 0)
+    await dealt.theirs.check()
+    assert dealt.theirs._account.is_settled
+    dealt.ours.answered(step, Result(dealt.session, 0, shape, "float32", payload))
+    clock.steady_s += CHECKPOINT_TIMEOUT_S + 0.1
+    assert dealt.ours.overdue() == []
+
+
 async def test_who_has_not_asked_for_a_signature_is_noted_when_the_session_ends(dealt, ledger):
     for _ in range(5):
         await dealt.step()
