@@ -37,17 +37,9 @@ from dht.hardening.overlay import Overlay, Placed
 from dht.hardening.protocol import AdmittedProtocol
 from dht.identity import Identity
 from dht.membership.circuits import Circuits, Verdict
+from dht.membership.endpoints import first_listening, tcp_endpoint
 from dht.membership.handshake import MAX_ADDRESSES, membership_key
-from dht.membership.members import (
-    LAST_WORD_S,
-    PEERS_PROTOCOL,
-    Membership,
-    Stream,
-    first_listening,
-    read_message,
-    tcp_endpoint,
-    write_message,
-)
+from dht.membership.members import LAST_WORD_S, PEERS_PROTOCOL, Membership, Stream, read_message, write_message
 from dht.membership.relay import Relay
 from dht.membership.speed import Speed
 from dht.parameters import PUBLIC_NAME, JoinCode, SwarmParameters, parameters_hash, split_address
@@ -73,6 +65,9 @@ MAX_MISSED_S = 8.0
 
 JOIN_S = 10.0
 """Seconds for which peers are asked again to let us in that listen and do not answer in time: they may be busy."""
+
+TWIN_S = 3.0
+"""Seconds for which we ask again where we are said to run already: what was killed just now may not have ended yet."""
 
 REFRESH_S = 60.0
 """Seconds between two looks at our own neighbourhood in the DHT."""
@@ -334,10 +329,14 @@ class Swarm:
         Raises:
             DhtError: Why nobody lets us in.
         """
-        until_s = time.monotonic() + JOIN_S
+        began_s = time.monotonic()
+        until_s = began_s + JOIN_S
         while True:
             try:
                 return await self._greet(peers)
+            except IdentityInUse:
+                if time.monotonic() >= began_s + TWIN_S:
+                    raise
             except PeerUnreachable:
                 is_late = time.monotonic() >= until_s
                 if is_late or await first_listening([transport for transport, _ in self._join]) is None:

@@ -22,7 +22,8 @@ from dht.codec import Fields, Value, decode, encode
 from dht.errors import DhtError, PeerUnreachable
 from dht.identity import peer_id_to_bytes
 from dht.membership.book import CIRCUIT, MAX_ADDRESSES, is_circuit
-from dht.membership.members import Membership, Stream, first_listening, read_message, tcp_endpoint, write_message
+from dht.membership.endpoints import first_listening, tcp_endpoint
+from dht.membership.members import Membership, Stream, read_message, write_message
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ This file does not know the DHT's calls nor what runs over the streams. It runs 
 import asyncio
 import contextlib
 import logging
-import re
 import secrets
 import time
 import weakref
@@ -18,8 +17,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
-
-from hivemind.utils.multiaddr import Multiaddr
 
 from dht.codec import Fields, Value, decode, encode
 from dht.errors import (
@@ -34,6 +31,7 @@ from dht.errors import (
 )
 from dht.identity import PEER_ID_BYTES, peer_id_to_bytes, peer_id_to_str
 from dht.membership.book import AddressBook, is_circuit
+from dht.membership.endpoints import first_listening, is_listening, is_multiaddr, peer_at, tcp_endpoint
 from dht.membership.handshake import (
     HELLO_VERSION,
     MAX_ADDRESS_BYTES,
@@ -72,9 +70,6 @@ MAX_ASKED = 16
 MAX_PEERS_BYTES = 64 * 1024
 """Longest message of the peers protocol."""
 
-PROBE_S = 2.0
-"""Seconds after which an address counts as dead."""
-
 DIRECT_S = 0.8
 """Seconds that a peer's own addresses have, to be heard from and then to connect, before a relay is tried."""
 
@@ -86,7 +81,6 @@ PEERS_IDLE_S = 30.0
 
 _ADMITTED = b"\x01"
 _STRANGER = b"\x00"
-_TCP = re.compile(r"^/(?:ip4|ip6|dns|dns4|dns6)/([^/]+)/tcp/(\d+)$")
 
 
 class Transport(Protocol):
@@ -339,12 +333,15 @@ class Membership:
         await write_message(writer, side.prove(self._card()))
 
     async def _refuse_twins(self, peer_id: str, card: Card) -> None:
-        """Refuse a second live node with one identity; a restarted one, whose old addresses are dead, passes."""
+        """Refuse a second live node with one identity; a restarted one, whose old addresses are dead, passes.
+
+        So does one whose old port somebody else has by now: who listens there must prove to be this peer.
+        """
         known = self._members.get(peer_id)
         if known is None or known.instance == card.instance:
             return
         elsewhere = [address for address in known.addresses if address not in card.addresses]
-        if any(await asyncio.gather(*(is_listening(address) for address in elsewhere))):
+        if any(await asyncio.gather(*(_is_at(peer_id, address) for address in elsewhere))):
             raise RefusedError(Refusal.IDENTITY_IN_USE)
 
     # -- where members are -------------------------------------------------------------------------------------------
@@ -394,7 +391,7 @@ class Membership:
             if peer_id not in await self._transport.connected_peers():
                 await self._connect_round_about(peer_id, self.detour)
             return
-        if addresses and all(_TCP.match(address) for address in addresses):
+        if addresses and all(tcp_endpoint(address) for address in addresses):
             listening = await asyncio.gather(*(is_listening(address) for address in addresses))
             if not any(listening) and peer_id not in await self._transport.connected_peers():
                 raise PeerUnreachable("no one listens there")
@@ -544,56 +541,12 @@ async def read_message(reader: asyncio.StreamReader, max_bytes: int) -> bytes:
     return await reader.readexactly(length)
 
 
-def is_multiaddr(address: str) -> bool:
-    """Say whether text from the network is a multiaddr."""
+async def _is_at(peer_id: str, address: str) -> bool:
+    """Say whether a peer listens at an address, or something that does not say who it is: the peer may be frozen."""
     try:
-        Multiaddr(address).to_bytes()
-    except (ValueError, LookupError, OSError):
-        return False
-    return bool(address)
-
-
-def tcp_endpoint(address: str) -> tuple[str, int] | None:
-    """Give host and port of a TCP multiaddr; None for other transports."""
-    match = _TCP.match(address)
-    return (match.group(1), int(match.group(2))) if match is not None else None
-
-
-async def is_listening(address: str) -> bool:
-    """Say whether something listens at a TCP multiaddr; False for other transports."""
-    endpoint = tcp_endpoint(address)
-    if endpoint is None:
-        return False
-    try:
-        async with asyncio.timeout(PROBE_S):
-            _, writer = await asyncio.open_connection(*endpoint)
-    except (OSError, TimeoutError, ValueError, OverflowError):
-        return False
-    writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
-    return True
-
-
-async def first_listening(addresses: Sequence[str], timeout_s: float = PROBE_S) -> str | None:
-    """Give the address at which something is heard first; None when nothing is in time."""
-
-    async def heard(address: str) -> str | None:
-        return address if await is_listening(address) else None
-
-    probes = [asyncio.get_running_loop().create_task(heard(address)) for address in addresses]
-    try:
-        async with asyncio.timeout(timeout_s):
-            for probe in asyncio.as_completed(probes):
-                if (address := await probe) is not None:
-                    return address
-    except TimeoutError:
-        pass
-    finally:
-        for task in probes:
-            task.cancel()
-        await asyncio.gather(*probes, return_exceptions=True)
-    return None
+        return await peer_at(address) == peer_id
+    except PeerUnreachable:
+        return True
 
 
 def take_peer_id(fields: Fields) -> str:

@@ -24,16 +24,9 @@ from dht.membership.circuits import (
     Verdict,
     splice,
 )
+from dht.membership.endpoints import first_listening, tcp_endpoint
 from dht.membership.handshake import MAX_ADDRESS_BYTES
-from dht.membership.members import (
-    Membership,
-    Stream,
-    first_listening,
-    read_message,
-    take_peer_id,
-    tcp_endpoint,
-    write_message,
-)
+from dht.membership.members import Membership, Stream, read_message, take_peer_id, write_message
 
 MAX_RESERVATIONS = 4096
 """Members that are carried to."""

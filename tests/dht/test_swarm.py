@@ -221,6 +221,29 @@ async def test_a_peer_that_restarted_and_forgot_us_is_greeted_once_more(tmp_path
             assert caller.peer_id in again.members()
 
 
+async def test_a_peer_that_restarted_elsewhere_is_let_in_although_another_one_has_its_old_port_by_now(tmp_path: Path):
+    identity = Identity.load_or_create(tmp_path / "identity")
+    async with Swarm(Identity.ephemeral(), name="lab") as first:
+        join = JoinCode(tuple(first.addresses), "lab")
+        async with Swarm(identity, join=join) as before:
+            (old,) = [address.partition("/p2p/")[0] for address in before.addresses]
+        async with Swarm(Identity.ephemeral(), join=join, listen=[old]), Swarm(identity, join=join) as again:
+            assert first.peer_id in again.members()
+
+
+async def test_a_frozen_node_keeps_its_identity():
+    seed = Identity.ephemeral().seed()
+    async with Swarm(Identity.ephemeral(), name="lab") as first:
+        join = JoinCode(tuple(first.addresses), "lab")
+        async with Swarm(Identity.from_seed(seed), join=join) as frozen:
+            os.kill(frozen._daemon.pid, signal.SIGSTOP)
+            try:
+                with pytest.raises(IdentityInUse):
+                    await Swarm(Identity.from_seed(seed), join=join).__aenter__()
+            finally:
+                os.kill(frozen._daemon.pid, signal.SIGCONT)
+
+
 # -- what goes wrong, and what is said ------------------------------------------------------------------------------
 
 

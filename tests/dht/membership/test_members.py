@@ -7,7 +7,7 @@ import pytest
 
 from dht.errors import PeerUnreachable
 from dht.identity import Identity
-from dht.membership.members import Membership, first_listening, is_listening
+from dht.membership.members import Membership
 
 PEER, RELAY = Identity.ephemeral().peer_id, Identity.ephemeral().peer_id
 CIRCUIT = f"/ip4/192.0.2.1/tcp/1/p2p/{RELAY}/p2p-circuit"
@@ -81,10 +81,3 @@ async def test_nothing_is_tried_while_there_is_a_connection():
     transport.connected = {PEER}
     await membership(transport, CIRCUIT)._reach(PEER)
     assert transport.tried == []
-
-
-async def test_the_address_that_answers_is_found_among_dead_ones(open_address: str):
-    assert await first_listening(["/ip4/127.0.0.1/tcp/9", "/ip4/127.0.0.1/udp/1", open_address]) == open_address
-    assert await first_listening(["/ip4/127.0.0.1/tcp/9"]) is None
-    assert await first_listening([]) is None
-    assert not await is_listening(CIRCUIT)
