@@ -59,6 +59,9 @@ CONNECTED_S = 0.1
 HANDSHAKE_S = 5.0
 """Seconds within which p2pd must say who a new inbound stream is from."""
 
+_ACCEPTING_TURNS = 4
+"""Turns of the event loop in which whoever has connected is accepted, becomes a stream and is closed."""
+
 _P2P_CODE = bytes.fromhex("a50326")  # code 421 and the length 38, as varints
 
 _NOT_ADMITTED = b"not admitted"
@@ -94,18 +97,26 @@ class Control:
         Raises:
             DaemonDied: p2pd does not answer.
         """
-        self._server = await asyncio.start_unix_server(
-            self._on_connection, path=str(self._own_socket), limit=READ_LIMIT_BYTES
-        )
+        await self.listen()
         request = p2pd_pb2.Request(type=p2pd_pb2.Request.PERSISTENT_CONN_UPGRADE)
         _, reader, self._writer = await self._request(request)
         self._spawn(self._read_calls(reader))
         self.peer_id = (await self.identify())[0]
 
+    async def listen(self) -> None:
+        """Take the streams that p2pd hands over; a part of ``open``."""
+        self._server = await asyncio.start_unix_server(
+            self._on_connection, path=str(self._own_socket), limit=READ_LIMIT_BYTES
+        )
+
     async def close(self) -> None:
         """End every stream, call and task of this connection."""
         self._closed = True
         if self._server is not None:
+            # A server of asyncio that closes while it accepts leaves the accepted socket open.
+            self._own_socket.unlink(missing_ok=True)
+            for _ in range(_ACCEPTING_TURNS):
+                await asyncio.sleep(0)
             self._server.close()
         if self._writer is not None:
             self._writer.close()
