@@ -648,6 +648,8 @@ def _add_identity(commands: Commands) -> None:
             "--passphrase-file", metavar="PATH", type=Path, help="read the passphrase here (default: it is asked for)"
         )
     imported.add_argument("--replace", action="store_true", help="put aside the identity that stands here")
+    summary = "end this identity, and let a new one inherit in a swarm what it has earned there"
+    _add_join(_command(actions, "rotate", _rotate_identity, summary))
 
 
 def _show_identity(arguments: Arguments) -> int:
@@ -668,6 +670,15 @@ def _import_identity(arguments: Arguments) -> int:
     from node.run import identity
 
     identity.import_(default_home(), arguments.file, arguments.passphrase_file, replace=arguments.replace)
+    return 0
+
+
+def _rotate_identity(arguments: Arguments) -> int:
+    join = _join(arguments)
+    from node.run.lifetime import run_loop
+    from node.run.rotation import rotate
+
+    run_loop(lambda: rotate(default_home(), join))
     return 0
 
 

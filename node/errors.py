@@ -95,6 +95,10 @@ class NotRunning(UnavailableError):
     """No server of this user runs with the state directory that was named."""
 
 
+class NotStored(UnavailableError):
+    """No member of a swarm keeps a record that we wanted to stand there."""
+
+
 class StageLost(UnavailableError):
     """A stage of a running session is gone."""
 

@@ -177,7 +177,7 @@ def import_(home: Path, source: Path, passphrase_file: Path | None, *, replace: 
     if standing is None:
         _write_first(imported, path)
     else:
-        _replace(imported, path, standing)
+        replace_identity(imported, path, standing)
     _note_backup(home, imported.peer_id)
     sys.stdout.write(f"{imported.peer_id}\n")
     sys.stderr.write(
@@ -214,7 +214,18 @@ def _write_first(imported: Identity, path: Path) -> None:
         raise UserError(f"{standing} has been made in {path} meanwhile; stop what runs there, and pass --replace.")
 
 
-def _replace(imported: Identity, path: Path, standing: str) -> None:
+def replace_identity(imported: Identity, path: Path, standing: str) -> None:
+    """Put an identity in the place of the one that stands at ``path``, which is kept beside it; say so.
+
+    Args:
+        imported: Of that path.
+        path: Of the key file.
+        standing: Peer id of the one that stands there; empty: it cannot be read.
+
+    Raises:
+        IdentityInUse: A node runs with that one.
+        IdentityNotWritten: The directory could not be written.
+    """
     kept = path.with_name(f"{path.name}.{standing[-8:] or 'damaged'}.{secrets.token_hex(2)}")
     with imported.lock():  # of the file that stands there
         imported.write_over(kept)

@@ -31,7 +31,7 @@ from node.run.key_care import look_at_keys
 from node.run.reading_words import contradiction_in_words, nothing_found, plan_in_words, verdict_in_words
 from node.run.receipts import ReceiptsOptions, check_peers, say, show, wanted
 
-_RULES_S = 15.0
+RULES_S = 15.0
 """Seconds that the swarm's rules are waited for: without them nobody can say which epochs there are."""
 
 
@@ -48,7 +48,7 @@ async def run_swarm_receipts(join: JoinCode, options: ReceiptsOptions) -> int:
         EquivocationWatch(swarm) as watch,
         SignatureChecker() as checker,
     ):
-        rules = await swarm.wait_for_rules(_RULES_S)
+        rules = await swarm.wait_for_rules(RULES_S)
         window = epochs(rules, options.since_s, time.time())
         beginning = await _begin(swarm, join, options, window, checker)
         beginning = replace(beginning, providers=tuple(sorted({*beginning.providers, *own})))
