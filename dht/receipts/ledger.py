@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Self
 
 from dht.errors import BadRecord, Contradiction, DhtError, LedgerNotWritten, SeqsSpent
-from dht.receipts import lane_table, receipt_table, reservation_table, standing_table
+from dht.receipts import continuity, lane_table, receipt_table, reservation_table, standing_table
 from dht.receipts.compaction import compact
 from dht.receipts.lane_table import FreeLane
 from dht.receipts.ledger_file import LedgerFile
@@ -31,7 +31,7 @@ from dht.receipts.sound_rows import SoundRows
 from dht.receipts.totals import Change
 from dht.records import SignedRecord, place
 from dht.rules import DEFAULT_RULES, Rules
-from dht.work import Receipt, Slot
+from dht.work import Receipt, Slot, WorkKind
 
 MAX_UNWRITTEN = 4096
 """Receipts that are kept in memory while the disk does not take them."""
@@ -287,9 +287,9 @@ class Ledger:
         before = {receipt.slot: receipt for receipt, _ in self._rows.newest(own, 0, int(since_s))}
         return [Change(receipt, before.get(receipt.slot)) for receipt, _ in after]
 
-    def history_of(self, own: str, consumer: str) -> int:
-        """Count the tokens that a consumer has signed for with us, for the cap on what is served without signature."""
-        return self._store.read(lambda db: receipt_table.total_amount(db, own, consumer))
+    def history_of(self, own: str, consumer: str) -> dict[WorkKind, int]:
+        """Count what a consumer has signed for with us, for the cap on what is served without signature."""
+        return self._store.read(lambda db: receipt_table.total_amounts(db, own, consumer))
 
     def verify(self) -> tuple[int, list[Finding]]:
         """Check every row, also of older receipts; returns how many were checked, and those that were set aside now."""
@@ -350,11 +350,17 @@ class Ledger:
 
     def take_lanes(self, own: str) -> list[FreeLane]:
         """Take the lanes that a consumer may go on with; nobody else is given them until they are put back."""
-        return self._store.write(lambda db: lane_table.take_lanes(db, own))
+        path, now_s = self._store.path, self._clock()
+
+        def is_continued(boot: bytes, t: int) -> bool:
+            return path is not None and continuity.is_continued(path, boot, t, now_s)
+
+        return self._store.write(lambda db: lane_table.take_lanes(db, own, is_continued))
 
     def put_lanes(self, own: str, lanes: Sequence[FreeLane]) -> None:
         """Put lanes back in which everything is signed for, and kept here."""
-        self._store.write(lambda db: lane_table.put_lanes(db, own, lanes))
+        boot, t = continuity.boot_digest(), int(self._clock())
+        self._store.write(lambda db: lane_table.put_lanes(db, own, lanes, boot, t))
 
     def note_model(self, manifest: bytes, name: str) -> None:
         """Remember what a model is called, for people."""

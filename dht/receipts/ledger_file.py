@@ -54,7 +54,7 @@ class LedgerFile:
         if self._is_emptied():
             raise LedgerDamaged("it has been emptied")
         with in_words(self.path):
-            if self.path is not None:
+            if self.path is not None and not self.path.exists():
                 self.path.touch(0o600)  # Who used whom is nobody else's business; SQLite's own files follow.
             connection = _connect(":memory:" if self.path is None else str(self.path))
             try:

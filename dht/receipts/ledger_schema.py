@@ -18,8 +18,9 @@ SCHEMA_VERSION = 1
 APPLICATION_ID = 0x65464C67
 """What ``application_id`` of the file says ("eFLg")."""
 
+# SQLite keeps this text, comments included. While it fits into the first page, damage elsewhere does not reach it.
 _SCHEMA = """
-CREATE TABLE peers (  -- so that a row of receipts costs a few bytes for each of them
+CREATE TABLE peers (  -- so that rows of receipts are short
     id INTEGER PRIMARY KEY,
     peer BLOB NOT NULL UNIQUE  -- binary peer id
 )
@@ -104,7 +105,9 @@ CREATE TABLE free_lanes (  -- lanes of a consumer that no process uses
     end_block INTEGER NOT NULL,
     profile BLOB NOT NULL,
     lane INTEGER NOT NULL,
-    checksum INTEGER NOT NULL  -- CRC-32 of the other columns but the first in canonical form
+    boot BLOB NOT NULL,
+    t INTEGER NOT NULL,
+    checksum INTEGER NOT NULL  -- CRC-32 of the others
 )
 
 CREATE TABLE models (  -- what people call the models that this home has met

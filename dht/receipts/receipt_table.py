@@ -132,15 +132,15 @@ def page(db: sqlite3.Connection, after: int) -> list[Row]:
     return list(_rows(db, f"id > ? AND {_SOUND} ORDER BY id LIMIT ?", (after, PAGE)))
 
 
-def total_amount(db: sqlite3.Connection, provider: str, consumer: str) -> int:
-    """Add up the tokens that a consumer has signed for with a provider that keeps this ledger, over all slots."""
+def total_amounts(db: sqlite3.Connection, provider: str, consumer: str) -> dict[WorkKind, int]:
+    """Add up what a consumer has signed for with a provider that keeps this ledger, over all slots, by kind of work."""
     inner = (
-        f"SELECT max(seq), amount FROM receipts WHERE own = ? AND provider = own AND consumer = ? AND work_kind <> ?"  # noqa: S608 - constants
+        f"SELECT work_kind, max(seq), amount FROM receipts WHERE own = ? AND provider = own AND consumer = ?"  # noqa: S608 - constants
         f" AND {_SOUND} GROUP BY epoch, lane, work_kind"
     )
-    numbers = (_number(db, provider), _number(db, consumer), int(WorkKind.RELAY))
-    (tokens,) = db.execute(f"SELECT sum(amount) FROM ({inner})", numbers).fetchone()  # noqa: S608 - constants
-    return int(tokens or 0)
+    numbers = (_number(db, provider), _number(db, consumer))
+    rows = db.execute(f"SELECT work_kind, sum(amount) FROM ({inner}) GROUP BY work_kind", numbers)  # noqa: S608 - constants
+    return {WorkKind(kind): int(amount) for kind, amount in rows}
 
 
 def owners(db: sqlite3.Connection) -> list[str]:

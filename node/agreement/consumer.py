@@ -27,6 +27,8 @@ from node.errors import StageAtFault
 
 MAX_ANSWERS = 32
 """Answers kept for checkpoints that are sent again."""
+MARK_TOKENS = 16
+"""How exactly it is known when a token was answered: a mark is made after so many."""
 
 
 class _Sent(NamedTuple):
@@ -86,8 +88,11 @@ class ConsumerAccount:
         self._begins_s = float("inf")
         """When the first of what is not signed for was sent."""
         self._answers: dict[int, tuple[bytes, Cosign]] = {}
-        self._since_tokens = 0
-        self._due_since_s: float | None = None
+        self._answered_tokens = self._signed_tokens = 0
+        """Of all steps so far. More may be signed for than is answered: a checkpoint has a way of its own."""
+        self._marks: deque[tuple[int, float]] = deque()
+        """After how many tokens a step was answered, and when, for those whose checkpoint is due and has not come."""
+        self._next_mark = MARK_TOKENS
 
     @property
     def is_settled(self) -> bool:
@@ -96,8 +101,8 @@ class ConsumerAccount:
 
     @property
     def unsigned_tokens(self) -> int:
-        """Tokens that were answered since the stage asked for a signature last."""
-        return self._since_tokens
+        """Tokens that were answered and are in no checkpoint."""
+        return max(0, self._answered_tokens - self._signed_tokens)
 
     @property
     def num_signed(self) -> int:
@@ -139,14 +144,23 @@ class ConsumerAccount:
             tokens: rows times positions.
             now_s: monotonic time, s; the same as in ``is_overdue``.
         """
-        self._since_tokens += tokens
-        if self._due_since_s is None and self._since_tokens >= CHECKPOINT_TOKENS:
-            self._due_since_s = now_s
-        return self._due_since_s is not None
+        self._answered_tokens += tokens
+        if self._answered_tokens >= self._next_mark:
+            self._next_mark = self._answered_tokens + MARK_TOKENS
+            if self._answered_tokens >= self._signed_tokens + CHECKPOINT_TOKENS:
+                self._marks.append((self._answered_tokens, now_s))
+        return bool(self._marks)
 
     def is_overdue(self, now_s: float) -> bool:
-        """Say whether a checkpoint should have come and has not; the stage is then as good as lost."""
-        return self._due_since_s is not None and now_s - self._due_since_s > CHECKPOINT_TIMEOUT_S
+        """Say whether a checkpoint should have come and has not; the stage is then as good as lost.
+
+        One that counts less than was answered when it was due does not help: who signs slowly is late, too.
+        """
+        return bool(self._marks) and now_s - self._marks[0][1] > CHECKPOINT_TIMEOUT_S
+
+    def _forget_marks(self) -> None:
+        while self._marks and self._marks[0][0] < self._signed_tokens + CHECKPOINT_TOKENS:
+            self._marks.popleft()
 
     def check(self, checkpoint: Checkpoint, root: bytes, now_s: float) -> Cosign | None:
         """Check a checkpoint's receipts and sign them.
@@ -212,7 +226,7 @@ class ConsumerAccount:
         own[WorkKind.PREFILL], self._history = self._history, _Own()
         while self._sent and self._sent[0].number <= steps:
             sent = self._sent.popleft()
-            self._since_tokens -= sent.tokens  # Below zero where it is signed for before it is answered.
+            self._signed_tokens += sent.tokens
             mine = own[sent.kind]
             mine.tokens += sent.tokens
             mine.bytes_in += sent.bytes_in
@@ -271,7 +285,7 @@ class ConsumerAccount:
         self._number, self._steps = checkpoint.number, checkpoint.steps
         self._answers[checkpoint.number] = (checkpoint.to_body(), answer)
         self._answers.pop(checkpoint.number - MAX_ANSWERS, None)
-        self._due_since_s = None
+        self._forget_marks()
         self._begins_s = self._sent[0].t if self._sent else float("inf")
         return answer
 

@@ -63,7 +63,7 @@ class ProviderAccount:
         self, lane: Lane, rules: Rules, *, cap: int, every: int, sign: Sign, verify: Verify, reserve: Reserve
     ) -> None:
         self.signed_tokens = 0
-        """Tokens of this session that the consumer has signed for."""
+        """What the consumer has signed for in this session, in tokens that cost as much as decoded ones."""
         self._lane = lane
         self._offer = lane.offer
         self._consumer_id = peer_id_to_bytes(lane.offer.consumer)
@@ -80,7 +80,7 @@ class ProviderAccount:
         self._reserved: dict[tuple[int, WorkKind], int] = {}
         """Numbers that the next receipts have."""
         self._since_tokens = self._since_counted = self._since_exposure = self._last_cost = 0
-        self._unanswered_exposure = 0
+        self._unanswered_exposure = self._signed_exposure = 0
         self._block_left = self._block_tokens = self._block_in = self._block_out = 0
         """Of the open block: tokens that may still be run; tokens and bytes that were, and are in no counter yet."""
         self._block_first_s = self._block_last_s = self._block_until_s = 0.0
@@ -284,7 +284,8 @@ class ProviderAccount:
         self._unanswered.remove(entry)
         self._unanswered_exposure -= entry.exposure
         self._waits_since_s = None
-        self.signed_tokens += entry.tokens
+        self._signed_exposure += entry.exposure
+        self.signed_tokens = self._signed_exposure // UNITS
         self._forget_past_epochs(made)
         pairs = zip(made.signatures, answer.signatures, strict=True)
         return tuple(Envelope(Kind.RECEIPT, body, pair) for body, pair in zip(made.receipts, pairs, strict=True))

@@ -57,7 +57,10 @@ class Agreements(Protocol):
     def reserve(self, slot: Slot, seq: int) -> int:
         """Write down a number before it is signed with."""
 
-    async def end(self, lane: Lane, account: ProviderAccount, standing: Standing, *, is_ours: bool) -> None:
+    def standing(self, consumer: str) -> Standing:
+        """Return how the consumer of an open session stands."""
+
+    async def end(self, lane: Lane, account: ProviderAccount, *, is_ours: bool) -> None:
         """Note how a session has ended."""
 
 
@@ -70,7 +73,6 @@ class Contract:
         opened: Open,
         lane: Lane,
         account: ProviderAccount,
-        standing: Standing,
         signed_tokens: int,
         tell: Tell,
         clock: Callable[[], float],
@@ -83,7 +85,6 @@ class Contract:
         self._opened = opened
         self._lane = lane
         self._account = account
-        self._standing = standing
         self._signed_before = signed_tokens
         self._tell = tell
         self._clock = clock
@@ -101,7 +102,7 @@ class Contract:
         self._has_news = asyncio.Event()
         """Set by every co-signature and voucher."""
         self._is_closed = False
-        self._is_given_up = False
+        self.is_given_up = False
         """Whether the client has left it unsigned while it wanted others to go on."""
         self._asked_s: float | None = None
         """Since when a checkpoint has been without its answer."""
@@ -116,7 +117,7 @@ class Contract:
 
     def has_room(self, step: Step) -> bool:
         """Say whether a step may be run without asking ``allow``."""
-        return not self._is_given_up and self._account.has_room(kind_of(step), step.shape[0] * step.shape[1])
+        return not self.is_given_up and self._account.has_room(kind_of(step), step.shape[0] * step.shape[1])
 
     @property
     def may_be_due(self) -> bool:
@@ -130,10 +131,10 @@ class Contract:
             Refused: the client does not sign for what it was served.
             UnavailableError: the session has ended, or the client is gone.
         """
-        while self._is_given_up or not self._can_run(step):
+        while self.is_given_up or not self._can_run(step):
             if self._is_closed:
                 raise UnavailableError("The session has ended.")
-            if self._is_given_up:
+            if self.is_given_up:
                 raise _unsigned()
             await self.check()
             await self._press_others()
@@ -149,13 +150,13 @@ class Contract:
             signed_tokens = max(contract.signed_tokens for contract in all_open)
         else:
             others, signed_tokens = 0, self.signed_tokens
-        most = self._standing.cap_of_all(signed_tokens)
+        most = self._contracts.standing(self.consumer).cap_of_all(signed_tokens)
         return self._account.can_run(kind, tokens, time.monotonic(), others=others, most=most)
 
     @property
     def exposure(self) -> int:
         """What was served and may still be signed for, in sixteenths of a token."""
-        return 0 if self._is_given_up else self._account.exposure
+        return 0 if self.is_given_up else self._account.exposure
 
     @property
     def signed_tokens(self) -> int:
@@ -165,20 +166,19 @@ class Contract:
     @property
     def is_late(self) -> bool:
         """Whether the client was asked for signatures long ago."""
-        if self._asked_s is None or self._is_given_up:
+        if self._asked_s is None or self.is_given_up:
             return False
         return time.monotonic() - self._asked_s > COSIGN_TIMEOUT_S - 2 * _LOOK_S
 
     def give_up(self) -> None:
         """Expect no more signatures, and run no more steps."""
-        self._is_given_up = True
+        self.is_given_up = True
 
     def _give_up_late_ones(self) -> bool:
         """Give up other sessions that the client does not sign for, lost ones perhaps; say whether there were any."""
         late = [other for other in self._contracts.of(self.consumer) if other is not self and other.is_late]
         for other in late:
             other.give_up()
-        self._standing = Standing(self._standing.unsigned_ends + len(late))
         return bool(late)
 
     async def _press_others(self) -> None:
@@ -344,7 +344,7 @@ class Contract:
             self._is_closed = True
             self._contracts.forget(self)
             self._has_news.set()
-            await self._contracts.end(self._lane, self._account, self._standing, is_ours=is_ours)
+            await self._contracts.end(self._lane, self._account, is_ours=is_ours and not self.is_given_up)
 
 
 def _unsigned() -> Refused:

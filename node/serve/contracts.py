@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 
 from dht.errors import DhtError, SeqsSpent
 from dht.identity import Identity, verify
@@ -16,7 +16,7 @@ from dht.receipts.ledger import Ledger
 from dht.receipts.reservation_table import UnsignedEnd
 from dht.rules import Rules
 from dht.work import Slot, WorkKind
-from node.agreement.exposure import Standing, tokens_between_checkpoints
+from node.agreement.exposure import UNITS, Standing, exposure_of, tokens_between_checkpoints
 from node.agreement.offers import Lane, LaneBook, Offer, profile_digest, read_offer
 from node.agreement.provider import ProviderAccount
 from node.errors import Refused
@@ -46,6 +46,8 @@ class Contracts:
         self._lanes = LaneBook()
         self._open: dict[str, set[Contract]] = {}
         """By consumer."""
+        self._unsigned_ends: dict[str, int] = {}
+        """What the ledger holds, or will, against the consumers of open sessions."""
 
     async def begin(self, opened: Open, client: str, weights: str, tell: Tell) -> Contract:
         """Agree on a session.
@@ -77,7 +79,7 @@ class Contracts:
         offer = read_offer(opened.offer, opened.offer_signature, wanted, verify, now_s)
         epoch = self._rules.epoch_of(now_s)
         signed_tokens, was_used, (num_unsigned, since_s) = await self._history(client, epoch, offer.lane)
-        standing = Standing(num_unsigned)
+        standing = Standing(self._unsigned_ends[client] if client in self._open else num_unsigned)
         if (wait_s := standing.wait_s(now_s - since_s)) > 0:
             raise Refused(
                 "unsigned",
@@ -96,7 +98,8 @@ class Contracts:
             verify=verify,
             reserve=self.reserve,
         )
-        contract = Contract(self, opened, lane, account, standing, signed_tokens, tell, self._clock)
+        contract = Contract(self, opened, lane, account, signed_tokens, tell, self._clock)
+        self._unsigned_ends.setdefault(client, standing.unsigned_ends)
         self._open.setdefault(client, set()).add(contract)
         return contract
 
@@ -107,7 +110,7 @@ class Contracts:
         try:
             return await self.desk.ask(
                 lambda held: (
-                    held.history_of(own, client),
+                    _worth_of(held.history_of(own, client)),
                     any(held.newest_of(own, slot) is not None for slot in slots),
                     held.standing(own, client),
                 )
@@ -118,6 +121,11 @@ class Contracts:
     def of(self, consumer: str) -> Set[Contract]:
         """Return the agreements about a consumer's open sessions, as they are at any time."""
         return self._open.get(consumer, frozenset())
+
+    def standing(self, consumer: str) -> Standing:
+        """Return how a consumer of open sessions stands: those that are given up count as ended, for all the others."""
+        given_up = sum(contract.is_given_up for contract in self.of(consumer))
+        return Standing(self._unsigned_ends.get(consumer, 0) + given_up)
 
     def forget(self, contract: Contract) -> None:
         """Note that a session is not open any more."""
@@ -137,12 +145,19 @@ class Contracts:
         except DhtError as error:
             raise _unable(error) from error
 
-    async def end(self, lane: Lane, account: ProviderAccount, standing: Standing, *, is_ours: bool) -> None:
+    async def end(self, lane: Lane, account: ProviderAccount, *, is_ours: bool) -> None:
         """Note how a session has ended; ``is_ours``: this server has ended it, so its consumer is not to blame."""
         is_settled = account.is_settled
         self._lanes.close(lane, is_settled=is_settled)
         own, consumer = self.desk.own, lane.offer.consumer
-        change = standing.change(is_settled=is_settled, signed_tokens=account.signed_tokens, cap=account.cap)
+        before = Standing(self._unsigned_ends.get(consumer, 0))
+        change = before.change(is_settled=is_settled, signed_tokens=account.signed_tokens, cap=account.cap)
+        if change > 0 and is_ours:
+            change = 0
+        if consumer in self._open:
+            self._unsigned_ends[consumer] = before.unsigned_ends + change
+        else:
+            self._unsigned_ends.pop(consumer, None)
         end = UnsignedEnd(
             consumer,
             peer_provides=False,
@@ -154,7 +169,7 @@ class Contracts:
         def note(held: Ledger) -> None:
             if not is_settled:
                 held.note_unsigned_end(own, end)
-            if change < 0 or (change > 0 and not is_ours):
+            if change:
                 held.change_unsigned(own, consumer, change)
 
         await self.desk.noted(note)
@@ -162,6 +177,11 @@ class Contracts:
     async def drained(self) -> None:
         """Wait until the ledger has taken everything."""
         await self.desk.drained()
+
+
+def _worth_of(amounts: Mapping[WorkKind, int]) -> int:
+    """Return how many decoded tokens it would have cost to earn the trust that signed work earns."""
+    return sum(exposure_of(kind, amount) for kind, amount in amounts.items() if kind is not WorkKind.RELAY) // UNITS
 
 
 def _unable(error: DhtError) -> Refused:

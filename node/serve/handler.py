@@ -483,10 +483,15 @@ class Handler:
         return len(idle)
 
 
+_OUR_REFUSALS = frozenset({"draining", "busy", "failed", "lane"})
+"""What ends a session whatever its client does. All other codes its client can bring about at will: it would have
+worked for nothing as often as it liked."""
+
+
 def _is_ours(error: NodeError | None) -> bool:
     """Say whether a session that ends by ``error`` ends by this server's doing; None: its client has ended it."""
     if isinstance(error, Refused):
-        return error.code not in ("unsigned", "idle")
+        return error.code in _OUR_REFUSALS
     return isinstance(error, ComputeFailed)
 
 

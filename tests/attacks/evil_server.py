@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import sys
+import time
 from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
@@ -91,6 +92,30 @@ def _lies() -> None:
     Outlets.hand_on = hand_on  # type: ignore[method-assign]
 
 
+def _dawdles() -> None:
+    """Give other outputs than it computes, wait for no signatures, and every 3 s sign for one step."""
+    _lies()
+    genuine_check, genuine_count = Contract.check, Contract.count
+    uncounted: list[tuple[Contract, tuple[Any, ...]]] = []
+    counted_s = [0.0]
+
+    async def allow(self: Contract, step: Any) -> None:
+        pass
+
+    def count(self: Contract, *arguments: Any) -> None:
+        uncounted.append((self, arguments))
+
+    async def check(self: Contract, *, is_last: bool = False) -> None:
+        own = [entry for entry in uncounted if entry[0] is self]
+        if own and time.monotonic() - counted_s[0] > 3.0:
+            counted_s[0] = time.monotonic()
+            uncounted.remove(own[0])
+            genuine_count(self, *own[0][1])
+            await genuine_check(self, is_last=True)
+
+    Contract.allow, Contract.count, Contract.check = allow, count, check  # type: ignore[method-assign]
+
+
 _BEHAVIOURS: dict[str, Callable[[], None]] = {
     "silent": _silent,
     "stalls": _stalls,
@@ -98,6 +123,7 @@ _BEHAVIOURS: dict[str, Callable[[], None]] = {
     "inflates": _inflates,
     "mishashes": _mishashes,
     "lies": _lies,
+    "dawdles": _dawdles,
 }
 
 

@@ -17,6 +17,7 @@ import node.serve.contract as contract_module
 from dht.errors import DhtError, PeerUnreachable
 from dht.identity import Identity
 from dht.rules import Rules
+from dht.work import WorkKind
 from node.errors import ComputeFailed
 from node.serve.admission import Served
 from node.serve.contracts import Contracts
@@ -218,6 +219,7 @@ class FakeLedger:
         self.signed_tokens = 0
         self.envelopes: deque[bytes] = deque(maxlen=64)
         self.unsigned_ends = 0
+        self.standing_changes: deque[int] = deque(maxlen=64)
         self.last: dict[object, int] = {}
         self.fault: DhtError | None = None
         """Raised by everything that is asked of it."""
@@ -242,9 +244,9 @@ class FakeLedger:
             raise self.fault
         return question(self)
 
-    def history_of(self, own: str, consumer: str) -> int:
+    def history_of(self, own: str, consumer: str) -> dict[WorkKind, int]:
         del own, consumer
-        return self.signed_tokens
+        return {WorkKind.DECODE: self.signed_tokens}
 
     def newest_of(self, own: str, slot: object) -> None:
         del own, slot
@@ -266,7 +268,8 @@ class FakeLedger:
         self.unsigned_ends += 1
 
     def change_unsigned(self, own: str, consumer: str, change: int) -> None:
-        del own, consumer, change
+        del own, consumer
+        self.standing_changes.append(change)
 
 
 class Serving:

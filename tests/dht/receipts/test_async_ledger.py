@@ -9,6 +9,7 @@ from dht.errors import BadRecord, Contradiction, LedgerNotWritten
 from dht.receipts.async_ledger import AsyncLedger, OwnReceipts
 from dht.receipts.ledger import Ledger
 from dht.receipts.reservation_table import UnsignedEnd
+from dht.work import WorkKind
 from tests.dht.receipts.ledger_kit import CONSUMER, OWN, envelope, made
 from tests.dht.samples import EPOCH, EPOCH_BEGAN, MANIFEST
 
@@ -107,7 +108,7 @@ async def test_questions_and_notes_go_to_the_ledger(ledger):
     async with AsyncLedger(ledger) as front:
         await front.append(ME, envelope())
         await front.note_unsigned_end(ME, end)
-        assert await front.ask(lambda held: held.history_of(ME, CONSUMER.peer_id)) == 64
+        assert await front.ask(lambda held: held.history_of(ME, CONSUMER.peer_id)) == {WorkKind.DECODE: 64}
         assert await front.ask(lambda held: held.unsigned(ME)) == [end]
 
 

@@ -123,8 +123,9 @@ def test_history_counts_what_one_consumer_has_signed_for(path):
         ledger.append(ME, seal(replace(made(lane=9), work_kind=WorkKind.RELAY, work=64), OWN, CONSUMER).envelope)
         ledger.append(ME, envelope(CONSUMER, OWN))
         ledger.append(ME, envelope(OWN, OTHER))
-        assert ledger.history_of(ME, CONSUMER.peer_id) == 3 * 64 + 64 + 100
-        assert ledger.history_of(ME, Identity.ephemeral().peer_id) == 0
+        amounts = {WorkKind.DECODE: 3 * 64 + 64, WorkKind.PREFILL: 100, WorkKind.RELAY: 64}
+        assert ledger.history_of(ME, CONSUMER.peer_id) == amounts
+        assert ledger.history_of(ME, Identity.ephemeral().peer_id) == {}
 
 
 def test_changes_since_a_moment_leave_out_what_was_counted_before(path):
@@ -377,7 +378,7 @@ def test_a_row_that_differs_from_its_envelope_is_made_again_from_it(path, what):
     with Ledger.open(path, since_s=0.0) as ledger:
         ledger.verify()
         assert kept(ledger) == [envelope(seq=2)]
-        assert ledger.history_of(ME, CONSUMER.peer_id) == 128
+        assert ledger.history_of(ME, CONSUMER.peer_id) == {WorkKind.DECODE: 128}
         (notice,) = ledger.notices
         assert "made again from its signed envelope" in notice
         assert (len(ledger.set_aside()), ledger.lost()) == (1, [])

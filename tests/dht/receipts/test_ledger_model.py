@@ -1,6 +1,7 @@
 """A ledger against a dictionary that never forgets, under whatever is done to it."""
 
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from hypothesis import settings
@@ -82,7 +83,10 @@ class LedgerAndModel(RuleBasedStateMachine):
             assert {receipt.slot: (receipt.seq, receipt.amount) for receipt in found} == newest
             assert len(found) == len(newest)
             for peer in (CONSUMER.peer_id, OTHER.peer_id):
-                signed_for = sum(amount for slot, (_, amount) in newest.items() if slot.consumer == peer)
+                signed_for: Counter[WorkKind] = Counter()
+                for slot, (_, amount) in newest.items():
+                    if slot.consumer == peer:
+                        signed_for[slot.work_kind] += amount
                 assert ledger.history_of(ME, peer) == signed_for
 
 

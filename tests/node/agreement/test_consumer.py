@@ -192,6 +192,35 @@ def test_a_checkpoint_makes_a_stage_punctual_again():
     assert not dealing.consumer.is_overdue(NOW + 60)
 
 
+def test_a_provider_that_counts_less_than_was_due_is_late_all_the_same():
+    dealing = Dealing()
+    for number in range(1, 201):
+        dealing.consumer.sent(number, DECODE, 1, 10, 20, NOW)
+        dealing.consumer.answered(1, NOW + number / 20)
+    for slow in range(1, 4):
+        dealing.provider.count(DECODE, 1, 10, 20, NOW)
+        dealing.steps = slow
+        dealing.settle()
+    assert dealing.consumer.num_signed == 3
+    assert dealing.consumer.unsigned_tokens == 197
+    assert not dealing.consumer.is_overdue(NOW + 80 / 20 + 5), "the 80th token was the last one to wait for"
+    assert dealing.consumer.is_overdue(NOW + 80 / 20 + 5.1)
+
+
+def test_a_provider_whose_checkpoints_all_take_four_seconds_is_not_late():
+    dealing, made = Dealing(), []
+    for number in range(1, 1001):
+        now_s = NOW + number / 20
+        dealing.step(DECODE, 1, now_s)
+        dealing.consumer.answered(1, now_s)
+        if number % 64 == 0:
+            made.append((now_s + 4, dealing.checkpoint()))
+        if made and made[0][0] <= now_s:
+            dealing.provider.cosigned(dealing.consumer.check(made.pop(0)[1], dealing.root, now_s))
+        assert not dealing.consumer.is_overdue(now_s)
+    assert dealing.consumer.num_signed == 14 * 64
+
+
 def test_a_receipt_of_an_epoch_that_has_passed_is_not_signed_anew():
     dealing, later = Dealing(), BEGAN + RULES.epoch_s + 1.0
     dealing.step(DECODE, 64, later)

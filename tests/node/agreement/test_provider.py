@@ -121,7 +121,7 @@ def test_a_client_that_signs_what_it_is_asked_for_is_never_stuck(steps):
         dealing.settle()
     assert dealing.provider.is_settled
     assert dealing.consumer.is_settled
-    assert dealing.provider.signed_tokens == sum(tokens for _, tokens in steps)
+    assert dealing.provider.signed_tokens == sum(exposure_of(kind, tokens) for kind, tokens in steps) // UNITS
 
 
 def test_a_checkpoint_is_due_after_64_tokens_and_at_the_end():

@@ -1,5 +1,7 @@
 """A client's side of its sessions: who is late by which clock, whom it notes, and what it keeps to run again."""
 
+import copy
+import shutil
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,7 +11,7 @@ import pytest
 from dht.errors import LedgerNotWritten
 from dht.identity import Identity
 from dht.receipts.ledger import Ledger
-from dht.work import Slot, WorkKind
+from dht.work import Receipt, Slot, WorkKind
 from node.agreement.exposure import CHECKPOINT_TIMEOUT_S
 from node.client.contract import Handed, SessionContract
 from node.client.route import Stage
@@ -296,6 +298,35 @@ async def test_a_client_that_starts_again_goes_on_in_its_lane_and_is_signed_for(
         (signed,) = theirs.newest(SERVER.peer_id)
     assert lanes == [lanes[0]] * 3
     assert (signed.record.sessions, signed.record.amount) == (3, 60)
+
+
+async def test_a_client_whose_ledger_was_put_back_gives_an_evil_server_nothing_to_contradict(tmp_path, monkeypatch):
+    monkeypatch.setattr("dht.receipts.continuity.SETTLING_S", 1)
+    home, backup, signed = tmp_path / "own", tmp_path / "backup", list[Receipt]()
+    server = contracts(SERVER, Ledger.open(None), time.time)
+    server.reserve = lambda slot, seq: seq  # Evil: it counts from wherever it likes.
+
+    async def work(session, tokens):
+        with Ledger.open(home) as own:
+            ours = dealings(CLIENT, own, time.time)
+            await ours.take_lanes()
+            dealt = await Dealt(server, ours, CLIENT, SERVER).open(session)
+            await dealt.step(tokens)
+            await dealt.close()
+            await ours.close()
+            signed.extend(signed.record for signed in own.newest(CLIENT.peer_id))
+
+    await work(bytes(16), 3)
+    shutil.copy(home, backup)
+    as_it_was = copy.deepcopy(server._lanes)
+    await work(b"1" * 16, 5)
+    time.sleep(2.1)  # Times in the ledger are whole seconds.
+    shutil.copy(backup, home)
+    server._lanes = as_it_was
+    await work(b"2" * 16, 7)
+    said = {(receipt.slot, receipt.seq, receipt.to_body()) for receipt in signed}
+    assert len({(slot, seq) for slot, seq, _ in said}) == len(said) == 3
+    assert len({slot.lane for slot, *_ in said}) == 2
 
 
 async def test_the_lane_of_a_client_that_was_killed_is_not_taken_again(tmp_path):

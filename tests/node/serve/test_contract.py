@@ -29,7 +29,8 @@ def opening(serving, client=CLIENT, session=SESSION, lane=7, **changes):
     fields = {"start": 0, "end": NUM_BLOCKS, "batch": 1, "left_padding": (), "max_length": 200, "codec": "float32"}
     fields |= {"previous": client.peer_id, "next": "", "next_addresses": (), **changes}
     profile, now = profile_digest("float32", "float32"), int(serving.clock.time())
-    offer = Offer(session, client.peer_id, SERVER.peer_id, MANIFEST, 0, NUM_BLOCKS, profile, lane, 200, now).to_body()
+    most = fields["batch"] * fields["max_length"]
+    offer = Offer(session, client.peer_id, SERVER.peer_id, MANIFEST, 0, NUM_BLOCKS, profile, lane, most, now).to_body()
     return Open(session, MANIFEST, offer=offer, offer_signature=client.sign(Domain.OFFER, offer), **fields)
 
 
@@ -92,6 +93,21 @@ def test_a_client_that_signs_is_served_on_and_the_ledger_has_what_it_signed(serv
     control.sends(framed(Close(SESSION)))
     serving.turn(5.0)
     assert serving.ledger.unsigned_ends == 1
+
+
+def test_a_client_cannot_leave_a_session_unsigned_by_the_server_s_doing(serving):
+    control = control_of(serving, max_length=1200)
+    serving.turn(1.0)
+    push = serving.open_stream(CLIENT)
+    for position in range(14):
+        push.sends(framed(step(position)))
+        serving.turn(0.02)
+    push.sends(framed(Step(SESSION, 14, (2, 1, HIDDEN), "float32", bytes(8 * HIDDEN), rows=(0, 0))))
+    serving.turn(1.0)
+    refusal = control.frames()[-1]
+    assert isinstance(refusal, Refuse)
+    assert refusal.code in ("too_long", "full")
+    assert list(serving.ledger.standing_changes) == [1], "it is as if it had not signed at all"
 
 
 FAULTS = {"lane": SeqsSpent("The lane has no numbers left."), "failed": LedgerNotWritten("The disk is full.")}

@@ -7,6 +7,7 @@ import pytest
 
 from dht.identity import Identity
 from dht.receipts.ledger import Ledger
+from dht.work import WorkKind
 from node.errors import Refused
 from node.serve import contract
 from tests.node.serve.contracted import Dealt, contracts, dealings
@@ -74,18 +75,36 @@ async def test_a_consumer_with_history_is_served_64_tokens_ahead_and_half_as_man
     assert [await town.session(100, signs=False) for _ in range(3)] == [64, 32, 16]
 
 
-async def test_sessions_at_the_same_time_are_not_served_ahead_more_than_one(town):
+@pytest.mark.parametrize(("num_signed", "most"), [(0, 16 + 8 + 4 + 2 + 36), (300, 75 + 32 + 16 + 8 + 4 + 2 + 34)])
+async def test_many_sessions_at_the_same_time_get_no_more_ahead_than_as_many_one_after_the_other(
+    town, num_signed, most
+):
+    if num_signed:
+        await town.session(num_signed)
     sessions = [
-        await Dealt(town.contracts, town.dealings, CLIENT, SERVER, signs=False).open(bytes([number]) * 16)
-        for number in range(4)
+        await Dealt(town.contracts, town.dealings, CLIENT, SERVER, signs=False).open(number.to_bytes(16, "big"))
+        for number in range(40)
     ]
     served = 0
     for dealt in sessions:
         with contextlib.suppress(Refused):
-            for _ in range(40):
+            for _ in range(100):
                 await dealt.step()
                 served += 1
-    assert served == 16 + 3 * 8, "those that are waited for in vain count as ended unsigned"
+    assert served <= most, "those that are waited for in vain count as ended unsigned, for all that are open"
+    for dealt in sessions:
+        await dealt.theirs.close(is_ours=True)
+    await town.contracts.drained()
+    assert town.ledger.num_unsigned(SERVER.peer_id, CLIENT.peer_id) == 16, "as many as are counted"
+    assert town.contracts.standing(CLIENT.peer_id).unsigned_ends == 0, "nothing is kept of who has no session"
+
+
+async def test_long_prompts_that_are_signed_for_buy_a_sixteenth_of_what_decoded_tokens_do(town):
+    dealt = await Dealt(town.contracts, town.dealings, CLIENT, SERVER).open()
+    for _ in range(5):
+        await dealt.step(200)
+    await dealt.close()
+    assert await town.session(100, signs=False) == 16, "1000 tokens of prompt are worth 62, which is no history"
 
 
 async def test_a_client_whose_lost_session_stays_unsigned_is_served_in_another_one(town):
@@ -109,7 +128,7 @@ async def test_sessions_at_the_same_time_of_a_client_that_signs_all_go_on(town):
             await dealt.step()
     for dealt in sessions:
         await dealt.close()
-    assert town.ledger.history_of(SERVER.peer_id, CLIENT.peer_id) == 400
+    assert town.ledger.history_of(SERVER.peer_id, CLIENT.peer_id) == {WorkKind.DECODE: 400}
 
 
 async def test_sessions_in_which_nothing_is_served_mend_nothing(town):
