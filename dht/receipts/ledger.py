@@ -104,6 +104,8 @@ class Ledger:
         except OSError as error:
             raise LedgerNotWritten(f"The ledger {path} cannot be read ({error.strerror}).") from error
         if not is_there:
+            if path.parent.exists() and not path.parent.is_dir():
+                raise LedgerNotWritten(f"{path.parent} is a file; name a directory in EFEDLLM_HOME.")
             return cls.open(None, clock=clock)
         try:
             return cls.open(path, since_s=FOREVER_S, clock=clock, tell=tell)

@@ -9,9 +9,12 @@ import asyncio
 import random
 import sys
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+from rich.console import Console
+from rich.status import Status
 
 from dht.directory import read_models
 from dht.identity import Identity
@@ -50,12 +53,13 @@ async def run_swarm_receipts(join: JoinCode, options: ReceiptsOptions) -> int:
     ):
         rules = await swarm.wait_for_rules(RULES_S)
         window = epochs(rules, options.since_s, time.time())
-        beginning = await _begin(swarm, join, options, window, checker)
+        with _busy("looking for snapshots and providers"):
+            beginning = await _begin(swarm, join, options, window, checker)
         beginning = replace(beginning, providers=tuple(sorted({*beginning.providers, *own})))
         for verdict in beginning.verdicts:
             sys.stderr.write(f"{verdict_in_words(verdict)}\n")
         sys.stderr.write(f"{plan_in_words(beginning)}\n")
-        held = [signed async for signed in complete(swarm, beginning, checker)]
+        held = await _all(complete(swarm, beginning, checker))
         for peer in watch.accused:
             sys.stderr.write(f"{contradiction_in_words(peer)}\n")
         names = {model.manifest: model.name for model in await read_models(swarm)}
@@ -63,6 +67,20 @@ async def run_swarm_receipts(join: JoinCode, options: ReceiptsOptions) -> int:
         sys.stderr.write(f"{await asyncio.to_thread(refill, options.home, own, held)}\n")
     show(options, wanted([signed.record for signed in held], options), names, nothing_found(period_s(rules)))
     return OK
+
+
+async def _all(receipts: AsyncIterator[SignedRecord]) -> list[SignedRecord]:
+    """Take all that is read; say on a terminal how much that is so far, since strangers decide how much there is."""
+    held: list[SignedRecord] = []
+    with _busy("reading receipts") as shown:
+        async for signed in receipts:
+            held.append(signed)
+            shown.update(f"reading receipts: {len(held)}")
+    return held
+
+
+def _busy(words: str) -> Status:
+    return Console(stderr=True).status(words)
 
 
 async def _begin(

@@ -253,3 +253,14 @@ def test_no_epoch_is_asked_for_that_the_dht_holds_no_more():
     assert epochs(rules, EPOCH_BEGAN - 1, now_s) == range(EPOCH - 1, EPOCH + 1)
     assert epochs(rules, 0, now_s) == range(EPOCH - 56, EPOCH + 1)
     assert epochs(Rules(epoch_s=5, window_epochs=8), None, 20) == range(5)
+
+
+@pytest.mark.parametrize("command", ["receipts", "statement"])
+def test_a_file_in_the_place_of_the_home_is_named_and_not_taken_for_an_empty_ledger(
+    tmp_path, command, monkeypatch, capsys
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("EFEDLLM_HOME", str(tmp_path / "file"))
+    assert main([command]) == 30
+    said = capsys.readouterr()
+    assert (said.out, "name a directory in EFEDLLM_HOME" in said.err) == ("", True)
