@@ -1,0 +1,14 @@
+"""Scores of whole swarms are computed in time; the benchmark prints the figures."""
+
+import json
+
+import bench_reputation
+
+
+def test_a_swarm_of_two_hundred_is_scored_in_under_a_second(capsys):
+    assert bench_reputation.main(["--rounds", "3", "--sizes", "small"]) == 0
+    line = json.loads(capsys.readouterr().out)
+    assert line["bench"] == "reputation"
+    figures = line["small"]
+    assert (figures["peers"], figures["receipts"]) == (200, 28_000)
+    assert 0 < figures["reference_s"] < figures["score_s_min"] < 1
