@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from dht.calibration import Threshold
 from dht.identity import Identity, peer_id_to_bytes, peer_id_to_str, verify
 from dht.records import Envelope, dht_id, key_bytes, seal
 from dht.rules import Rules
@@ -29,6 +30,8 @@ def as_field(of_type, value):
         return bytes.fromhex(value)
     if isinstance(of_type, type) and issubclass(of_type, enum.Enum):
         return of_type(value)
+    if of_type == tuple[Threshold, ...]:
+        return tuple(map(Threshold._make, value))
     if isinstance(value, list):
         return tuple(as_field(None, item) for item in value)
     return value
