@@ -1,0 +1,8 @@
+"""Where everyone stands by what is on the DHT: records in, scores of ``dht.reputation`` out, as long as a node runs.
+
+workbook     what receipts add up to           proofs       what stands on the DHT beside receipts
+epoch_reader one kind, each closed epoch once  work_reader  receipts into a workbook
+proof_reader all other kinds into proofs
+gathering    all of it as evidence             board        scores that are kept fresh
+snapshot_scores  the digest that bootstraps publish
+"""
