@@ -4,5 +4,6 @@ workbook     what receipts add up to           proofs       what stands on the D
 epoch_reader one kind, each closed epoch once  work_reader  receipts into a workbook
 proof_reader all other kinds into proofs
 gathering    all of it as evidence             board        scores that are kept fresh
+ranks        scores in a word each             precedence   who is served first under load
 snapshot_scores  the digest that bootstraps publish
 """

@@ -22,7 +22,7 @@ from dht.reputation import DEFAULT_SCORE_RULES, Evidence, ScoreRules, Scores, sc
 from dht.rules import Rules
 from dht.standing.gathering import evidence_of
 from dht.standing.proof_reader import ProofReader
-from dht.standing.proofs import Judge, Proofs, unjudged
+from dht.standing.proofs import Judge, Judged, Proofs, unjudged
 from dht.standing.work_reader import WorkReader
 from dht.standing.workbook import Contribution, Workbook, contributions
 from dht.swarm import Swarm
@@ -35,6 +35,7 @@ class Standings:
     scores: Scores
     evidence: Evidence  # what the scores were computed from
     proofs: Proofs  # the records behind it, besides receipts
+    judged: Judged  # what has become of the claims among these
     contributions: Mapping[str, Contribution]  # by peer: what it gave and took in the window
 
 
@@ -109,8 +110,9 @@ def standings_of(
     book: Workbook, proofs: Proofs, judge: Judge, anchors: Sequence[str], epoch: int, rules: ScoreRules
 ) -> Standings:
     """Compute what follows from records by the end of ``epoch``: pure, and seconds where there are many."""
-    evidence = evidence_of(book, proofs, judge(proofs), epoch)
-    return Standings(score(evidence, anchors, epoch, rules), evidence, proofs, contributions(evidence.works))
+    judged = judge(proofs)
+    evidence = evidence_of(book, proofs, judged, epoch)
+    return Standings(score(evidence, anchors, epoch, rules), evidence, proofs, judged, contributions(evidence.works))
 
 
 def anchors_of(parameters: SwarmParameters | None) -> tuple[str, ...]:

@@ -28,6 +28,16 @@ class Proofs:
     verdicts: tuple[Verdict, ...] = ()
 
 
+class Case(NamedTuple):
+    """One claim, for people."""
+
+    accuser: str
+    accused: str
+    epoch: int  # in which it was made
+    state: str  # "upheld", "rejected", "open", or "local": nothing follows from it for others
+    why: str  # one sentence
+
+
 class Judged(NamedTuple):
     """What has become of claims."""
 
@@ -35,6 +45,7 @@ class Judged(NamedTuple):
     rejections: tuple[Rejection, ...] = ()
     open_fails: tuple[OpenFail, ...] = ()
     refuted: frozenset[OpenFail] = frozenset()  # whose failed audits of whom were found false: these count no more
+    cases: tuple[Case, ...] = ()  # every claim
 
 
 Judge = Callable[[Proofs], Judged]
