@@ -426,6 +426,7 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", metavar="PEER_ID", action="append", help="use this server and no others; may be repeated"
     )
+    _add_anchors(parser)
     thin = parser.add_argument_group(
         "without weights",
         "The first server then reads the token ids of your prompt, and the last one every token that is generated.",
@@ -472,6 +473,7 @@ def _generation_options(arguments: Arguments, prompt: str) -> GenerateOptions:
         policy=arguments.policy,
         only_peers=tuple(arguments.only) if arguments.only else None,
         explain=getattr(arguments, "explain", False),
+        anchors=_anchors(arguments),
     )
 
 

@@ -21,6 +21,9 @@ CLIENT_IDENTITY = "client-identity"
 LEDGER = "ledger.sqlite"
 """Beside them: the receipts of all of them."""
 
+STANDINGS = "standings.json"
+"""Beside them: where everyone stood when a client of that directory last knew."""
+
 
 def default_home() -> Path:
     """Return the directory that a node keeps its state in: ``EFEDLLM_HOME``, or the platform's data directory."""
