@@ -8,6 +8,7 @@ What a consumer gains by signing is nothing: credit makes a row of shares, and r
 own penalty stands outside, because inside it would cancel: a convict passes on as little as it is trusted. Pure.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping
 
 from dht.reputation.evidence import Evidence
@@ -21,13 +22,12 @@ Rows = dict[str, dict[str, int]]
 def credits_of(evidence: Evidence, epoch: int, rules: ScoreRules) -> Rows:
     """Add up by consumer and provider what is left of work and passed audits, in units, Q40."""
     table = decay_table(rules.window_epochs, rules.flow_half_life_epochs)
-    worked: Rows = {}
+    worked: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
     for consumer, provider, of_epoch, work in evidence.works:
         age = epoch - of_epoch
         if 0 <= age < rules.window_epochs and consumer != provider:
-            row = worked.setdefault(consumer, {})
-            row[provider] = row.get(provider, 0) + work * table[age]
-    credit = {
+            worked[consumer][provider] += work * table[age]
+    credit: Rows = {
         consumer: {
             provider: min(rules.max_work_units * ONE, total // rules.unit_work) for provider, total in row.items()
         }

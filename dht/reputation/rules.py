@@ -28,6 +28,9 @@ class ScoreRules:
     saturation: Fraction = Fraction(1, 4)  # kappa: with this share of the typical flow the score is a half
     graduation: Fraction = Fraction(1, 20)  # a peer with less than this share of the typical flow is a newcomer
 
+    gate: Fraction = Fraction(1, 8)  # with a lower score a peer gets no work
+    full_weight: Fraction = Fraction(2, 3)  # with this score it gets as much as anyone
+
     conviction_exponent: int = 4  # one conviction halves the score so many times
     newcomer_convictions: Fraction = Fraction(1, 5)  # whoever has so many left is no newcomer but a convict
 
@@ -36,7 +39,7 @@ class ScoreRules:
             self.window_epochs, self.evidence_epochs, self.flow_half_life_epochs, self.conviction_half_life_epochs,
             self.claim_half_life_epochs, self.unit_work, self.max_work_units, self.hops,
         )  # fmt: skip
-        shares = (self.edge_cap, self.restart, self.saturation, self.graduation)
+        shares = (self.edge_cap, self.restart, self.saturation, self.graduation, self.gate, self.full_weight)
         if min(counts) < 1 or min(self.pass_units, self.max_passes, self.conviction_exponent) < 0:
             raise ValueError("windows, half-lives, units and hops are at least 1, other counts not negative")
         if not all(0 < share <= 1 for share in shares) or self.newcomer_convictions < 0:

@@ -74,6 +74,17 @@ class Scores:
         """Give a peer's standing; that of a newcomer where nothing is known of it."""
         return self.standings.get(peer, UNKNOWN)
 
+    def weight(self, peer: str) -> int:
+        """Say how much of the work to give to a peer, beside what others of its blocks have here, Q40.
+
+        0 for newcomers, whose work is not delivered yet, and for whom the score is too low. It is cut where half of the
+        typical flow brings it, so that a ring whose trust runs in circles gets no more work than others.
+        """
+        standing, rules = self.standing(peer), self.rules
+        if standing.is_newcomer or standing.score * rules.gate.denominator < ONE * rules.gate.numerator:
+            return 0
+        return min(standing.score, ONE * rules.full_weight.numerator // rules.full_weight.denominator)
+
 
 def score(evidence: Evidence, anchors: Collection[str], epoch: int, rules: ScoreRules = DEFAULT_SCORE_RULES) -> Scores:
     """Compute the scores as of the end of ``epoch``; what is dated later does not count.

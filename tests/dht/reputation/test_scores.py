@@ -127,6 +127,27 @@ def test_work_for_trusted_peers_makes_a_newcomer_an_established_one():
     assert often.standing("new").score > ONE * 3 // 4
 
 
+def test_work_goes_to_who_is_trusted_and_not_more_to_who_is_trusted_most():
+    scores = score(replace(HONEST, works=(*HONEST.works, Work("c", "new", EPOCH, 4096 // 8))), ANCHORS, EPOCH)
+    assert {scores.weight(peer) for peer in PEERS} == {ONE * 2 // 3}
+    assert scores.weight("new") == scores.weight("unknown") == 0
+    convicted = score(replace(HONEST, convictions=(Conviction("h", EPOCH),)), ANCHORS, EPOCH)
+    assert convicted.weight("h") == 0 < convicted.standing("h").score
+    fading = score(replace(HONEST, convictions=(Conviction("h", EPOCH - 120),)), ANCHORS, EPOCH)
+    assert fading.weight("h") == fading.standing("h").score >= ONE // 8
+
+
+def test_a_ring_whose_trust_runs_in_circles_has_more_flow_and_no_more_work():
+    """All work for all; five of them sign for each other besides, as much as counts."""
+    crowd = tuple(f"peer {i:02}" for i in range(30))
+    works = everyone_works_for_everyone(crowd, work=4096)
+    ring = everyone_works_for_everyone(crowd[-5:], work=4096 * 1000)
+    scores = score(Evidence(works=works + ring), crowd[:5], EPOCH)
+    honest, inflated = crowd[5:-5], crowd[-5:]
+    assert min(scores.standing(peer).flow for peer in inflated) > max(scores.standing(peer).flow for peer in honest)
+    assert {scores.weight(peer) for peer in (*honest, *inflated)} == {ONE * 2 // 3}
+
+
 def test_what_is_older_than_the_window_or_later_than_the_epoch_does_not_count():
     for epoch, counts in ((EPOCH, True), (EPOCH - 55, True), (EPOCH - 56, False), (EPOCH + 1, False)):
         scores = score(Evidence(works=everyone_works_for_everyone(epoch=epoch)), ANCHORS, EPOCH)
