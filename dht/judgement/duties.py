@@ -48,7 +48,7 @@ def _is_due(member: str, case: Case, ruling: Ruling) -> bool:
     phase = ruling.phase
     assert phase is not None
     if phase.act is Act.CONTEST:
-        is_open = ruling.state is State.PENDING and member == ruling.accused
+        is_open = ruling.state in (State.PENDING, State.LOCAL) and member == ruling.accused
         return is_open and not _has_asked(member, case, phase.level)
     if phase.act is Act.APPEAL:
         return member == ruling.loser and not _has_asked(member, case, phase.level)

@@ -73,7 +73,9 @@ class _Trial:
     def run(self) -> Ruling:
         """Go as far as time has come."""
         if len(self._bench.holders) < MIN_HOLDERS:
-            return self._ruling(State.LOCAL, f"Fewer than {MIN_HOLDERS} peers hold these blocks.", self._case.claim.t)
+            why, settled = f"Fewer than {MIN_HOLDERS} peers hold these blocks.", phase_of(1, Act.CONTEST)
+            is_final = self._is_settled(settled)  # Others may have read more receipts, so the accused may deny it.
+            return self._ruling(State.LOCAL, why, self._clock.settles_s(settled), is_final=is_final)
         decision, level = self._first()
         if decision is None:
             return self._pending()

@@ -21,7 +21,7 @@ def tried(liars: set[str], *, is_true: bool, credibility=None, anchors=HONEST_AN
         claim_of(PEERS[105 + number // 3], PEOPLE[number % 20], number=number % 3, lane=number)
         for number in range(NUM_CLAIMS)
     ]
-    weights = credibility or dict.fromkeys(PEERS[:120], ONE)
+    weights = credibility or dict.fromkeys(PEOPLE, ONE)
     court = court_of(PEOPLE, weights, anchors, epochs=range(80_000 - 1, 80_002))
     town = play(claims, lambda member, *_: lie if member in liars else truth, court=court, appeals=appeals, until=until)
     states = [ruling.state for ruling in town.outcomes().rulings]
@@ -41,7 +41,7 @@ def test_without_appeals_two_bribed_jurors_in_five_capture_some_committees():
 
 def test_bribed_jurors_that_are_not_credible_capture_none():
     liars = bribed(0.4)
-    weights = {peer: ONE // 8 if peer in liars else ONE for peer in PEERS[:120]}
+    weights = {peer: ONE // 8 if peer in liars else ONE for peer in PEOPLE}
     assert tried(liars, is_true=False, credibility=weights, appeals=False)[0] <= 0.02
 
 

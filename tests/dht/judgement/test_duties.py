@@ -4,6 +4,7 @@ from dht.contest import Contest
 from dht.judgement.docket import open_cases
 from dht.judgement.duties import Duty, duties
 from dht.judgement.judge import judge
+from dht.judgement.outcomes import State
 from dht.judgement.timeline import PHASES, Act, Timeline, phase_of
 from dht.verdict import commit
 from tests.dht.judgement.town import ACCUSED, ACCUSER, DOWN, PEERS, RULES, UP, claim_of, court_of, play
@@ -26,6 +27,13 @@ def test_the_accused_may_deny_a_claim_until_its_window_ends():
     assert due(ACCUSER, cases, CLAIM.t) == due(PEERS[9], cases, CLAIM.t) == []
     denied = open_cases([CLAIM], [Contest(ACCUSED, CLAIM.epoch, CLAIM.hash, ACCUSER, 1, CLAIM.t)], [])
     assert due(ACCUSED, denied, CLAIM.t + 1) == []
+
+
+def test_the_accused_may_deny_a_claim_that_is_local_here_because_others_may_have_read_more_receipts():
+    cases, court = open_cases([CLAIM], [], []), court_of(PEERS[:1])
+    outcomes = judge(cases, court, CLAIM.t)
+    assert (outcomes.rulings[0].state, outcomes.undecided) == (State.LOCAL, (CLAIM.hash,))
+    assert [duty.act for duty in duties(ACCUSED, cases, outcomes, RULES, CLAIM.t)] == [Act.CONTEST]
 
 
 def test_a_member_commits_then_reveals_and_only_what_it_committed_to():

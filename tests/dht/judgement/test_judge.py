@@ -116,6 +116,16 @@ def test_a_slanderer_is_silenced_after_three_and_heard_again_when_that_is_forgot
     assert outcomes.convictions == ()
 
 
+def test_a_slanderer_that_appeals_is_heard_for_one_epoch_more():
+    claims = [
+        claim_of(ACCUSER, PEERS[10 + number], epoch=EPOCH + later, number=number, lane=number)
+        for later in range(4)
+        for number in range(3)
+    ]
+    states = [ruling.state for ruling in play(claims, lambda *_: DOWN, court=COURT).outcomes().rulings]
+    assert states == [State.REJECTED] * 6 + [State.IGNORED] * 6
+
+
 def test_an_accuser_with_two_false_claims_is_still_heard():
     claims = [
         claim_of(ACCUSER, PEERS[10], number=0),
