@@ -15,7 +15,7 @@ from dht.errors import BadRecord
 from dht.identity import peer_id_to_bytes, verify
 from dht.records import MAX_TIME_S, KeyPart, Kind, Record, take_peer_id
 from dht.rules import Rules
-from dht.work import MAX_EPOCH, MAX_ERROR_PPM, Receipt, Slot
+from dht.work import MAX_EPOCH, MAX_ERROR_PPM, Receipt, Slot, WorkKind
 
 MAX_CLAIMS = 3
 """Claims that one accuser can make in one epoch: there are no more places for them."""
@@ -26,6 +26,9 @@ CLAIM_EPOCHS = 1
 MAX_EVIDENCE_BYTES = 2**26
 """Largest evidence, 64 MiB, as much as one frame of a session: inputs of 8,000 tokens of 8 KiB. What lies farther on
 in a longer session cannot be claimed, only audited."""
+
+NO_CHUNKS = frozenset({WorkKind.AUDIT, WorkKind.RELAY})
+"""Kinds of work that no hidden states go through."""
 
 MAX_CHUNK = 2**20
 """Bound of segments and of a chunk's number."""
@@ -150,6 +153,8 @@ class Claim(Record):
         receipt = Receipt.from_body(claim.receipt)
         if receipt.provider == claim.accuser:
             raise BadRecord("nobody accuses himself")
+        if receipt.work_kind in NO_CHUNKS or not receipt.amount:
+            raise BadRecord("there are no chunks in that work")
         if not receipt.epoch <= claim.epoch <= receipt.epoch + CLAIM_EPOCHS:
             raise BadRecord("the receipt is of another time")
         return claim

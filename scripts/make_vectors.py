@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the golden vectors of records, signatures and scores; the same bytes every time.
+"""Write the golden vectors of records, signatures, committees and scores; the same bytes every time.
 
 They change only when the protocol does, and then with docs/protocol.md and the version of what changed.
 """
@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from golden.committees import all_committees
 from golden.edges import all_edges
 from golden.records import all_records
 from golden.refused import all_refused
@@ -30,6 +31,7 @@ def main() -> None:
     _write(out / "records.json", records)
     _write(out / "ed25519_edges.json", all_edges())
     (out / "scores.json").write_text(_in_lines(all_scores()))
+    _write(out / "committees.json", all_committees())
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -1,1 +1,1 @@
-"""What ``make_vectors.py`` writes: golden vectors of records, of signatures at the edges of Ed25519, of scores."""
+"""What ``make_vectors.py`` writes: golden vectors of records, draws and scores, and of signatures at the edges."""

@@ -13,7 +13,7 @@ from dht.identity import Identity
 from dht.records import seal
 from dht.rules import DEFAULT_RULES, Rules
 from dht.verdict import Opinion, Verdict, VerdictPhase, commit, commitment_of, reveal
-from dht.work import MAX_COUNT, MAX_LANE, MAX_SEQ, Receipt
+from dht.work import MAX_COUNT, MAX_LANE, MAX_SEQ, Receipt, WorkKind
 from tests.dht.samples import EPOCH, EPOCH_BEGAN, receipt
 from tests.dht.test_validation import as_stored
 from tests.dht.test_work import NOW, refusal
@@ -108,6 +108,14 @@ def test_a_slanderer_cannot_make_up_a_receipt():
 def test_a_claim_that_contradicts_itself_is_refused(change):
     with pytest.raises(BadRecord):
         Claim.from_body(replace(CLAIM, **change).to_body())
+
+
+def test_work_without_chunks_cannot_be_claimed():
+    relayed = receipt(PROVIDER, ACCUSER, work_kind=WorkKind.RELAY, work=64)
+    audited = receipt(PROVIDER, ACCUSER, work_kind=WorkKind.AUDIT)
+    for work in (relayed, audited, receipt(PROVIDER, ACCUSER, amount=0, work=0)):
+        with pytest.raises(BadRecord, match="no chunks"):
+            Claim.from_body(claim(work).to_body())
 
 
 def test_a_claim_is_made_in_the_epoch_of_the_receipt_or_the_next_one():

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "records.json").read_text())
 COMMITMENTS = json.loads((Path(__file__).parents[1] / "vectors" / "commitments.json").read_text())
+DRAWS = json.loads((Path(__file__).parents[1] / "vectors" / "committees.json").read_text())
 RECEIPTS = [vector for vector in VECTORS["records"] if vector["kind"] == 2]
 BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 PEER_PREFIX = bytes.fromhex("002408011220")
@@ -381,3 +382,28 @@ def test_a_calibration_is_checked_and_placed_by_the_page_alone():
     assert place_of(20, manifest) == vector["dht_id"]
     assert signer.hex() == vector["subkey"]
     assert end_of(vector, epoch, WINDOW_EPOCHS, seq) == vector["expires_s"]
+
+
+def minus_log2_of_the_page(number: int) -> int:
+    exponent = len(bin(number)) - 3
+    mantissa = number * 2**63 // 2**exponent
+    log = exponent
+    for _ in range(32):
+        mantissa = mantissa * mantissa // 2**63
+        bit = int(mantissa >= 2**64)
+        mantissa //= 1 + bit
+        log = 2 * log + bit
+    return 64 * 2**32 - log
+
+
+def test_who_judges_a_claim_is_drawn_by_the_page_alone():
+    for number, log in DRAWS["minus_log2"]:
+        assert minus_log2_of_the_page(int(number)) == int(log)
+    _, (_, _, _, receipt, *_), _, _ = vector_of(5)
+    for draw in DRAWS["ranks"]:
+        array = packed(["efedllm/committee/1", hashlib.sha256(receipt).digest(), draw["level"]])
+        seed = hashlib.sha256(array).digest()
+        assert seed.hex() == draw["seed"]
+        number = int.from_bytes(hashlib.sha256(seed + from_base58(draw["peer"])).digest()[:8], "big") + 1
+        rank = minus_log2_of_the_page(number) * 2**40 // int(draw["credibility"])
+        assert rank == int(draw["rank"])

@@ -107,5 +107,5 @@ def test_a_signature_at_the_edge_has_this_verdict(vector):
 def test_the_vectors_are_those_that_the_script_writes(tmp_path):
     script = [sys.executable, str(ROOT / "scripts" / "make_vectors.py"), "--out", str(tmp_path)]
     subprocess.run(script, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120)
-    for name in ("records.json", "ed25519_edges.json", "scores.json"):
+    for name in ("records.json", "ed25519_edges.json", "committees.json", "scores.json"):
         assert (tmp_path / name).read_text() == (VECTORS / name).read_text()
