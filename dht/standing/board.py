@@ -13,6 +13,8 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
 
 from dht.hardening.duty import take_turn
 from dht.parameters import SwarmParameters
@@ -21,11 +23,14 @@ from dht.receipts.publisher import period_s
 from dht.reputation import DEFAULT_SCORE_RULES, Evidence, ScoreRules, Scores, score
 from dht.rules import Rules
 from dht.standing.gathering import evidence_of
+from dht.standing.hearing import Settled, hear
 from dht.standing.proof_reader import ProofReader
-from dht.standing.proofs import Judge, Judged, Proofs, unjudged
+from dht.standing.proofs import Judged, Proofs
 from dht.standing.work_reader import WorkReader
 from dht.standing.workbook import Contribution, Workbook, contributions
 from dht.swarm import Swarm
+
+NOTHING_SETTLED: Settled = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,7 @@ class Standings:
     evidence: Evidence  # what the scores were computed from
     proofs: Proofs  # the records behind it, besides receipts
     judged: Judged  # what has become of the claims among these
+    settled: Settled  # rulings that stand, for the next time
     contributions: Mapping[str, Contribution]  # by peer: what it gave and took in the window
 
 
@@ -48,7 +54,6 @@ class ScoreBoard:
         bootstraps: Sequence[str] = (),
         *,
         anchors: Sequence[str] = (),
-        judge: Judge = unjudged,
         clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
     ) -> None:
@@ -58,13 +63,11 @@ class ScoreBoard:
             swarm: Where; entered before anything is read.
             bootstraps: Peer ids whose snapshots are asked for first.
             anchors: Peer ids whose trust counts for this node; none: those that the swarm's founder named.
-            judge: Says what becomes of claims.
             clock: Unix seconds.
             rng: Draws what snapshots are compared at; None: the system's.
         """
         self._swarm = swarm
         self._anchors = tuple(anchors)
-        self._judge = judge
         self._clock = clock
         self._works = WorkReader(swarm, bootstraps, rng or random.SystemRandom())
         self._proofs = ProofReader(swarm)
@@ -98,21 +101,42 @@ class ScoreBoard:
         async with SignatureChecker() as checker:
             await self._works.read(window, checker)
             peers = self._works.peers | set(self.anchors)
-            proofs = await self._proofs.read(peers, window, checker)
-        score_rules, anchors = score_rules_of(self._swarm.parameters, rules), self.anchors
-        book = self._works.book.copy()
-        self.standings = await asyncio.to_thread(standings_of, book, proofs, self._judge, anchors, present, score_rules)
+            proofs = await self._proofs.read(peers, window, rules.evidence_epochs, checker)
+        terms = Terms(self.anchors, rules, score_rules_of(self._swarm.parameters, rules))
+        settled = self.standings.settled if self.standings is not None else {}
+        now_s = self._clock()
+        self.standings = await asyncio.to_thread(
+            standings_of, self._works.book.copy(), proofs, terms, present, now_s, settled
+        )
         self.on_refreshed(self.standings)
         return self.standings
 
 
+class Terms(NamedTuple):
+    """What scores depend on besides records."""
+
+    anchors: tuple[str, ...]  # whose trust it is
+    rules: Rules  # of the swarm
+    score_rules: ScoreRules
+
+
 def standings_of(
-    book: Workbook, proofs: Proofs, judge: Judge, anchors: Sequence[str], epoch: int, rules: ScoreRules
+    book: Workbook, proofs: Proofs, terms: Terms, epoch: int, now_s: float, settled: Settled = NOTHING_SETTLED
 ) -> Standings:
-    """Compute what follows from records by the end of ``epoch``: pure, and seconds where there are many."""
-    judged = judge(proofs)
-    evidence = evidence_of(book, proofs, judged, epoch)
-    return Standings(score(evidence, anchors, epoch, rules), evidence, proofs, judged, contributions(evidence.works))
+    """Compute what follows from records: pure, and seconds where there are many.
+
+    Args:
+        book: What receipts add up to.
+        proofs: All other records.
+        terms: What else it depends on.
+        epoch: The last one that counts.
+        now_s: By when claims are judged, unix seconds.
+        settled: Rulings that stand already.
+    """
+    heard = hear(book, proofs, terms.anchors, terms.rules, terms.score_rules, now_s, settled)
+    evidence = evidence_of(book, proofs, heard.judged, epoch)
+    scores = score(evidence, terms.anchors, epoch, terms.score_rules)
+    return Standings(scores, evidence, proofs, heard.judged, heard.settled, contributions(evidence.works))
 
 
 def anchors_of(parameters: SwarmParameters | None) -> tuple[str, ...]:

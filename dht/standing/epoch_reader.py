@@ -35,22 +35,23 @@ class EpochReader(Generic[R]):
         self._found: dict[int, set[R]] = {}
 
     async def read(
-        self, peers: Collection[str], epochs: Iterable[int], present: int, checker: SignatureChecker
+        self, peers: Collection[str], epochs: Iterable[int], present: int, oldest: int, checker: SignatureChecker
     ) -> tuple[R, ...]:
-        """Read what has not been read yet, forget other epochs, and return all that is known.
+        """Read what has not been read yet, and return all that is known.
 
         Args:
             peers: Peer ids of those who may have such records.
-            epochs: Those that count.
+            epochs: Those that are read.
             present: The present epoch.
+            oldest: What is of an epoch before is forgotten.
             checker: Checks signatures.
 
         Raises:
             DaemonDied: Our own p2pd has ended.
         """
         wanted = set(epochs)
-        self._found = {epoch: found for epoch, found in self._found.items() if epoch in wanted}
-        self._read = {epoch: read for epoch, read in self._read.items() if epoch in wanted}
+        self._found = {epoch: found for epoch, found in self._found.items() if epoch >= oldest}
+        self._read = {epoch: read for epoch, read in self._read.items() if epoch >= oldest}
         missing = {epoch: set(peers) - self._read.get(epoch, set()) for epoch in wanted}
 
         async def forestall(envelopes: Sequence[bytes]) -> None:

@@ -35,19 +35,23 @@ class ProofReader:
         self._contests = EpochReader(swarm, Contest, TRIAL_EPOCHS + 1)
         self._verdicts = EpochReader(swarm, Verdict, TRIAL_EPOCHS + 1)
 
-    async def read(self, peers: Collection[str], window: range, checker: SignatureChecker) -> Proofs:
+    async def read(
+        self, peers: Collection[str], window: range, evidence_epochs: int, checker: SignatureChecker
+    ) -> Proofs:
         """Read what has come, and return all that is known.
 
         Args:
             peers: Peer ids of all who may have signed something, or may be named in it.
-            window: Epochs that count, oldest first; the last one is the present.
+            window: Epochs that are read, oldest first; the last one is the present. Of older ones nobody could say any
+                more who held which blocks, and so who had to judge.
+            evidence_epochs: Claims that were read are remembered for so many.
             checker: Checks signatures.
 
         Raises:
             DaemonDied: Our own p2pd has ended.
         """
-        present = window[-1]
-        claims = await self._claims.read(peers, window, present, checker)
+        present, oldest = window[-1], window[-1] + 1 - evidence_epochs
+        claims = await self._claims.read(peers, window, present, oldest, checker)
         tried = {claim.epoch for claim in claims}
         return Proofs(
             equivocations=tuple(
@@ -56,10 +60,10 @@ class ProofReader:
             successions=tuple(
                 record for record in await self._about(Kind.SUCCESSION, peers) if isinstance(record, Succession)
             ),
-            audits=await self._audits.read(peers, window, present, checker),
+            audits=await self._audits.read(peers, window, present, window[0], checker),
             claims=claims,
-            contests=await self._contests.read(peers, tried, present, checker),
-            verdicts=await self._verdicts.read(peers, tried, present, checker),
+            contests=await self._contests.read(peers, tried, present, oldest, checker),
+            verdicts=await self._verdicts.read(peers, tried, present, oldest, checker),
         )
 
     async def _about(self, kind: Kind, peers: Collection[str]) -> Sequence[Record]:

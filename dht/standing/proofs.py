@@ -3,7 +3,6 @@
 This file does no I/O; ``epoch_reader`` and ``board`` read what is put in here. Pure.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,7 +33,7 @@ class Case(NamedTuple):
     accuser: str
     accused: str
     epoch: int  # in which it was made
-    state: str  # "upheld", "rejected", "open", or "local": nothing follows from it for others
+    state: str  # "open", "upheld", "rejected"; "undecided", "local" or "ignored": nothing follows from it for others
     why: str  # one sentence
 
 
@@ -46,12 +45,3 @@ class Judged(NamedTuple):
     open_fails: tuple[OpenFail, ...] = ()
     refuted: frozenset[OpenFail] = frozenset()  # whose failed audits of whom were found false: these count no more
     cases: tuple[Case, ...] = ()  # every claim
-
-
-Judge = Callable[[Proofs], Judged]
-"""Says what follows from claims, contests and verdicts."""
-
-
-def unjudged(_: Proofs) -> Judged:
-    """Judge nothing: no claim has any effect."""
-    return Judged()

@@ -11,13 +11,7 @@ from enum import StrEnum
 from fractions import Fraction
 from typing import NamedTuple
 
-from dht.reputation import ONE, Scores, Standing
-
-GATE = Fraction(1, 8)
-"""With a lower score a peer gets no work."""
-
-FULL_WEIGHT = Fraction(2, 3)
-"""With this score it gets as much as anyone: half of the typical flow brings it."""
+from dht.reputation import ONE, Scores
 
 NEWCOMER_WEIGHT = Fraction(3, 4)
 """What a newcomer's score counts for where it takes live traffic: an established one at the same place is preferred."""
@@ -56,25 +50,26 @@ class Ranks:
         return self.ranked.get(peer, NEW)
 
 
-def rank_of(standing: Standing) -> Rank:
+def rank_of(scores: Scores, peer: str) -> Rank:
     """Say in a word where a peer stands."""
+    standing = scores.standing(peer)
     if standing.is_equivocator:
         return Rank.EQUIVOCATOR
     if standing.is_dead:
         return Rank.ENDED
     if standing.is_newcomer:
         return Rank.NEWCOMER
-    return Rank.ESTABLISHED if standing.score * GATE.denominator >= ONE * GATE.numerator else Rank.CONVICTED
+    return Rank.ESTABLISHED if scores.weight(peer) else Rank.CONVICTED
 
 
 def ranks_of(scores: Scores) -> Ranks:
     """Rank everyone who is named in what counts."""
-    return Ranks(scores.has_flow, {peer: _ranked(standing) for peer, standing in scores.standings.items()})
+    return Ranks(scores.has_flow, {peer: _ranked(scores, peer) for peer in scores.peers})
 
 
-def _ranked(standing: Standing) -> Ranked:
-    rank = rank_of(standing)
+def _ranked(scores: Scores, peer: str) -> Ranked:
+    rank = rank_of(scores, peer)
     if rank is Rank.NEWCOMER:
         return NEW
-    share = Fraction(standing.score, ONE) / FULL_WEIGHT if rank is Rank.ESTABLISHED else Fraction(0)
-    return Ranked(rank, float(min(Fraction(1), share)))
+    full = ONE * scores.rules.full_weight.numerator // scores.rules.full_weight.denominator
+    return Ranked(rank, scores.weight(peer) / full if rank is Rank.ESTABLISHED else 0.0)

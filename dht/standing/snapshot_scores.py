@@ -5,15 +5,13 @@ in a thread.
 """
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from dht.receipts.checking import SignatureChecker
 from dht.records import Envelope
-from dht.reputation import ScoreRules
-from dht.standing.board import anchors_of, score_rules_of, standings_of
+from dht.standing.board import NOTHING_SETTLED, Terms, anchors_of, score_rules_of, standings_of
 from dht.standing.gathering import until
 from dht.standing.proof_reader import ProofReader
-from dht.standing.proofs import Judge, Proofs, unjudged
 from dht.standing.workbook import Workbook
 from dht.swarm import Swarm
 from dht.work import Receipt
@@ -22,15 +20,10 @@ from dht.work import Receipt
 class SnapshotScores:
     """Digests for one publisher's snapshots."""
 
-    def __init__(self, swarm: Swarm, judge: Judge = unjudged) -> None:
-        """Begin with nothing.
-
-        Args:
-            swarm: Where.
-            judge: Says what becomes of claims.
-        """
+    def __init__(self, swarm: Swarm) -> None:
+        """Begin with nothing."""
         self._swarm = swarm
-        self._judge = judge
+        self._settled = NOTHING_SETTLED
         self._reader = ProofReader(swarm)
 
     async def __call__(self, window: range, envelopes: Collection[bytes], peers: Collection[str]) -> bytes:
@@ -45,22 +38,18 @@ class SnapshotScores:
             DaemonDied: Our own p2pd has ended.
         """
         rules = await self._swarm.wait_for_rules()
-        parameters = self._swarm.parameters
-        anchors = anchors_of(parameters)
+        terms = Terms(anchors_of(self._swarm.parameters), rules, score_rules_of(self._swarm.parameters, rules))
         book = await asyncio.to_thread(_book_of, envelopes)
+        known = book.peers | {*peers, *terms.anchors}
         async with SignatureChecker() as checker:
-            found = await self._reader.read(book.peers | {*peers, *anchors}, window, checker)
-        proofs = until(found, window[-1], rules.start_of(window[-1] + 1))
-        return await asyncio.to_thread(
-            _digest, book, proofs, self._judge, anchors, window[-1], score_rules_of(parameters, rules)
+            found = await self._reader.read(known, window, rules.evidence_epochs, checker)
+        epoch, end_s = window[-1], rules.start_of(window[-1] + 1)
+        standings = await asyncio.to_thread(
+            standings_of, book, until(found, epoch, end_s), terms, epoch, end_s, self._settled
         )
+        self._settled = standings.settled
+        return standings.scores.digest
 
 
 def _book_of(envelopes: Collection[bytes]) -> Workbook:
     return Workbook(Receipt.from_body(Envelope.from_bytes(envelope).body) for envelope in envelopes)
-
-
-def _digest(
-    book: Workbook, proofs: Proofs, judge: Judge, anchors: Sequence[str], epoch: int, rules: ScoreRules
-) -> bytes:
-    return standings_of(book, proofs, judge, anchors, epoch, rules).scores.digest

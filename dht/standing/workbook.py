@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from dht.reputation import Work
-from dht.work import Receipt, Slot
+from dht.work import Receipt, Slot, WorkKind
 
 
 class Contribution(NamedTuple):
@@ -37,6 +37,8 @@ class Workbook:
         standing = self._slots.get(slot)
         if standing is None or standing[0] < receipt.seq:
             self._slots[slot] = (receipt.seq, receipt.work)
+        if receipt.work_kind is WorkKind.RELAY or not receipt.amount:
+            return  # Who hands weights on need not be able to run them.
         span = (receipt.manifest, receipt.provider, receipt.start, receipt.end, receipt.epoch)
         self._spans.setdefault(span, receipt)
 

@@ -10,7 +10,7 @@ from dht.reputation import ONE, Explanation, ScoreRules, Weight, decay
 from dht.standing.board import Standings
 from dht.standing.precedence import NEW_LEVEL, level_of
 from dht.standing.proofs import Case
-from dht.standing.ranks import GATE, Rank, rank_of
+from dht.standing.ranks import Rank, rank_of
 from dht.standing.workbook import Contribution
 from node.run.receipt_forms import counted
 
@@ -61,7 +61,7 @@ def story_of(peer: str, standings: Standings, epoch_s: int, explanation: Explana
         if work.provider == peer:
             worked[work.consumer] = worked.get(work.consumer, 0) + work.work
     passes = [each for each in evidence.passes if each.provider == peer]
-    rank, contribution = rank_of(explanation.standing), standings.contributions.get(peer, _NOTHING)
+    rank, contribution = rank_of(scores, peer), standings.contributions.get(peer, _NOTHING)
     cases = sorted(standings.judged.cases, key=lambda case: (-case.epoch, case))
     return Story(
         peer=peer,
@@ -197,7 +197,7 @@ def _until_again_s(story: Story) -> int | None:
         ages = [story.epoch + ahead - each.epoch for each in convictions]
         left = sum(decay(age, rules.conviction_half_life_epochs) for age in ages if age < rules.evidence_epochs)
         score = _USUAL_SCORE * decay(rules.conviction_exponent * left, ONE) // ONE
-        if score * GATE.denominator >= ONE * GATE.numerator:
+        if score * rules.gate.denominator >= ONE * rules.gate.numerator:
             return ahead * story.epoch_s
     return None
 

@@ -76,7 +76,7 @@ def _score(scores: Scores | None, peer: str) -> float | None:
 
 
 def _standing(scores: Scores | None, peer: str) -> str | None:
-    return str(rank_of(scores.standing(peer))) if scores is not None else None
+    return str(rank_of(scores, peer)) if scores is not None else None
 
 
 def _uid(model: ManifestRecord) -> str:

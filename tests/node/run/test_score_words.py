@@ -5,11 +5,12 @@ import json
 from dht.equivocation import find_equivocations
 from dht.identity import Identity
 from dht.records import Envelope, seal
-from dht.reputation import DEFAULT_SCORE_RULES, Conviction, OpenFail, Rejection, why
-from dht.standing.board import standings_of
+from dht.reputation import DEFAULT_SCORE_RULES, Conviction, OpenFail, Rejection, score, why
+from dht.standing.board import Standings
+from dht.standing.gathering import evidence_of
 from dht.standing.proofs import Case, Judged, Proofs
 from dht.standing.ranks import Rank
-from dht.standing.workbook import Workbook
+from dht.standing.workbook import Workbook, contributions
 from dht.work import WorkKind
 from node.run.score_words import as_json, as_lines, story_of
 from tests.dht.samples import EPOCH, EPOCH_BEGAN, receipt
@@ -49,7 +50,10 @@ SWARM = [work(GOOD, ANCHOR, 20), work(OTHER, ANCHOR, 20)]
 
 
 def told(receipts, *, judged=Judged(), proofs=Proofs(), peer=PEER):  # noqa: B008 - they hold nothing
-    standings = standings_of(Workbook(receipts), proofs, lambda _: judged, [ANCHOR.peer_id], EPOCH, DEFAULT_SCORE_RULES)
+    book, anchors = Workbook(receipts), (ANCHOR.peer_id,)
+    evidence = evidence_of(book, proofs, judged, EPOCH)
+    scores = score(evidence, anchors, EPOCH, DEFAULT_SCORE_RULES)
+    standings = Standings(scores, evidence, proofs, judged, {}, contributions(evidence.works))
     explanation = why(standings.scores, standings.evidence, peer.peer_id)
     return story_of(peer.peer_id, standings, EPOCH_S, explanation)
 
