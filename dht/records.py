@@ -60,16 +60,21 @@ KeyPart = int | bytes | str
 
 
 class Kind(IntEnum):
-    """Numbers of the record kinds; also the domain type of their signatures. 3, 5, 6: audits, claims and verdicts."""
+    """Numbers of the record kinds; also the domain type of their signatures."""
 
     IDENT = 1
     RECEIPT = 2
+    AUDIT = 3
     EQUIVOCATION = 4
+    CLAIM = 5
+    VERDICT = 6
     SNAPSHOT = 7
+    CONTEST = 8
     ANNOUNCE = 16
     MANIFEST = 17
     PARAMETERS = 18
     SUCCESSION = 19
+    CALIBRATION = 20
 
 
 class ServerState(IntEnum):

@@ -17,7 +17,7 @@ class Rules:
     """One swarm's time: the same at every node, from seconds in a test to hours."""
 
     epoch_s: int = 21600  # length of an epoch, seconds
-    window_epochs: int = 56  # receipts, identities and snapshots outlive their epoch by so many
+    window_epochs: int = 56  # receipts, audits, identities, snapshots, calibrations outlive their epoch by so many
     evidence_epochs: int = 360  # proofs of misconduct and successions outlive theirs by so many
     proof_of_work_bits: int = 0  # leading zero bits that an identity's proof needs; 0: none asked
 

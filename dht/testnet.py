@@ -7,7 +7,7 @@ This file does not know what the nodes are for.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from dht.identity import Identity
 from dht.parameters import SwarmParameters
@@ -27,6 +27,7 @@ async def testnet(
     secret: bytes | None = None,  # noqa: PT028
     rules: Rules | None = None,  # noqa: PT028
     key_quota: int = 4096,  # noqa: PT028
+    anchors: Sequence[str] = (),  # noqa: PT028
 ) -> AsyncIterator[list[Swarm]]:
     """Run ``num_nodes`` swarms, every one joined through the first; all of them end with the context.
 
@@ -38,10 +39,13 @@ async def testnet(
         secret: 32 bytes for a private swarm; None for a public one.
         rules: Epochs, windows and proof of work; None: a swarm without parameters, which has the default rules.
         key_quota: Most records under one key, where there are ``rules``.
+        anchors: Peer ids that the founder names as anchors, where there are ``rules``.
     """
     async with contextlib.AsyncExitStack() as stack:
         founder = Identity.ephemeral()
-        founded = None if rules is None else found(founder, name, rules, private=bool(secret), key_quota=key_quota)
+        founded = None
+        if rules is not None:
+            founded = found(founder, name, rules, private=bool(secret), key_quota=key_quota, anchors=anchors)
         envelope = b"" if founded is None else founded.envelope
         first = await stack.enter_async_context(Swarm(founder, name=name, secret=secret, parameters=envelope))
         if founded is not None:
@@ -67,7 +71,15 @@ async def testnet(
             await asyncio.gather(*(swarm.__aexit__(None, None, None) for swarm in [*leaving, first]))
 
 
-def found(founder: Identity, name: str, rules: Rules, *, private: bool = False, key_quota: int = 4096) -> SignedRecord:
+def found(
+    founder: Identity,
+    name: str,
+    rules: Rules,
+    *,
+    private: bool = False,
+    key_quota: int = 4096,
+    anchors: Sequence[str] = (),
+) -> SignedRecord:
     """Sign the parameters of a swarm with these rules, founded now."""
     parameters = SwarmParameters(
         founder=founder.peer_id,
@@ -80,6 +92,7 @@ def found(founder: Identity, name: str, rules: Rules, *, private: bool = False, 
         key_quota=key_quota,
         window_epochs=rules.window_epochs,
         evidence_epochs=rules.evidence_epochs,
+        anchors=tuple(anchors),
     )
     return seal(parameters, founder)
 

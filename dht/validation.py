@@ -15,7 +15,11 @@ from types import MappingProxyType
 from hivemind.dht.crypto import DHTRecord
 from hivemind.dht.validation import RecordValidatorBase
 
+from dht.audit import Audit
+from dht.calibration import Calibration
+from dht.claim import Claim
 from dht.codec import decode
+from dht.contest import Contest
 from dht.equivocation import Equivocation
 from dht.errors import BadRecord
 from dht.ident import Ident, Succession
@@ -34,6 +38,7 @@ from dht.records import (
 )
 from dht.rules import DEFAULT_RULES, Rules
 from dht.snapshot import Snapshot
+from dht.verdict import Verdict
 from dht.work import Receipt
 
 REGISTRY: Mapping[int, type[Record]] = MappingProxyType(
@@ -41,6 +46,10 @@ REGISTRY: Mapping[int, type[Record]] = MappingProxyType(
         kind.KIND: kind
         for kind in (
             Announcement,
+            Audit,
+            Calibration,
+            Claim,
+            Contest,
             Equivocation,
             Ident,
             ManifestRecord,
@@ -48,6 +57,7 @@ REGISTRY: Mapping[int, type[Record]] = MappingProxyType(
             Snapshot,
             Succession,
             SwarmParameters,
+            Verdict,
         )
     }
 )

@@ -30,6 +30,9 @@ MAX_SEQ = 2**20
 MAX_COUNT = 2**53
 """Bound of counters; exact in a float, so that programs in any language read them alike."""
 
+MAX_ERROR_PPM = 10**9
+"""Bound of the errors of checked work, millionths of what a span adds to its input; what is larger counts as this."""
+
 MAX_AMOUNT_PER_S = 50_000
 """No provider does more of any kind of work for one consumer: tokens, or kibibytes of weights, per second."""
 

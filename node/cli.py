@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from node import __version__
-from node.config import JOIN_VARIABLE, default_home, default_join
+from node.config import ANCHORS_VARIABLE, JOIN_VARIABLE, default_anchors, default_home, default_join
 from node.errors import UserError
 from node.run import argument_types as given
 from node.run.interrupts import INTERRUPTED, leaving_at_once_on_interrupt
@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_generate,
         _add_chat,
         _add_status,
+        _add_score,
         _add_doctor,
         _add_receipts,
         _add_statement,
@@ -127,6 +128,20 @@ def _add_join(parser: argparse.ArgumentParser) -> None:
         default=default_join(),
         help=f"join code that `efedllm bootstrap` printed, or multiaddrs of a public swarm (default: {JOIN_VARIABLE})",
     )
+
+
+def _add_anchors(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--anchors",
+        type=given.peers,
+        metavar="PEER_ID,...",
+        default=default_anchors(),
+        help=f"whose trust counts for you, instead of the swarm's own anchors (default: {ANCHORS_VARIABLE})",
+    )
+
+
+def _anchors(arguments: Arguments) -> tuple[str, ...]:
+    return arguments.anchors or ()
 
 
 def _add_addresses(parser: argparse.ArgumentParser) -> None:
@@ -411,6 +426,7 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", metavar="PEER_ID", action="append", help="use this server and no others; may be repeated"
     )
+    _add_anchors(parser)
     thin = parser.add_argument_group(
         "without weights",
         "The first server then reads the token ids of your prompt, and the last one every token that is generated.",
@@ -457,6 +473,7 @@ def _generation_options(arguments: Arguments, prompt: str) -> GenerateOptions:
         policy=arguments.policy,
         only_peers=tuple(arguments.only) if arguments.only else None,
         explain=getattr(arguments, "explain", False),
+        anchors=_anchors(arguments),
     )
 
 
@@ -516,6 +533,7 @@ def _chat(arguments: Arguments) -> int:
 def _add_status(commands: Commands) -> None:
     parser = _command(commands, "status", _status, "who serves what in a swarm, and what is missing")
     _add_join(parser)
+    _add_anchors(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -524,7 +542,26 @@ def _status(arguments: Arguments) -> int:
     from node.run.lifetime import run_loop
     from node.run.status import run_status
 
-    run_loop(lambda: run_status(join, as_json=arguments.json))
+    run_loop(lambda: run_status(join, _anchors(arguments), as_json=arguments.json))
+    return 0
+
+
+def _add_score(commands: Commands) -> None:
+    parser = _command(commands, "score", _score, "where a peer stands in a swarm, and why")
+    parser.add_argument("peer", metavar="PEER_ID", help="who; ids stand in `efedllm status --json`")
+    _add_join(parser)
+    _add_anchors(parser)
+    parser.add_argument("--why", action="store_true", help="also tell which records are behind it")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _score(arguments: Arguments) -> int:
+    join = _join(arguments)
+    from node.run.lifetime import run_loop
+    from node.run.score import ScoreOptions, run_score
+
+    options = ScoreOptions(arguments.peer, join, _anchors(arguments), arguments.why, arguments.json)
+    run_loop(lambda: run_score(options))
     return 0
 
 

@@ -11,6 +11,8 @@ HOME_VARIABLE = "EFEDLLM_HOME"
 """Directory of everything a node keeps: identity, ledger, caches."""
 JOIN_VARIABLE = "EFEDLLM_JOIN"
 """Join code or multiaddrs, where ``--join`` is not given."""
+ANCHORS_VARIABLE = "EFEDLLM_ANCHORS"
+"""Peer ids whose trust counts, with commas between them, where ``--anchors`` is not given."""
 
 IDENTITY = "identity"
 """In the state directory: the key of its server."""
@@ -18,6 +20,9 @@ CLIENT_IDENTITY = "client-identity"
 """Beside it: the key of the clients of that directory."""
 LEDGER = "ledger.sqlite"
 """Beside them: the receipts of all of them."""
+
+STANDINGS = "standings.json"
+"""Beside them: where everyone stood when a client of that directory last knew."""
 
 
 def default_home() -> Path:
@@ -29,6 +34,11 @@ def default_home() -> Path:
 def default_join() -> str | None:
     """Return ``EFEDLLM_JOIN``, or None."""
     return os.environ.get(JOIN_VARIABLE) or None
+
+
+def default_anchors() -> str | None:
+    """Return ``EFEDLLM_ANCHORS``, or None."""
+    return os.environ.get(ANCHORS_VARIABLE) or None
 
 
 def child_environment(home: Path) -> dict[str, str]:

@@ -83,6 +83,10 @@ class StageAtFault(RemoteError):
         self.reason = reason
 
 
+class FalseEvidence(RemoteError):
+    """Evidence does not show what the claim says; whether the work was right need not be looked at."""
+
+
 class UnavailableError(NodeError):
     """A peer, a block or a resource is not there now."""
 

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from dht.hardening.duty import take_turn
 from dht.identity import Identity
@@ -21,7 +21,7 @@ from dht.receipts.publisher import period_s
 from dht.receipts.reader import collect_receipts, known_providers
 from dht.receipts.snapshots import MAX_RECEIPTS, SnapshotServer, read_record
 from dht.rules import Rules
-from dht.snapshot import digest_of
+from dht.snapshot import NO_SCORES, digest_of
 from dht.swarm import Swarm
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,9 @@ LATE_PERIODS = 2
 
 NUM_UNSETTLED = 2
 """Newest epochs of a snapshot that are read again, whoever has been read before."""
+
+Scoring = Callable[[range, Collection[bytes], Collection[str]], Awaitable[bytes]]
+"""From a window, its receipts and all known providers to the digest of scores, 32 bytes."""
 
 
 def newest_ended(rules: Rules, now_s: float) -> int:
@@ -49,16 +52,25 @@ def window_up_to(rules: Rules, epoch: int) -> range:
 class SnapshotKeeper:
     """One node's snapshots; ``run`` ends by cancellation, or when our p2pd has ended."""
 
-    def __init__(self, swarm: Swarm, identity: Identity, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        swarm: Swarm,
+        identity: Identity,
+        *,
+        clock: Callable[[], float] = time.time,
+        scores: Scoring | None = None,
+    ) -> None:
         """Describe who sums up.
 
         Args:
             swarm: Where; entered.
             identity: Who vouches.
             clock: Unix seconds.
+            scores: Computes the digest of the scores that follow; None: none is published.
         """
         self._swarm = swarm
         self._clock = clock
+        self._scores = scores
         self._server = SnapshotServer(swarm, identity)
         self._serves = False
         self._read: set[str] = set()  # providers that have been read
@@ -105,7 +117,11 @@ class SnapshotKeeper:
             # Made before a restart; it cannot be replaced, and nothing else may be served as what it names.
             logger.warning("a snapshot of other receipts stands for epoch %d; the next one is served again", window[-1])
             return
-        await self._server.publish_envelopes(window, envelopes)
+        scores = standing.scores if standing is not None else await self._scored(window, envelopes)
+        await self._server.publish_envelopes(window, envelopes, scores)
+
+    async def _scored(self, window: range, envelopes: Collection[bytes]) -> bytes:
+        return NO_SCORES if self._scores is None else await self._scores(window, envelopes, self._read)
 
     async def _collect(self, window: range) -> range:
         """Read what has not been read, newest epoch first; say which of the epochs there is room for."""

@@ -18,11 +18,11 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from node.client.model_sessions import DistributedMixin
 from node.client.network import Network
-from node.client.offers import Objective, Policy
+from node.client.offers import Objective, Policy, check_peer_id
 from node.client.remote_blocks import Echo, RemoteBlocks
 from node.client.remote_session import AUTO_CODEC
 from node.client.thin_model import DEFAULT_TOP, THIN_NOTICE, ThinModel
-from node.config import default_home
+from node.config import default_anchors, default_home
 from node.errors import DamagedCheckpoint, UserError
 from node.model.checkpoint import Checkpoint
 from node.model.client_model import build_client_model, probe_returns_tuple
@@ -100,6 +100,7 @@ class AutoDistributedModelForCausalLM:
         policy: str = Objective.FASTEST,
         only_peers: Iterable[str] | None = None,
         receipts: bool = True,
+        anchors: Iterable[str] | None = None,
     ) -> Any:
         """Load embeddings, norm and head of a model; its blocks run on the swarm's servers.
 
@@ -128,6 +129,8 @@ class AutoDistributedModelForCausalLM:
             only_peers: peer ids of the servers that may be used; None: all.
             receipts: whether to sign for what servers do; most demand it. What is signed is public: who used whom, for
                 how much and when. The client's identity and its ledger are kept in ``EFEDLLM_HOME``.
+            anchors: peer ids whose trust decides which servers are used; None: those of ``EFEDLLM_ANCHORS``, or of the
+                swarm's founder.
 
         Returns:
             An object of the family's own class, for example ``LlamaForCausalLM``, with ``generate``,
@@ -140,7 +143,7 @@ class AutoDistributedModelForCausalLM:
         if codec not in (AUTO_CODEC, *CODECS):
             raise UserError(f"There is no codec {codec}; use one of {', '.join((AUTO_CODEC, *CODECS))}.")
         _check_thin(thin, num_logits, server_sampling, manifest)
-        routes = Policy.of(policy, only_peers)
+        routes, trusted = Policy.of(policy, only_peers), _anchors(anchors)
         checkpoint = Checkpoint.open(path_or_hub_id, revision=revision, home=default_home())
         check_family(checkpoint.config)
         where = torch.device(device)
@@ -161,6 +164,7 @@ class AutoDistributedModelForCausalLM:
             home=default_home(),
             signs=receipts,
             name=checkpoint.name,
+            anchors=trusted,
         )
         if thin:
             _tell(model, server_sampling)
@@ -168,6 +172,14 @@ class AutoDistributedModelForCausalLM:
         else:
             model.attach(network, remote, max_length, codec)
         return model
+
+
+def _anchors(given: Iterable[str] | None) -> tuple[str, ...]:
+    listed = (default_anchors() or "").split(",") if given is None else given
+    anchors = tuple(dict.fromkeys(each.strip() for each in listed if each.strip()))
+    for anchor in anchors:
+        check_peer_id(anchor)
+    return anchors
 
 
 def _tell(model: ThinModel, server_sampling: bool) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dht.records import Announcement
-from node.client.offers import Objective, block_us, newest, offer_of, why_not
+from node.client.offers import Objective, block_us, newest, why_not
 from node.client.plan import Plan, Question, make_plan
 from node.client.route import Route, as_route
 from node.client.search import cheapest_through, first_twice
@@ -88,7 +88,7 @@ def _candidate(
     cost_us: int | None,
 ) -> Candidate:
     score = question.scores.get(server.owner, 1.0)
-    offer = offer_of(server, question.part, score)
+    offer = question.offer(server, score)
     is_known = through is not None and first_twice(through.runs) is None
     best_us = through.cost_us if through is not None and is_known else None
     barred = why_not(server, question.policy, question.scores, question.left_out)
@@ -113,9 +113,11 @@ def _why_not_taken(
     question: Question, plan: Plan | None, server: Announcement, through: Found | None, cost_us: int | None
 ) -> str:
     """Say why a server that could be used was not."""
-    offer = offer_of(server, question.part, 1.0)
+    offer = question.offer(server, 1.0)
     if offer.start >= offer.end:
         lacking = "neither embeds token ids nor computes logits, and " if question.part.needs_ends else ""
+        if server.owner in question.spans:
+            return "it is a newcomer, and what is asked of its blocks has three established servers or more"
         return f"it {lacking}has no block that is asked for"
     if plan is None:
         return "its blocks are of no use without those that nobody holds"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from dht.directory import Directory
-from dht.parameters import parse_join
+from dht.parameters import parse_join, split_address
 from dht.swarm import Swarm
 from node.client.chain import Chain, SessionShape, StageFailed, open_chain
 from node.client.dealings import Dealings
@@ -25,6 +25,7 @@ from node.client.explain import Explanation, explain
 from node.client.loop_thread import LoopThread
 from node.client.offers import FASTEST, Policy
 from node.client.outlook import Outlook, Wanted
+from node.client.rank_watch import RankWatch
 from node.client.receipt_book import enter_swarm, open_dealings
 from node.client.recheck import Rechecked
 from node.client.repair import Repaired, unreachable
@@ -56,6 +57,7 @@ class Network:
     def __init__(
         self, loop: LoopThread, swarm: Swarm, exits: contextlib.AsyncExitStack, *, manifest: bytes, num_blocks: int,
         step_timeout_s: float, policy: Policy = FASTEST, dealings: Dealings | None = None, hidden_size: int = 0,
+        watch: RankWatch | None = None,
     ) -> None:  # fmt: skip
         self._loop = loop
         self._swarm = swarm
@@ -67,6 +69,8 @@ class Network:
         self.outlook = Outlook(swarm, manifest, num_blocks, policy)
         """What is known of the servers; only the loop's thread uses it."""
         exits.push_async_callback(self.outlook.close)
+        if watch is not None:
+            loop.call_soon(lambda: watch.listen(self.outlook.know))
         self.on_repaired: Callable[[Repaired], None] = _log_repaired
         """Called in the loop's thread when a session has got other stages for lost ones."""
         self.on_rechecked: Callable[[Rechecked], None] = _warn_of_rechecked
@@ -81,7 +85,7 @@ class Network:
     def connect(
         cls, *, manifest: bytes, num_blocks: int, join: str | None, initial_peers: Sequence[str],
         step_timeout_s: float, policy: Policy = FASTEST, hidden_size: int = 0, home: Path | None = None,
-        signs: bool = False, name: str = "",
+        signs: bool = False, name: str = "", anchors: Sequence[str] = (),
     ) -> Self:  # fmt: skip
         """Join a swarm as a client that serves nothing.
 
@@ -96,6 +100,7 @@ class Network:
             home: where the client's identity and ledger are kept; None: they live as long as this object.
             signs: whether to sign for what servers do, which most of them demand.
             name: of the model, for the ledger's readers.
+            anchors: peer ids whose trust counts for this client; none: those of the swarm.
 
         Raises:
             UserError: neither ``join`` nor ``initial_peers`` is given.
@@ -108,12 +113,14 @@ class Network:
         loop = LoopThread()
         exits, has_entered = contextlib.AsyncExitStack(), asyncio.Event()
 
-        async def enter() -> tuple[Swarm, Dealings | None]:
+        async def enter() -> tuple[Swarm, RankWatch, Dealings | None]:
             try:
                 swarm, identity = await enter_swarm(exits, code, home if signs else None)
+                bootstraps = [split_address(address)[1] for address in code.addresses]
+                watch = await exits.enter_async_context(RankWatch(swarm, bootstraps, anchors, home))
                 if not signs:
-                    return swarm, None
-                return swarm, await open_dealings(exits, swarm, identity, home, manifest, name)
+                    return swarm, watch, None
+                return swarm, watch, await open_dealings(exits, swarm, identity, home, manifest, name)
             finally:
                 has_entered.set()
 
@@ -123,14 +130,14 @@ class Network:
             await exits.aclose()
 
         try:
-            swarm, dealings = loop.run(enter())
+            swarm, watch, dealings = loop.run(enter())
         except BaseException:
             loop.run(leave())
             loop.stop()
             raise
         return cls(
             loop, swarm, exits, manifest=manifest, num_blocks=num_blocks, step_timeout_s=step_timeout_s, policy=policy,
-            dealings=dealings, hidden_size=hidden_size,
+            dealings=dealings, hidden_size=hidden_size, watch=watch,
         )  # fmt: skip
 
     def directory(self) -> Directory:

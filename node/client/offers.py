@@ -59,11 +59,16 @@ class Policy:
             return cls(Objective(objective))
         peers = frozenset(only)
         for peer in sorted(peers):
-            _check_peer_id(peer)
+            check_peer_id(peer)
         return cls(Objective(objective), peers)
 
 
-def _check_peer_id(text: str) -> None:
+def check_peer_id(text: str) -> None:
+    """Refuse what is no peer id.
+
+    Raises:
+        UserError: with the mend.
+    """
     try:
         peer_id_to_bytes(text)
     except ValueError:
@@ -142,13 +147,22 @@ def why_not(
     return None
 
 
-def offer_of(server: Announcement, part: Part, score: float) -> Offer:
-    """Return what a route over ``part`` may take of ``server``."""
+def offer_of(server: Announcement, part: Part, score: float, within: tuple[int, int] | None = None) -> Offer:
+    """Return what a route over ``part`` may take of ``server``.
+
+    Args:
+        server: what it announces.
+        part: what is to be covered.
+        score: in (0, 1].
+        within: blocks of which alone it may be used; None: all that it announces.
+    """
     start, end = server.start, min(server.end, part.num_blocks)
     if part.needs_ends and start == 0 and not server.ends & EMBEDS:
         start = 1
     if part.needs_ends and end == part.num_blocks and not server.ends & HEADS:
         end -= 1
+    if within is not None:
+        start, end = max(start, within[0]), min(end, within[1])
     return Offer(server, max(start, part.start), min(end, part.end), block_us(server, score))
 
 

@@ -15,13 +15,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dht.directory import Directory, read_directory
+from dht.standing.ranks import Ranks
 from dht.swarm import Swarm
 from node.client.avoidance import Avoidance
 from node.client.latencies import Latencies
-from node.client.offers import FASTEST, Part, Policy, why_not
+from node.client.offers import FASTEST, Part, Policy, newest, why_not
 from node.client.pings import Pings
 from node.client.plan import Question
 from node.client.route import Route, route_of
+from node.client.trust import Trust, trust_of
 from node.errors import MissingBlocks
 
 _NEW_S = 1.0
@@ -63,8 +65,8 @@ class Outlook:
         self, swarm: Swarm, manifest: bytes, num_blocks: int, policy: Policy = FASTEST,
         chance: random.Random = random.SystemRandom(),  # noqa: B008 - it has no state
     ) -> None:  # fmt: skip
-        self.scores: Mapping[str, float] = {}
-        """Of peers, in (0, 1]; 0 excludes, none counts as 1."""
+        self.ranks: Ranks | None = None
+        """Where everyone stands; None while that is not known: then everybody is used."""
         self.last_question: Question | None = None
         """What the route of a new session was last planned from."""
         self._swarm = swarm
@@ -81,12 +83,17 @@ class Outlook:
         """When that was, by the monotonic clock."""
         self._looking: asyncio.Task[Directory] | None = None
 
+    def know(self, ranks: Ranks) -> None:
+        """Plan by ``ranks`` from now on."""
+        self.ranks = ranks
+
     async def look(self) -> Directory:
         """Look up who serves the model now, and ask those who are new for their round trips."""
         known = await read_directory(self._swarm, self._manifest, time.time())
         self._known, self._known_s = known, time.monotonic()
-        failed = self._left_out(known)
-        usable = [server for server in known.servers if why_not(server, self._policy, self.scores, failed) is None]
+        trust = self._trust(known)
+        failed = {**self._left_out(known), **trust.barred}
+        usable = [server for server in known.servers if why_not(server, self._policy, trust.scores, failed) is None]
         self._pings.begin(server.owner for server in usable)
         return known
 
@@ -108,6 +115,9 @@ class Outlook:
             with contextlib.suppress(MissingBlocks):
                 return await self._route(directory, wanted, dict(failed[:count]))
         return await self._route(directory, wanted, {})
+
+    def _trust(self, directory: Directory) -> Trust:
+        return trust_of(newest(directory.servers), self.ranks, self._num_blocks)
 
     def _left_out(self, directory: Directory) -> dict[str, str]:
         return self._avoidance.left_out(directory.servers, time.monotonic())
@@ -148,10 +158,20 @@ class Outlook:
         if not self._has_waited:
             self._has_waited = True
             await self._pings.wait(_PINGS_S)
-        left_out = {**failed, **dict.fromkeys(wanted.without, "it failed in this session, or serves it already")}
+        trust = self._trust(directory)
+        if not trust.has_newcomers:
+            return await self._route_by(trust, directory, wanted, failed)
+        try:
+            return await self._route_by(trust, directory, wanted, failed)
+        except MissingBlocks:  # Established servers are announced, and cannot be used now.
+            return await self._route_by(trust.relaxed(), directory, wanted, failed)
+
+    async def _route_by(self, trust: Trust, directory: Directory, wanted: Wanted, failed: Mapping[str, str]) -> Route:
+        without = dict.fromkeys(wanted.without, "it failed in this session, or serves it already")
+        left_out = {**failed, **without, **trust.barred}
         latencies = Latencies.of(directory.servers, self._pings.known_us(time.monotonic()))
         part = Part(self._num_blocks, wanted.start, wanted.end, wanted.needs_ends)
-        question = Question(directory, latencies, self.scores, self._policy, part, left_out)
+        question = Question(directory, latencies, trust.scores, self._policy, part, left_out, spans=trust.spans)
         if wanted.is_new:
             self.last_question = question
         return await asyncio.to_thread(route_of, question)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dht.directory import Directory
+from dht.records import Announcement
 from node.client.latencies import CLIENT, Latencies
 from node.client.offers import (
     STAGE_OVERHEAD_US,
@@ -50,6 +51,12 @@ class Question:
     """The peer from which the first stage takes its steps."""
     after: str = CLIENT
     """The peer to which the last stage hands on."""
+    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Peers of which some blocks alone may be used, and which."""
+
+    def offer(self, server: Announcement, score: float) -> Offer:
+        """Return what a route may take of ``server``."""
+        return offer_of(server, self.part, score, self.spans.get(server.owner))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +75,7 @@ def usable_offers(question: Question) -> tuple[Offer, ...]:
     """Return what a route may use of each server, by peer id; servers that give nothing are left out."""
     scores, policy = question.scores, question.policy
     offers = [
-        offer_of(server, question.part, scores.get(server.owner, 1.0))
+        question.offer(server, scores.get(server.owner, 1.0))
         for server in newest(question.directory.servers)
         if why_not(server, policy, scores, question.left_out) is None
     ]

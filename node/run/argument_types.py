@@ -21,6 +21,21 @@ def text(given: str) -> str:
     return given
 
 
+def peers(given: str) -> tuple[str, ...]:
+    """Read peer ids with commas between them, each once."""
+    from dht.identity import peer_id_to_bytes
+
+    listed = tuple(dict.fromkeys(each.strip() for each in given.split(",") if each.strip()))
+    for peer in listed:
+        try:
+            peer_id_to_bytes(peer)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{peer[:80]!r} is no peer id") from None
+    if not listed:
+        raise argparse.ArgumentTypeError("no peer id is named")
+    return listed
+
+
 def _whole(text: str, least: int, most: int) -> int:
     value = int(text) if text.isdecimal() and len(text) <= len(str(most)) else -1
     if not least <= value <= most:

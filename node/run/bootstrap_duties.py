@@ -20,6 +20,7 @@ from dht.parameters import SwarmParameters
 from dht.receipts.equivocations import EquivocationWatch
 from dht.receipts.snapshot_keeper import SnapshotKeeper
 from dht.records import Envelope, SignedRecord, place
+from dht.standing.snapshot_scores import SnapshotScores
 from dht.swarm import Swarm
 from node.run.duties import in_background
 
@@ -43,7 +44,7 @@ async def bootstrap_duties(swarm: Swarm, identity: Identity, home: Path) -> Asyn
     duties = {
         "publishing the swarm's parameters": lambda: _publish_parameters_again(swarm),
         "enrolling this identity": enrolment.run,
-        "making snapshots": SnapshotKeeper(swarm, identity).run,
+        "making snapshots": SnapshotKeeper(swarm, identity, scores=SnapshotScores(swarm)).run,
     }
     async with EquivocationWatch(swarm), in_background(duties):
         yield

@@ -62,6 +62,8 @@ class GenerateOptions:
     explain: bool = False
     """Whether to say why the route runs where it runs."""
     exit_with_stdin: bool = False
+    anchors: tuple[str, ...] = ()
+    """Peer ids whose trust counts; none: those of the swarm."""
 
 
 class Printer(TextStreamer):
@@ -185,6 +187,7 @@ def connect(options: GenerateOptions) -> Any:
         manifest=thin.manifest if thin else None,
         policy=options.policy,
         only_peers=options.only_peers,
+        anchors=options.anchors,
     )
 
 

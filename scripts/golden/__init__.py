@@ -1,1 +1,1 @@
-"""What ``make_vectors.py`` writes: golden vectors of records, and of signatures at the edges of Ed25519."""
+"""What ``make_vectors.py`` writes: golden vectors of records, draws and scores, and of signatures at the edges."""

@@ -13,6 +13,10 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from dht.audit import Audit, Finding
+from dht.calibration import Calibration, Threshold
+from dht.claim import Claim
+from dht.contest import Contest
 from dht.equivocation import Equivocation, prove
 from dht.ident import Ident, Role, Succession, find_proof
 from dht.identity import Identity
@@ -30,6 +34,7 @@ from dht.records import (
 )
 from dht.rules import DEFAULT_RULES, Rules
 from dht.snapshot import Snapshot, digest_of
+from dht.verdict import Opinion, commit, reveal
 from dht.work import Receipt, WorkKind, work_of
 
 NOW_S = 1_800_000_000
@@ -104,6 +109,70 @@ RECEIPT = Receipt(
 IDENT = Ident(ALICE.peer_id, EPOCH - 9, EPOCH, find_proof(ALICE.peer_id, EPOCH - 9, 8), Role.SERVER, "lab")
 SNAPSHOT = Snapshot(ALICE.peer_id, EPOCH - 56, EPOCH - 1, 2, digest_of([b"one", b"two"]), bytes(32))
 SUCCESSION = Succession(ALICE.peer_id, BOB.peer_id, EPOCH)
+AUDIT = Audit(
+    auditor=CAROL.peer_id,
+    epoch=EPOCH,
+    provider=ALICE.peer_id,
+    consumer=BOB.peer_id,
+    receipt_epoch=EPOCH,
+    lane=RECEIPT.lane,
+    work_kind=RECEIPT.work_kind,
+    receipt=hashlib.sha256(RECEIPT.to_body()).digest(),
+    manifest=MANIFEST,
+    start=4,
+    end=8,
+    profile=RECEIPT.profile,
+    session=hashlib.sha256(b"golden session").digest()[:16],
+    segment=0,
+    index=2,
+    num_chunks=3,
+    finding=Finding.PASS,
+    median_ppm=8_100,
+    upper_ppm=10_900,
+    max_ppm=14_200,
+    calibration=hashlib.sha256(b"golden calibration").digest(),
+    t=BEGAN + 3600,
+)
+_TRIAL = EPOCH - 2
+"""Epoch of a claim whose trial is over: all that was signed in it lies in the past."""
+_FALSE = replace(
+    RECEIPT,
+    epoch=_TRIAL,
+    t_first=DEFAULT_RULES.start_of(_TRIAL) + 60,
+    t_last=DEFAULT_RULES.start_of(_TRIAL) + 90,
+).to_body()
+CLAIM = Claim(
+    accuser=BOB.peer_id,
+    epoch=_TRIAL,
+    number=1,
+    receipt=_FALSE,
+    receipt_signature=ALICE.sign(RECEIPT.KIND, _FALSE),
+    session=AUDIT.session,
+    segment=0,
+    index=2,
+    error_ppm=560_000,
+    evidence=hashlib.sha256(b"golden evidence").digest(),
+    evidence_bytes=1_600_000,
+    t=DEFAULT_RULES.start_of(_TRIAL) + 3600,
+)
+DENIAL = Contest(ALICE.peer_id, _TRIAL, CLAIM.hash, BOB.peer_id, level=1, t=CLAIM.t + 1800)
+SALT = hashlib.sha256(b"golden salt").digest()
+COMMITMENT = commit(DAVE.peer_id, _TRIAL, CLAIM.hash, 1, Opinion.UPHELD, SALT, CLAIM.t + 5400)
+OPENED = reveal(DAVE.peer_id, _TRIAL, CLAIM.hash, 1, Opinion.UPHELD, SALT, 561_234, CLAIM.t + 10800)
+CALIBRATION = Calibration(
+    manifest=MANIFEST,
+    signer=DAVE.peer_id,
+    epoch=EPOCH,
+    seq=1,
+    file=AUDIT.calibration,
+    file_bytes=70_000,
+    thresholds=(
+        Threshold("bfloat16", "bfloat16", 1, 13_000, 21_000, 34_000, 90_000, 8_900, 1600),
+        Threshold("bfloat16", "bfloat16", 4, 17_000, 27_000, 44_000, 120_000, 11_300, 1600),
+        Threshold("float32", "float32", 4, 100, 1_000, 1_000, 10_000, 2, 0),
+    ),
+    t=BEGAN + 60,
+)
 
 
 def short(receipt: Receipt) -> Receipt:
@@ -130,6 +199,14 @@ def _good() -> Iterator[tuple[str, Record, Rules]]:
     yield "an identity with proof of work", IDENT, replace(DEFAULT_RULES, proof_of_work_bits=8)
     yield "an identity that is followed by another", SUCCESSION, DEFAULT_RULES
     yield "a snapshot", SNAPSHOT, DEFAULT_RULES
+    yield "an audit that three chunks have passed", AUDIT, DEFAULT_RULES
+    yield "an audit that one has failed", replace(AUDIT, finding=Finding.FAIL, num_chunks=4), DEFAULT_RULES
+    yield "a claim", CLAIM, DEFAULT_RULES
+    yield "a denial of it", DENIAL, DEFAULT_RULES
+    yield "an appeal", replace(DENIAL, level=2, t=CLAIM.t + 14_400), DEFAULT_RULES
+    yield "a commitment to a verdict", COMMITMENT, DEFAULT_RULES
+    yield "the verdict opened", OPENED, DEFAULT_RULES
+    yield "a calibration", CALIBRATION, DEFAULT_RULES
 
 
 def sealed(record: Record, rules: Rules = DEFAULT_RULES) -> SignedRecord:

@@ -10,20 +10,26 @@ import msgpack
 
 from dht.codec import Value, encode
 from dht.ident import proof_bits
-from dht.records import Envelope, SignedRecord, dht_id, key_bytes, seal
+from dht.records import Envelope, Record, SignedRecord, dht_id, key_bytes, seal
 from dht.rules import DEFAULT_RULES, Rules
 from dht.work import Receipt
 from golden.records import (
     ALICE,
     ANNOUNCEMENT,
+    AUDIT,
     AUTHOR,
     BEGAN,
     BOB,
+    CALIBRATION,
     CAROL,
+    CLAIM,
+    COMMITMENT,
+    DENIAL,
     EPOCH,
     IDENT,
     MANIFEST,
     NOW_S,
+    OPENED,
     RECEIPT,
     SHORT,
     SNAPSHOT,
@@ -67,6 +73,7 @@ def _refused() -> Iterator[Refused]:
     yield from _dishonest(receipt)
     yield from _out_of_time(receipt)
     yield from _unsigned(receipt)
+    yield from _of_a_trial()
 
 
 def _out_of_place(signed: SignedRecord) -> Iterator[Refused]:
@@ -170,10 +177,46 @@ def _unsigned(signed: SignedRecord) -> Iterator[Refused]:
     yield Refused.of("a made up proof", "signature", seal(made_up))
 
 
-def _forced(receipt: Receipt) -> bytes:
+def _of_a_trial() -> Iterator[Refused]:
+    """Yield audits, claims, contests, verdicts and calibrations that nobody believes."""
+    bad: tuple[tuple[str, Record, Record], ...] = (
+        ("an audit of one's own work", AUDIT, replace(AUDIT, auditor=ALICE.peer_id)),
+        ("an audit before the work", AUDIT, replace(AUDIT, receipt_epoch=EPOCH + 1)),
+        ("an audit whose median is above its largest error", AUDIT, replace(AUDIT, median_ppm=20_000)),
+        ("an audit of no chunk", AUDIT, replace(AUDIT, num_chunks=0)),
+        ("a fourth claim in one epoch", CLAIM, replace(CLAIM, number=3)),
+        ("a claim against oneself", CLAIM, replace(CLAIM, accuser=ALICE.peer_id)),
+        ("a claim two epochs after the receipt", CLAIM, replace(CLAIM, epoch=CLAIM.epoch + 2)),
+        ("a claim with no receipt in it", CLAIM, replace(CLAIM, receipt=b"\x90")),
+        ("a claim with more evidence than anybody hands out", CLAIM, replace(CLAIM, evidence_bytes=2**26 + 1)),
+        ("an accuser that denies its own claim", DENIAL, replace(DENIAL, contester=BOB.peer_id)),
+        ("a fourth level", DENIAL, replace(DENIAL, level=4)),
+        ("a commitment that tells", COMMITMENT, replace(COMMITMENT, opinion=OPENED.opinion)),
+        ("a verdict that says nothing", OPENED, replace(OPENED, opinion=COMMITMENT.opinion)),
+        ("a verdict opened without its salt", OPENED, replace(OPENED, salt=b"")),
+        ("thresholds twice", CALIBRATION, replace(CALIBRATION, thresholds=CALIBRATION.thresholds[:1] * 2)),
+        ("no thresholds", CALIBRATION, replace(CALIBRATION, thresholds=())),
+    )
+    for name, good, record in bad:
+        yield Refused.of(name, "malformed", sealed(good), envelope=_forced(record))
+    unsigned = replace(CLAIM, receipt_signature=BOB.sign(2, CLAIM.receipt))
+    yield Refused.of("a claim whose receipt the accused did not sign", "signature", sealed(unsigned))
+    yield Refused.of("a claim signed after its epoch", "outside its epoch", sealed(replace(CLAIM, t=CLAIM.t + 21600)))
+    late = replace(OPENED, t=NOW_S + 121)
+    yield Refused.of("a verdict signed 121 s ahead of the clock", "from the future", sealed(late))
+    over = replace(DENIAL, epoch=EPOCH - 9)
+    yield Refused.of("a denial when the trial is over", "outside its trial", sealed(over))
+    renumbered = sealed(replace(CLAIM, number=2))
+    yield Refused.of("a claim in another's place", "owner", renumbered, packed_subkey=msgpack.packb(b"\1"))
+    copied = replace(AUDIT, session=bytes(16))
+    yield Refused.of("one audit for two sessions", "owner", sealed(AUDIT), packed_subkey=msgpack.packb(copied.subkey))
+
+
+def _forced(record: Record) -> bytes:
     """Sign what ``seal`` would not."""
-    body = receipt.to_body()
-    return Envelope(2, body, tuple(AUTHOR[author].sign(2, body) for author in receipt.authors)).to_bytes()
+    body = record.to_body()
+    signatures = tuple(AUTHOR[author].sign(record.KIND, body) for author in record.authors)
+    return Envelope(record.KIND, body, signatures).to_bytes()
 
 
 def _refusal_as_json(refused: Refused) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "records.json").read_text())
 COMMITMENTS = json.loads((Path(__file__).parents[1] / "vectors" / "commitments.json").read_text())
+DRAWS = json.loads((Path(__file__).parents[1] / "vectors" / "committees.json").read_text())
 RECEIPTS = [vector for vector in VECTORS["records"] if vector["kind"] == 2]
 BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 PEER_PREFIX = bytes.fromhex("002408011220")
@@ -301,3 +302,108 @@ def test_a_voucher_and_a_checkpoint_are_read_by_the_page_alone():
     fields = dict(zip(FIELDS, unpacked(receipt), strict=True))
     assert has_signed(fields["provider"], 2, receipt, by_provider)
     assert fields["commitment"].hex() == COMMITMENTS["roots"][len(leaves)]
+
+
+def place_of(kind: int, *parts) -> str:
+    return hashlib.sha1(packed(["efed1", kind, *parts])).hexdigest()
+
+
+def end_of(vector: dict, epoch: int, epochs: str, seq: int = 0) -> float:
+    return (epoch + 1 + vector["rules"][epochs]) * vector["rules"][EPOCH_S] + seq / 1024
+
+
+def test_an_audit_is_checked_and_placed_by_the_page_alone():
+    vector, fields, (signature,), body = vector_of(3)
+    auditor, epoch, provider, consumer, receipt_epoch, lane, work_kind, *rest = fields
+    receipt, manifest, start, end, profile, session, segment, index, num_chunks, finding, *errors, calibration, t = rest
+    assert has_signed(auditor, 3, body, signature)
+    assert provider not in (auditor, consumer)
+    assert receipt_epoch <= epoch == t // vector["rules"][EPOCH_S]
+    assert [len(each) for each in (receipt, manifest, profile, session, calibration)] == [32, 32, 32, 16, 32]
+    assert start < end
+    assert max(segment, index, num_chunks) <= 2**20
+    assert finding in (1, 2)
+    assert errors == sorted(errors)
+    assert place_of(3, auditor, epoch) == vector["dht_id"]
+    audited = packed([provider, consumer, receipt_epoch, lane, work_kind, session])
+    assert hashlib.sha256(audited).hexdigest() == vector["subkey"]
+    assert end_of(vector, epoch, WINDOW_EPOCHS, num_chunks) == vector["expires_s"]
+
+
+def test_a_claim_is_checked_and_placed_by_the_page_alone():
+    vector, fields, (signature,), body = vector_of(5)
+    accuser, epoch, number, receipt, by_accused, session, _, _, error, evidence, evidence_bytes, t = fields
+    assert has_signed(accuser, 5, body, signature)
+    work = dict(zip(FIELDS, unpacked(receipt), strict=True))
+    assert has_signed(work["provider"], 2, receipt, by_accused)
+    assert work["provider"] != accuser
+    assert epoch - work["epoch"] in (0, 1)
+    assert epoch == t // vector["rules"][EPOCH_S]
+    assert (len(session), len(evidence)) == (16, 32)
+    assert (number <= 2, error <= 10**9, 1 <= evidence_bytes <= 2**26) == (True,) * 3
+    assert place_of(5, accuser, epoch) == vector["dht_id"]
+    assert bytes([number]).hex() == vector["subkey"]
+    assert end_of(vector, epoch, "evidence_epochs") == vector["expires_s"]
+
+
+def test_a_denial_and_a_verdict_name_the_claim_by_the_page_alone():
+    _, (accuser, epoch, *_), _, claim_body = vector_of(5)
+    claim = hashlib.sha256(claim_body).digest()
+    vector, (contester, of_epoch, denied, denied_accuser, level, _), (signature,), body = vector_of(8)
+    assert has_signed(contester, 8, body, signature)
+    assert (of_epoch, denied, denied_accuser, level) == (epoch, claim, accuser, 1)
+    assert place_of(8, contester, epoch) == vector["dht_id"]
+    assert (claim + bytes([level])).hex() == vector["subkey"]
+
+    vectors = [each for each in VECTORS["records"] if each["kind"] == 6]
+    halves = []
+    for vector in vectors:
+        _, _, body, (signature,) = unpacked(bytes.fromhex(vector["envelope"]))
+        member, of_epoch, judged, level, phase, *said = unpacked(body)
+        assert has_signed(member, 6, body, signature)
+        assert (of_epoch, judged) == (epoch, claim)
+        assert place_of(6, member, epoch) == vector["dht_id"]
+        assert (claim + bytes([level, phase])).hex() == vector["subkey"]
+        assert end_of(vector, epoch, "evidence_epochs") == vector["expires_s"]
+        halves.append(said)
+    (commitment, *nothing, _), (empty, opinion, salt, error, _) = halves
+    assert (nothing, empty) == ([0, b"", 0], b"")
+    assert hashlib.sha256(packed(["efedllm/verdict/1", member, claim, level, opinion, salt])).digest() == commitment
+    assert (opinion, error) == (1, 561_234)
+
+
+def test_a_calibration_is_checked_and_placed_by_the_page_alone():
+    vector, (manifest, signer, epoch, seq, file, file_bytes, rows, t), (signature,), body = vector_of(20)
+    assert has_signed(signer, 20, body, signature)
+    assert (len(manifest), len(file), epoch) == (32, 32, t // vector["rules"][EPOCH_S])
+    assert 1 <= file_bytes <= 2**26
+    assert [row[:3] for row in rows] == sorted(row[:3] for row in rows)
+    assert all(len(row) == 9 and row[3:7] == sorted(row[3:7]) for row in rows)
+    assert place_of(20, manifest) == vector["dht_id"]
+    assert signer.hex() == vector["subkey"]
+    assert end_of(vector, epoch, WINDOW_EPOCHS, seq) == vector["expires_s"]
+
+
+def minus_log2_of_the_page(number: int) -> int:
+    exponent = len(bin(number)) - 3
+    mantissa = number * 2**63 // 2**exponent
+    log = exponent
+    for _ in range(32):
+        mantissa = mantissa * mantissa // 2**63
+        bit = int(mantissa >= 2**64)
+        mantissa //= 1 + bit
+        log = 2 * log + bit
+    return 64 * 2**32 - log
+
+
+def test_who_judges_a_claim_is_drawn_by_the_page_alone():
+    for number, log in DRAWS["minus_log2"]:
+        assert minus_log2_of_the_page(int(number)) == int(log)
+    _, (_, _, _, receipt, *_), _, _ = vector_of(5)
+    for draw in DRAWS["ranks"]:
+        array = packed(["efedllm/committee/1", hashlib.sha256(receipt).digest(), draw["level"]])
+        seed = hashlib.sha256(array).digest()
+        assert seed.hex() == draw["seed"]
+        number = int.from_bytes(hashlib.sha256(seed + from_base58(draw["peer"])).digest()[:8], "big") + 1
+        rank = minus_log2_of_the_page(number) * 2**40 // int(draw["credibility"])
+        assert rank == int(draw["rank"])

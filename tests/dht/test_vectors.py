@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from dht.calibration import Threshold
 from dht.identity import Identity, peer_id_to_bytes, peer_id_to_str, verify
 from dht.records import Envelope, dht_id, key_bytes, seal
 from dht.rules import Rules
@@ -29,6 +30,8 @@ def as_field(of_type, value):
         return bytes.fromhex(value)
     if isinstance(of_type, type) and issubclass(of_type, enum.Enum):
         return of_type(value)
+    if of_type == tuple[Threshold, ...]:
+        return tuple(map(Threshold._make, value))
     if isinstance(value, list):
         return tuple(as_field(None, item) for item in value)
     return value
@@ -104,5 +107,5 @@ def test_a_signature_at_the_edge_has_this_verdict(vector):
 def test_the_vectors_are_those_that_the_script_writes(tmp_path):
     script = [sys.executable, str(ROOT / "scripts" / "make_vectors.py"), "--out", str(tmp_path)]
     subprocess.run(script, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120)
-    for name in ("records.json", "ed25519_edges.json"):
+    for name in ("records.json", "ed25519_edges.json", "committees.json", "scores.json"):
         assert (tmp_path / name).read_text() == (VECTORS / name).read_text()

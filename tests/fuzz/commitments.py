@@ -3,19 +3,29 @@
 import contextlib
 from dataclasses import replace
 
+from msgpack import unpackb
+
+from dht.codec import encode
 from dht.identity import Identity
+from node.check.evidence import pack, unpack_and_verify
+from node.check.headers import Header
 from node.commitment.chain import ChainCheck
 from node.commitment.chunks import NOTHING, WINDOW, Leaf
 from node.commitment.stage import MAX_LEAVES, MAX_VOUCHERS, StageCommitment
-from node.errors import StageAtFault
+from node.errors import FalseEvidence, StageAtFault
 from node.merkle import hash_leaf, is_included, root_of
 from node.wire import Step, payload_bytes
-from tests.fuzz.draw import Draw
+from tests.fuzz.draw import Draw, mutated
+from tests.node.check.session import held
 from tests.node.commitment.sessions import SESSION, signature_of, verify
 
 FIRST, SECOND, THIRD = (Identity.from_seed(bytes([80 + number]) * 32) for number in range(3))
 CODEC, WIDTH, MAX_POSITIONS = "float32", 2, 400
 DOMAIN = 130
+
+
+HELD = held()
+PACKED = unpackb(pack(HELD.evidence))
 
 
 def _payload(step: Step, salt: bytes) -> bytes:
@@ -154,3 +164,31 @@ def proofs(data: bytes) -> None:
     draw = Draw(data)
     path = [draw.blob(32) for _ in range(draw.number(8))]
     assert not is_included(hash_leaf(draw.some_bytes(9)), draw.edge(), draw.edge(), path, ROOT)
+
+
+def evidence(data: bytes) -> None:
+    """Evidence that is not the accuser's own, byte for byte, is refused, whatever its claim says of it."""
+    draw = Draw(data)
+    fields = list(PACKED)
+    if draw.flag():
+        number = draw.number(len(fields[5]) - 1)
+        chunks = list(fields[5])
+        chunks[number] = mutated(draw, chunks[number])
+        fields[5] = mutated(draw, chunks) if draw.rarely() else chunks
+    with contextlib.suppress(ValueError, TypeError):
+        blob = encode(mutated(draw, fields) if draw.flag() else fields)
+        blob, claim = HELD.claim(blob=blob if not draw.rarely() else draw.rest() or blob)
+        try:
+            read = unpack_and_verify(blob, claim)
+        except FalseEvidence:
+            return
+        assert read == HELD.evidence
+
+
+def headers(data: bytes) -> None:
+    """A header is refused, or is the one way to write what was read."""
+    for codec in (b"", b"float32\0"):
+        try:
+            assert Header.from_bytes(codec + data).to_bytes() == codec + data
+        except FalseEvidence:
+            continue

@@ -24,6 +24,8 @@ HARNESSES: Mapping[str, Callable[[bytes], None]] = MappingProxyType(
         "stages": commitments.stages,
         "reports": commitments.reports,
         "proofs": commitments.proofs,
+        "evidence": commitments.evidence,
+        "headers": commitments.headers,
         "served": peers.served,
     }
 )

@@ -10,7 +10,11 @@ import base58
 import msgpack
 from hivemind.dht.crypto import DHTRecord
 
+from dht.audit import Audit, Finding
+from dht.calibration import Calibration, Threshold
+from dht.claim import Claim
 from dht.codec import MAX_ITEMS, decode, encode
+from dht.contest import Contest
 from dht.equivocation import Equivocation, prove
 from dht.errors import BadAddress, BadJoinCode, BadRecord, IdentityDamaged, WrongPassphrase
 from dht.ident import Ident, Role, Succession
@@ -21,6 +25,7 @@ from dht.records import ENVELOPE_VERSION, Envelope, ManifestRecord, Record, dht_
 from dht.rules import DEFAULT_RULES, Rules
 from dht.snapshot import Snapshot
 from dht.validation import MAX_SUBKEY_BYTES, REGISTRY, RecordValidator, is_regional, parse_envelope
+from dht.verdict import Opinion, commit, reveal
 from dht.work import WorkKind
 from tests.dht.samples import EPOCH, EPOCH_BEGAN, MANIFEST, announcement, receipt
 from tests.fuzz.draw import Draw, mutated
@@ -40,6 +45,11 @@ def _equivocation() -> Equivocation:
     return prove(ALICE.peer_id, one, other)
 
 
+BLOB = bytes(32)
+PPM = (3, 5, 8)
+WORK = receipt(BOB, ALICE).to_body()
+ROW = Threshold("bfloat16", "int8", 4, 10, 20, 30, 40, 5, 1600)
+
 SAMPLES: tuple[Record, ...] = (
     replace(announcement(ALICE, t=int(NOW)), addresses=("/ip4/10.0.0.1/tcp/1",), neighbours=((BOB.peer_id, 5),)),
     ManifestRecord(MANIFEST, ALICE.peer_id, int(NOW), 60, "gpt2", "gpt2", 12, 768, 50257),
@@ -49,6 +59,33 @@ SAMPLES: tuple[Record, ...] = (
     Ident(ALICE.peer_id, EPOCH - 1, EPOCH, 7, Role.SERVER, "here"),
     Succession(ALICE.peer_id, BOB.peer_id, EPOCH),
     Snapshot(ALICE.peer_id, EPOCH - 2, EPOCH - 1, 5, bytes(32), bytes(32)),
+    Audit(
+        ALICE.peer_id,
+        EPOCH,
+        BOB.peer_id,
+        ALICE.peer_id,
+        EPOCH,
+        7,
+        WorkKind.DECODE,
+        BLOB,
+        MANIFEST,
+        0,
+        4,
+        BLOB,
+        bytes(16),
+        0,
+        1,
+        2,
+        Finding.PASS,
+        *PPM,
+        BLOB,
+        int(NOW),
+    ),
+    Claim(ALICE.peer_id, EPOCH, 0, WORK, BOB.sign(2, WORK), bytes(16), 0, 1, 500_000, BLOB, 1000, int(NOW)),
+    Contest(BOB.peer_id, EPOCH, BLOB, ALICE.peer_id, 1, int(NOW)),
+    commit(BOB.peer_id, EPOCH, BLOB, 1, Opinion.UPHELD, BLOB, int(NOW)),
+    reveal(BOB.peer_id, EPOCH, BLOB, 1, Opinion.UPHELD, BLOB, 500_000, int(NOW)),
+    Calibration(MANIFEST, ALICE.peer_id, EPOCH, 1, BLOB, 1000, (ROW,), int(NOW)),
     SwarmParameters(ALICE.peer_id, int(NOW) - 100, 10**8, "lab", private=False, anchors=(BOB.peer_id,)),
 )
 """One valid record of each kind, and more where that opens other ways."""

@@ -101,10 +101,12 @@ def test_status_has_the_documented_shape_as_json_and_names_every_peer_in_full_fo
     assert [server["blocks"] for server in model["servers"]] == [f"{start}:{end}" for start, end in SPANS]
     for server in model["servers"]:
         assert set(server) == {
-            "peer_id", "blocks", "state", "score", "dtype", "throughput", "cache_free_tokens", "version", "ends",
+            "peer_id", "blocks", "state", "score", "standing", "dtype", "throughput", "cache_free_tokens", "version",
+            "ends",
         }  # fmt: skip
         assert len(peer_id_to_bytes(server["peer_id"])) == 38
         assert (server["state"], server["score"], server["dtype"]) == ("online", None, "float32")
+        assert server["standing"] == "newcomer", "nobody is trusted yet"
         assert server["throughput"] > 0
         assert server["cache_free_tokens"] > 0
         assert server["version"] == __version__
@@ -113,6 +115,17 @@ def test_status_has_the_documented_shape_as_json_and_names_every_peer_in_full_fo
     assert shown.returncode == 0, shown.stderr
     for server in model["servers"]:
         assert server["peer_id"] in shown.stdout, "a peer id that is cut short is of no use"
+
+
+def test_score_tells_where_a_server_stands_by_the_anchors_that_its_user_names(llama, home):
+    generated = run_command(
+        ["generate", str(llama.directory), "--join", llama.join, "--prompt", "A swarm is", *SHORT], home
+    )
+    server = generated.stderr.split(" on ")[1].split(",")[0]
+    done = run_command(["score", server, "--join", llama.join, "--anchors", server, "--json"], home)
+    assert (done.returncode, done.stderr) == (0, "")
+    story = json.loads(done.stdout)
+    assert (story["peer_id"], story["standing"], story["is_anchor"]) == (server, "newcomer", True)
 
 
 def test_doctor_says_what_this_machine_can_give(llama, home):

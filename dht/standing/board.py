@@ -1,0 +1,161 @@
+"""Keep scores fresh while a node runs: read what has come, compute beside the event loop, tell who wants to know.
+
+    DHT ──work_reader──> workbook ─┐
+    DHT ──proof_reader─> proofs ───┴─ gathering ─> evidence ─ dht.reputation ─> scores ─> listener
+
+The scores of a board are this node's view of the present, by the anchors that its user trusts; the digest on which
+nodes agree is ``snapshot_scores``'. Whatever a refresh fails of, the next one is tried; until the first has come
+nothing is known, and nobody is treated worse for it. It runs on the event loop, computation in a thread.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
+
+from dht.hardening.duty import take_turn
+from dht.parameters import SwarmParameters
+from dht.receipts.checking import SignatureChecker
+from dht.receipts.publisher import period_s
+from dht.reputation import DEFAULT_SCORE_RULES, Evidence, ScoreRules, Scores, score
+from dht.rules import Rules
+from dht.standing.gathering import evidence_of
+from dht.standing.hearing import Settled, hear
+from dht.standing.proof_reader import ProofReader
+from dht.standing.proofs import Judged, Proofs
+from dht.standing.work_reader import WorkReader
+from dht.standing.workbook import Contribution, Workbook, contributions
+from dht.swarm import Swarm
+
+NOTHING_SETTLED: Settled = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Standings:
+    """What a board knows at one moment."""
+
+    scores: Scores
+    evidence: Evidence  # what the scores were computed from
+    proofs: Proofs  # the records behind it, besides receipts
+    judged: Judged  # what has become of the claims among these
+    settled: Settled  # rulings that stand, for the next time
+    contributions: Mapping[str, Contribution]  # by peer: what it gave and took in the window
+
+
+class ScoreBoard:
+    """Scores of a swarm as one node sees them; ``run`` keeps them fresh."""
+
+    def __init__(
+        self,
+        swarm: Swarm,
+        bootstraps: Sequence[str] = (),
+        *,
+        anchors: Sequence[str] = (),
+        clock: Callable[[], float] = time.time,
+        rng: random.Random | None = None,
+    ) -> None:
+        """Describe the board; nothing is read yet.
+
+        Args:
+            swarm: Where; entered before anything is read.
+            bootstraps: Peer ids whose snapshots are asked for first.
+            anchors: Peer ids whose trust counts for this node; none: those that the swarm's founder named.
+            clock: Unix seconds.
+            rng: Draws what snapshots are compared at; None: the system's.
+        """
+        self._swarm = swarm
+        self._anchors = tuple(anchors)
+        self._clock = clock
+        self._works = WorkReader(swarm, bootstraps, rng or random.SystemRandom())
+        self._proofs = ProofReader(swarm)
+        self.standings: Standings | None = None
+        """What is known; None: nothing yet."""
+        self.on_refreshed: Callable[[Standings], None] = _ignore
+        """Called in the event loop after every refresh."""
+
+    @property
+    def anchors(self) -> tuple[str, ...]:
+        """Whose trust counts."""
+        return self._anchors or anchors_of(self._swarm.parameters)
+
+    async def run(self) -> None:
+        """Refresh every 36th of an epoch; returns when our p2pd has ended."""
+        rules = await self._swarm.wait_for_rules()
+        while True:
+            if not await take_turn(self.refresh(), "computing scores"):
+                return
+            await asyncio.sleep(period_s(rules))
+
+    async def refresh(self) -> Standings:
+        """Read what has come, and compute the scores of the present.
+
+        Raises:
+            DaemonDied: Our own p2pd has ended.
+        """
+        rules = await self._swarm.wait_for_rules()
+        present = rules.epoch_of(self._clock())
+        window = range(max(0, present + 1 - rules.window_epochs), present + 1)
+        async with SignatureChecker() as checker:
+            await self._works.read(window, checker)
+            peers = self._works.peers | set(self.anchors)
+            proofs = await self._proofs.read(peers, window, rules.evidence_epochs, checker)
+        terms = Terms(self.anchors, rules, score_rules_of(self._swarm.parameters, rules))
+        settled = self.standings.settled if self.standings is not None else {}
+        now_s = self._clock()
+        self.standings = await asyncio.to_thread(
+            standings_of, self._works.book.copy(), proofs, terms, present, now_s, settled
+        )
+        self.on_refreshed(self.standings)
+        return self.standings
+
+
+class Terms(NamedTuple):
+    """What scores depend on besides records."""
+
+    anchors: tuple[str, ...]  # whose trust it is
+    rules: Rules  # of the swarm
+    score_rules: ScoreRules
+
+
+def standings_of(
+    book: Workbook, proofs: Proofs, terms: Terms, epoch: int, now_s: float, settled: Settled = NOTHING_SETTLED
+) -> Standings:
+    """Compute what follows from records: pure, and seconds where there are many.
+
+    Args:
+        book: What receipts add up to.
+        proofs: All other records.
+        terms: What else it depends on.
+        epoch: The last one that counts.
+        now_s: By when claims are judged, unix seconds.
+        settled: Rulings that stand already.
+    """
+    heard = hear(book, proofs, terms.anchors, terms.rules, terms.score_rules, now_s, settled)
+    evidence = evidence_of(book, proofs, heard.judged, epoch)
+    scores = score(evidence, terms.anchors, epoch, terms.score_rules)
+    return Standings(scores, evidence, proofs, heard.judged, heard.settled, contributions(evidence.works))
+
+
+def anchors_of(parameters: SwarmParameters | None) -> tuple[str, ...]:
+    """Name the anchors of a swarm; none where it has no parameters."""
+    return parameters.anchors if parameters is not None else ()
+
+
+def score_rules_of(parameters: SwarmParameters | None, rules: Rules) -> ScoreRules:
+    """Give the constants of a swarm's scores."""
+    if parameters is None:
+        return DEFAULT_SCORE_RULES
+    return ScoreRules.of_swarm(
+        window_epochs=rules.window_epochs,
+        evidence_epochs=rules.evidence_epochs,
+        flow_half_life_epochs=parameters.flow_half_life_epochs,
+        conviction_half_life_epochs=parameters.conviction_half_life_epochs,
+        audit_half_life_epochs=parameters.audit_half_life_epochs,
+    )
+
+
+def _ignore(_: Standings) -> None:
+    """Tell nobody."""

@@ -1,0 +1,68 @@
+"""Read records of one kind that stand under a peer and an epoch; epochs that have settled are read once for each peer.
+
+This file does not know what the records mean. It runs on the event loop.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Generic, TypeVar
+
+from dht.audit import Audit
+from dht.claim import Claim
+from dht.contest import Contest
+from dht.identity import peer_id_to_bytes
+from dht.receipts.checking import SignatureChecker
+from dht.swarm import Swarm
+from dht.verdict import Verdict
+
+R = TypeVar("R", Audit, Claim, Contest, Verdict)
+
+
+class EpochReader(Generic[R]):
+    """What has been read of one kind."""
+
+    def __init__(self, swarm: Swarm, kind: type[R], num_unsettled: int) -> None:
+        """Begin with nothing.
+
+        Args:
+            swarm: Where.
+            kind: Whose keys are a peer and an epoch.
+            num_unsettled: Newest epochs that are read again, because records of them may still come.
+        """
+        self._swarm = swarm
+        self._kind: type[R] = kind
+        self._num_unsettled = num_unsettled
+        self._read: dict[int, set[str]] = {}  # by epoch: peers that have been read since it settled
+        self._found: dict[int, set[R]] = {}
+
+    async def read(
+        self, peers: Collection[str], epochs: Iterable[int], present: int, oldest: int, checker: SignatureChecker
+    ) -> tuple[R, ...]:
+        """Read what has not been read yet, and return all that is known.
+
+        Args:
+            peers: Peer ids of those who may have such records.
+            epochs: Those that are read.
+            present: The present epoch.
+            oldest: What is of an epoch before is forgotten.
+            checker: Checks signatures.
+
+        Raises:
+            DaemonDied: Our own p2pd has ended.
+        """
+        wanted = set(epochs)
+        self._found = {epoch: found for epoch, found in self._found.items() if epoch >= oldest}
+        self._read = {epoch: read for epoch, read in self._read.items() if epoch >= oldest}
+        missing = {epoch: set(peers) - self._read.get(epoch, set()) for epoch in wanted}
+
+        async def forestall(envelopes: Sequence[bytes]) -> None:
+            await checker.forestall(self._swarm.validator, envelopes)
+
+        keys = [(peer_id_to_bytes(peer), epoch) for epoch, unread in missing.items() for peer in unread]
+        async for found in self._swarm.read_many(self._kind.KIND, keys, forestall=forestall):
+            for signed in found:
+                if isinstance(signed.record, self._kind):
+                    self._found.setdefault(signed.record.epoch, set()).add(signed.record)
+        for epoch, unread in missing.items():
+            if epoch <= present - self._num_unsettled:
+                self._read.setdefault(epoch, set()).update(unread)
+        return tuple(record for found_then in self._found.values() for record in found_then)

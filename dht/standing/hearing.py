@@ -1,0 +1,95 @@
+"""Judge all claims that are known, epoch by epoch: a claim is judged by those who were credible when it was made.
+
+    for each epoch with claims, oldest first:
+        claims before it, as judged by then ─┐
+        receipts and audits before it ───────┴─> scores as of its start ─> credibilities ─> its committees
+
+What was settled is remembered and stands: receipts show for a window only who held which blocks, so later on nobody can
+draw the committee of an old claim again. Pure; seconds where there are many epochs with claims.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+from dht.judgement.docket import open_cases
+from dht.judgement.holdings import Holdings
+from dht.judgement.judge import Court, judge
+from dht.judgement.outcomes import Outcomes, Ruling, State
+from dht.reputation import Conviction, OpenFail, Rejection, ScoreRules, score
+from dht.rules import Rules
+from dht.standing.gathering import evidence_of, until
+from dht.standing.proofs import Case, Judged, Proofs
+from dht.standing.workbook import Workbook
+
+Settled = Mapping[bytes, Ruling]
+"""Rulings that stand, by the hash of their claim."""
+
+_DECIDED = frozenset({State.UPHELD, State.REJECTED, State.UNRESOLVED})
+
+
+class Heard(NamedTuple):
+    """What has become of the claims."""
+
+    judged: Judged
+    settled: Settled
+
+
+def hear(
+    book: Workbook,
+    proofs: Proofs,
+    anchors: Collection[str],
+    rules: Rules,
+    score_rules: ScoreRules,
+    now_s: float,
+    settled: Settled,
+) -> Heard:
+    """Judge claims.
+
+    Args:
+        book: What receipts add up to.
+        proofs: All other records, nothing signed after ``now_s`` among them.
+        anchors: Peer ids: whose trust it is, and who judges last.
+        rules: Of the swarm.
+        score_rules: Its constants.
+        now_s: Unix seconds.
+        settled: What stands already.
+    """
+    if not proofs.claims:
+        return Heard(Judged(), settled)
+    holdings = Holdings(book.spans())
+    credibility: dict[int, dict[str, int]] = {}
+    court = Court(rules, holdings, credibility, tuple(anchors))
+    for epoch in sorted({claim.epoch for claim in proofs.claims if claim.hash not in settled}):
+        start_s = rules.start_of(epoch)
+        before = until(proofs, epoch - 1, start_s)
+        earlier = _judged(_outcomes(before, court, start_s, settled))
+        scores = score(evidence_of(book, before, earlier, epoch - 1), anchors, epoch - 1, score_rules)
+        credibility[epoch] = {peer: standing.credibility for peer, standing in scores.standings.items()}
+    outcomes = _outcomes(proofs, court, now_s, settled)
+    decided = {each.claim: each for each in outcomes.rulings if each.is_final and each.state in _DECIDED}
+    return Heard(_judged(outcomes), {**settled, **decided})
+
+
+def _outcomes(proofs: Proofs, court: Court, now_s: float, settled: Settled) -> Outcomes:
+    cases = open_cases(proofs.claims, proofs.contests, proofs.verdicts)
+    stands = {claim: ruling for claim, ruling in settled.items() if ruling.settled_s <= now_s}
+    return judge(cases, court, now_s, stands)
+
+
+def _judged(outcomes: Outcomes) -> Judged:
+    rejected = [each for each in outcomes.rulings if each.state is State.REJECTED]
+    return Judged(
+        convictions=tuple(Conviction(*each) for each in outcomes.convictions),
+        rejections=tuple(Rejection(*each) for each in outcomes.rejections),
+        open_fails=tuple(OpenFail(*each) for each in outcomes.open_fails),
+        refuted=frozenset(OpenFail(each.accuser, each.accused) for each in rejected),
+        cases=tuple(
+            Case(each.accuser, each.accused, each.epoch, _in_a_word(each), each.why) for each in outcomes.rulings
+        ),
+    )
+
+
+def _in_a_word(ruling: Ruling) -> str:
+    if ruling.state is State.PENDING or not ruling.is_final:
+        return "open"
+    return "undecided" if ruling.state is State.UNRESOLVED else ruling.state.value

@@ -1,0 +1,71 @@
+"""Read from the DHT what stands there about peers beside their receipts.
+
+Verdicts and contests are looked for in epochs that have claims, and nowhere else. What a peer has signed in its own
+name is under its own key; equivocations and successions are under the peer that they are about. It runs on the event
+loop.
+"""
+
+from collections.abc import Collection, Sequence
+
+from dht.audit import Audit
+from dht.claim import Claim
+from dht.contest import TRIAL_EPOCHS, Contest
+from dht.equivocation import Equivocation
+from dht.ident import Succession
+from dht.identity import peer_id_to_bytes
+from dht.receipts.checking import SignatureChecker
+from dht.records import Kind, Record
+from dht.standing.epoch_reader import EpochReader
+from dht.standing.proofs import Proofs
+from dht.swarm import Swarm
+from dht.verdict import Verdict
+
+NUM_UNSETTLED = 2
+"""Newest epochs whose audits and claims are read again."""
+
+
+class ProofReader:
+    """What has been read so far."""
+
+    def __init__(self, swarm: Swarm) -> None:
+        """Begin with nothing."""
+        self._swarm = swarm
+        self._audits = EpochReader(swarm, Audit, NUM_UNSETTLED)
+        self._claims = EpochReader(swarm, Claim, NUM_UNSETTLED)
+        self._contests = EpochReader(swarm, Contest, TRIAL_EPOCHS + 1)
+        self._verdicts = EpochReader(swarm, Verdict, TRIAL_EPOCHS + 1)
+
+    async def read(
+        self, peers: Collection[str], window: range, evidence_epochs: int, checker: SignatureChecker
+    ) -> Proofs:
+        """Read what has come, and return all that is known.
+
+        Args:
+            peers: Peer ids of all who may have signed something, or may be named in it.
+            window: Epochs that are read, oldest first; the last one is the present. Of older ones nobody could say any
+                more who held which blocks, and so who had to judge.
+            evidence_epochs: Claims that were read are remembered for so many.
+            checker: Checks signatures.
+
+        Raises:
+            DaemonDied: Our own p2pd has ended.
+        """
+        present, oldest = window[-1], window[-1] + 1 - evidence_epochs
+        claims = await self._claims.read(peers, window, present, oldest, checker)
+        tried = {claim.epoch for claim in claims}
+        return Proofs(
+            equivocations=tuple(
+                record for record in await self._about(Kind.EQUIVOCATION, peers) if isinstance(record, Equivocation)
+            ),
+            successions=tuple(
+                record for record in await self._about(Kind.SUCCESSION, peers) if isinstance(record, Succession)
+            ),
+            audits=await self._audits.read(peers, window, present, window[0], checker),
+            claims=claims,
+            contests=await self._contests.read(peers, tried, present, oldest, checker),
+            verdicts=await self._verdicts.read(peers, tried, present, oldest, checker),
+        )
+
+    async def _about(self, kind: Kind, peers: Collection[str]) -> Sequence[Record]:
+        keys = [(peer_id_to_bytes(peer),) for peer in peers]
+        return [signed.record async for found in self._swarm.read_many(kind, keys) for signed in found]

@@ -1,0 +1,207 @@
+"""Run a swarm with liars in it for some weeks, epoch by epoch. Seeded; no clock."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from reputation_simulation.attacks import ATTACKS, FIRST_SLANDER
+from reputation_simulation.book import Book, Node
+from reputation_simulation.courts import Claim, Courts
+from reputation_simulation.rules import AftRule, Pool, Rule
+from reputation_simulation.settings import Settings
+
+FAKED_UNITS = 1000
+"""Units that a liar signs for a friend, who has done nothing, in an epoch."""
+
+FAKED_FRIENDS = 6
+"""Friends for whom it does so."""
+
+CAUGHT = 1
+"""Under rules without courts, a whitewasher leaves its identity when so many audits have failed it."""
+
+
+@dataclass
+class Epoch:
+    """What is counted of one epoch: requests of honest clients."""
+
+    served: int = 0
+    bad: int = 0
+    duplicates: int = 0
+    claims: int = 0
+    votes: int = 0
+    anchor_appeals: int = 0
+    traffic: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    """By server, live requests."""
+
+
+class Swarm:
+    """One run."""
+
+    def __init__(self, settings: Settings, attack: str, rule: Rule, seed: int) -> None:
+        self.settings, self.rule = settings, rule
+        self.rng = random.Random(seed)  # noqa: S311 - not for secrets
+        self.book = Book()
+        self.courts = Courts(settings, self.rng)
+        self.nodes = self._first_nodes(attack)
+        self.anchors = tuple(node.name for node in self.nodes if node.is_anchor)
+        self.epochs: list[Epoch] = []
+        self._claims: list[Claim] = []
+        self._num_claims: defaultdict[Node, int] = defaultdict(int)
+        self._num_reborn = 0
+
+    def _first_nodes(self, attack: str) -> list[Node]:
+        """Make all but those who take new identities: anchors first, then honest ones, liars, and who comes later."""
+        settings, kinds = self.settings, ATTACKS[attack]
+        num_liars = round(settings.malicious * settings.num_nodes)
+        num_honest = settings.num_nodes - num_liars
+        nodes = [Node(f"node {number:03}", number % settings.num_ranges, 0) for number in range(num_honest)]
+        for number, node in enumerate(nodes[: settings.num_anchors]):
+            node.is_anchor = True
+            node.behaviour = kinds[number % len(kinds)] if number < settings.num_bad_anchors else None
+        for number in range(num_liars):
+            place = (number // len(kinds)) % settings.num_ranges
+            nodes.append(Node(f"liar {number:03}", place, settings.malicious_epoch, kinds[number % len(kinds)]))
+        nodes += [
+            Node(f"later {number:02}", number % settings.num_ranges, settings.newcomers_epoch)
+            for number in range(settings.num_newcomers)
+        ]
+        for node in nodes:
+            node.is_alive = node.joined == 0
+        return nodes
+
+    def run(self) -> list[Epoch]:
+        """Let all epochs pass."""
+        for _ in range(self.settings.num_epochs):
+            self._step()
+        return self.epochs
+
+    def _step(self) -> None:
+        epoch = self.book.epoch
+        for node in self.nodes:
+            node.is_alive = node.is_alive or node.joined == epoch
+        if epoch == self.settings.new_anchors_epoch:
+            self._replace_anchors()
+        pools = self.rule.pools(self.book, self.nodes, self.anchors, self.settings)
+        count = Epoch()
+        self.epochs.append(count)
+        alive = [node for node in self.nodes if node.is_alive]
+        self._requests(alive, pools, count)
+        self._canaries(alive, pools)
+        self._lies(alive)
+        self._judge(count)
+        self._rejoin()
+        self.book.end_epoch()
+
+    def _requests(self, alive: list[Node], pools: list[Pool], count: Epoch) -> None:
+        rng, settings = self.rng, self.settings
+        asking: list[list[Node]] = [[] for _ in pools]
+        for node in alive:
+            for place in rng.choices(range(settings.num_ranges), k=settings.requests // settings.session):
+                asking[place].append(node)
+        for clients, pool in zip(asking, pools, strict=True):
+            if not pool.live:
+                continue
+            servers = rng.choices(pool.live, cum_weights=pool.cumulated, k=len(clients))
+            for client, server in zip(clients, servers, strict=True):
+                if client is not server:
+                    for _ in range(settings.session):
+                        self._request(client, server, pool, count)
+
+    def _request(self, client: Node, server: Node, pool: Pool, count: Epoch) -> None:
+        rng, settings = self.rng, self.settings
+        is_bad = self._serve(client, server)
+        if client.is_honest:
+            count.served += 1
+            count.bad += is_bad
+            count.traffic[server.name] += 1
+            if rng.random() < settings.audit_rate:
+                self._audit(client, server, is_bad)
+        if pool.shadow and rng.random() < settings.shadow_rate:
+            self._duplicate(client, rng.choice(pool.shadow), count)
+
+    def _duplicate(self, client: Node, newcomer: Node, count: Epoch) -> None:
+        """Give a newcomer a request that another one has answered, and compare."""
+        if newcomer is client:
+            return
+        is_bad = self._serve(client, newcomer)
+        if client.is_honest:
+            count.duplicates += 1
+            self._audit(client, newcomer, is_bad)
+
+    def _serve(self, client: Node, server: Node) -> bool:
+        """Sign for a request; say whether its output is bad."""
+        self.book.work(client, server)
+        behaviour = server.behaviour
+        return behaviour is not None and self.rng.random() < behaviour.cheat_rate(self.book.epoch)
+
+    def _audit(self, auditor: Node, server: Node, is_bad: bool) -> None:
+        settings = self.settings
+        if self.rng.random() >= (settings.power if is_bad else settings.false_positives):
+            self.book.passed(auditor, server)
+        else:
+            self.book.fails(auditor, server)
+            self._accuse(auditor, server, is_bad)
+
+    def _accuse(self, accuser: Node, accused: Node, is_true: bool) -> None:
+        """Make a claim, as far as one may."""
+        if self._num_claims[accuser] < self.settings.claims_per_epoch and self.rule.has_courts:
+            self._num_claims[accuser] += 1
+            self._claims.append(Claim(accuser, accused, is_true))
+
+    def _canaries(self, alive: list[Node], pools: list[Pool]) -> None:
+        for node in alive:
+            for _ in range(self.settings.canaries if node.is_honest else 0):
+                pool = self.rng.choice(pools)
+                server = self.rng.choice([*pool.live, *pool.shadow] or [node])
+                if server is not node:
+                    self._audit(node, server, self._serve(node, server))
+
+    def _lies(self, alive: list[Node]) -> None:
+        """Let liars sign for each other and accuse others."""
+        epoch = self.book.epoch
+        honest = [node for node in alive if node.is_honest]
+        friends = [node for node in alive if node.behaviour is not None and node.behaviour.vouches]
+        for node in alive:
+            behaviour = node.behaviour
+            if behaviour is None:
+                continue
+            if behaviour.vouches:
+                for friend in self.rng.sample(friends, min(FAKED_FRIENDS, len(friends))):
+                    if friend is not node:
+                        self.book.work(node, friend, FAKED_UNITS)
+                        self.book.passed(node, friend)
+            if behaviour.slanders and epoch >= FIRST_SLANDER:
+                for victim in self.rng.sample(honest, min(len(honest), self.settings.claims_per_epoch)):
+                    self.book.fails(node, victim)
+                    self._accuse(node, victim, is_true=False)
+
+    def _judge(self, count: Epoch) -> None:
+        claims = [claim for claim in self._claims if self.courts.may_accuse(self.book, claim.accuser)]
+        courts = self.courts
+        before = courts.num_votes, courts.num_anchor_appeals
+        if isinstance(self.rule, AftRule) and self.rule.scores is not None:
+            courts.judge(claims, self.book, self.nodes, self.rule.scores)
+        count.claims = len(claims)
+        count.votes, count.anchor_appeals = courts.num_votes - before[0], courts.num_anchor_appeals - before[1]
+        self._claims = []
+        self._num_claims.clear()
+
+    def _rejoin(self) -> None:
+        convicted = {one.peer for one in self.book.convictions}
+        for node in list(self.nodes):
+            if node.is_alive and node.behaviour is not None and node.behaviour.rejoins:
+                fails = self.book.audited[node.name].fails
+                if node.name in convicted if self.rule.has_courts else fails >= CAUGHT:
+                    node.is_alive = False
+                    self._num_reborn += 1
+                    name = f"reborn {self._num_reborn:04}"
+                    self.nodes.append(Node(name, node.range, self.book.epoch + 1, node.behaviour, is_alive=False))
+
+    def _replace_anchors(self) -> None:
+        """Let users name other anchors: honest ones, who then decide what the old ones had decided."""
+        chosen = [node for node in self.nodes if node.is_honest and not node.is_anchor]
+        chosen = chosen[: self.settings.num_anchors]
+        self.anchors = tuple(node.name for node in chosen)
+        self.courts.reopen(self.book, chosen)

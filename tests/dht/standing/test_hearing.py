@@ -1,0 +1,96 @@
+"""Claims become convictions and rejections by receipts of the time, and what was settled outlives these."""
+
+import itertools
+
+from dht.reputation import DEFAULT_SCORE_RULES, Conviction, OpenFail, Rejection
+from dht.standing.board import Terms, standings_of
+from dht.standing.hearing import hear
+from dht.standing.proofs import Judged, Proofs
+from dht.standing.ranks import Rank, rank_of
+from dht.standing.workbook import Workbook
+from tests.dht.judgement.town import (
+    ACCUSED,
+    ACCUSER,
+    ANCHORS,
+    BY_ID,
+    DOWN,
+    EPOCH,
+    PEERS,
+    RULES,
+    UP,
+    claim_of,
+    court_of,
+    play,
+)
+from tests.dht.samples import receipt
+
+HOLDERS = (ACCUSED, *PEERS[2:7])
+ANCHOR = ANCHORS[0]
+END_S = RULES.start_of(EPOCH + 3)
+COURT = court_of(HOLDERS, dict.fromkeys(HOLDERS, 2**40), [ANCHOR])
+
+
+def book(epochs=(EPOCH - 1, EPOCH)):
+    """Everybody who holds the blocks has worked for the anchor."""
+    return Workbook(
+        receipt(BY_ID[holder], BY_ID[ANCHOR], epoch=epoch, amount=4096 * 5, work=4096 * 20)
+        for holder in HOLDERS
+        for epoch in epochs
+    )
+
+
+def tried(town):
+    return Proofs(claims=tuple(town.claims), contests=tuple(town.contests), verdicts=tuple(town.verdicts))
+
+
+def heard(proofs, *, worked=None, now_s=END_S, settled=None):
+    worked = book() if worked is None else worked
+    return hear(worked, proofs, [ANCHOR], RULES, DEFAULT_SCORE_RULES, now_s, settled or {})
+
+
+def test_who_does_not_deny_a_claim_is_convicted_and_gets_no_work_and_until_then_it_is_open():
+    proofs = tried(play([claim_of()], lambda *_: None, court=COURT, denies=False, appeals=False))
+    early = heard(proofs, now_s=RULES.start_of(EPOCH) + 101)
+    assert (early.judged.convictions, early.judged.open_fails) == ((), (OpenFail(ACCUSER, ACCUSED),))
+    assert early.judged.cases[0].state == "open"
+    judged = heard(proofs).judged
+    assert judged.convictions == (Conviction(ACCUSED, EPOCH),)
+    assert judged.cases[0].state == "upheld"
+    terms = Terms((ANCHOR,), RULES, DEFAULT_SCORE_RULES)
+    scores = standings_of(book(), proofs, terms, EPOCH + 3, END_S).scores
+    assert rank_of(scores, ACCUSED) is Rank.CONVICTED
+    assert rank_of(scores, HOLDERS[1]) is Rank.ESTABLISHED
+
+
+def test_a_committee_of_those_with_flow_convicts_or_rejects_and_a_slanderer_pays():
+    guilty = heard(tried(play([claim_of()], lambda *_: UP, court=COURT, appeals=False)))
+    assert guilty.judged.convictions == (Conviction(ACCUSED, EPOCH),)
+    slander = heard(tried(play([claim_of()], lambda *_: DOWN, court=COURT, appeals=False))).judged
+    assert (slander.convictions, slander.open_fails) == ((), ())
+    assert slander.rejections == (Rejection(ACCUSER, EPOCH),)
+    assert slander.refuted == {OpenFail(ACCUSER, ACCUSED)}
+
+
+def test_members_whom_nobody_trusts_have_no_vote():
+    """Sybils who hold the blocks by receipts of each other are not drawn, so their word convicts nobody."""
+    ring = PEERS[20:26]
+    town = play([claim_of()], lambda *_: UP, court=court_of([ACCUSED, *ring], dict.fromkeys(ring, 2**40)))
+    worked = book()
+    for one, other in itertools.pairwise(ring):
+        worked.add(receipt(BY_ID[one], BY_ID[other], epoch=EPOCH - 1, amount=4096 * 5, work=4096 * 20))
+    assert heard(tried(town), worked=worked).judged.convictions == ()
+
+
+def test_what_was_settled_stands_when_its_receipts_are_gone_and_only_for_who_remembers_it():
+    proofs = tried(play([claim_of()], lambda *_: UP, court=COURT, appeals=False))
+    before = heard(proofs)
+    assert set(before.settled) == {proofs.claims[0].hash}
+    later = END_S + 60 * RULES.epoch_s
+    gone = Workbook()
+    again = heard(proofs, worked=gone, now_s=later, settled=before.settled)
+    assert again == before
+    assert heard(proofs, worked=gone, now_s=later).judged.convictions == (), "a newcomer cannot know"
+
+
+def test_where_nothing_is_claimed_nothing_is_computed():
+    assert heard(Proofs()) == (Judged(), {})
