@@ -60,7 +60,7 @@ class SwarmParameters(LivingRecord):
     evidence_epochs: int = 360  # equivocations, claims and verdicts live so long, epochs
     flow_half_life_epochs: int = 28  # co-signed work counts half after so many epochs
     conviction_half_life_epochs: int = 120  # a conviction counts half after so many epochs
-    audit_half_life_epochs: int = 56  # an audit counts half after so many epochs
+    audit_half_life_epochs: int = 56  # a rejected claim counts half against its accuser after so many epochs
     anchors: tuple[str, ...] = ()  # peer ids whose judgement seeds reputation; each node may replace them locally
 
     @property

@@ -99,6 +99,13 @@ def planned(settings: Settings, rules: Iterable[str], attacks: Sequence[str], se
             replace(settings, malicious=share, malicious_epoch=epoch),
         )
     ]  # fmt: skip
+    floods += [
+        run
+        for share in (0.5, 2 / 3)
+        for run in runs(
+            "floods", f"sleeper, {share:.0%}, defect at epoch 40", "sleeper", "aft", replace(settings, malicious=share)
+        )
+    ]
     return ours + others + anchors + more + floods
 
 

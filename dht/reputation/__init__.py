@@ -9,7 +9,7 @@ contribution  whose request is served first under load
 Nothing here does I/O, reads a clock, draws at random or uses a float. docs/trust.md has the formula.
 """
 
-from dht.reputation.contribution import priority
+from dht.reputation.contribution import Contribution, contributions, priority
 from dht.reputation.evidence import Conviction, Evidence, OpenFail, Pass, Rejection, Succeeded, Work
 from dht.reputation.explanation import Explanation, Inflow, Weight, why
 from dht.reputation.fixed_point import ONE, decay
@@ -19,6 +19,7 @@ from dht.reputation.scores import Scores, Standing, score
 __all__ = [
     "DEFAULT_SCORE_RULES",
     "ONE",
+    "Contribution",
     "Conviction",
     "Evidence",
     "Explanation",
@@ -32,6 +33,7 @@ __all__ = [
     "Succeeded",
     "Weight",
     "Work",
+    "contributions",
     "decay",
     "priority",
     "score",

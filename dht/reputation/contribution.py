@@ -1,35 +1,73 @@
 """Say whose request is served first under load: who has given much for what it took.
 
-    priority = 1 / (1 + e^(3 r - 6)),   r = consumed / (provided + 3 units)
+    priority = 1 / (1 + e^(3 r - 6)),   r = (consumed + 6 units) / (provided + 3 units)
 
-A half at r = 2, where those begin who have no history: a new identity is no better than one that took much. Bitswap's
-curve, on co-signed receipts. Pure.
+A half at r = 2, where everybody begins: a new identity stands where one stands that took twice what it may, and falls
+with the first token that it takes. Bitswap's curve, on co-signed receipts. What was done for peers that nobody trusts
+counts nothing, or else a free rider would sign for itself under another name. Pure.
 """
 
-from dht.reputation.fixed_point import BITS, ONE, decay
+from collections import defaultdict
+from typing import NamedTuple
+
+from dht.reputation.evidence import Evidence
+from dht.reputation.fixed_point import BITS, ONE, decay, decay_table
 from dht.reputation.rules import DEFAULT_SCORE_RULES
+from dht.reputation.scores import Scores
+from dht.reputation.successions import inherited, settle
 
 LOG2_E = 1_586_259_972_792
 """Binary logarithm of e, Q40, rounded down."""
 
-CREDIT_UNITS = 3
-"""What a peer has provided counts for so much more."""
+PROVIDED_UNITS, CONSUMED_UNITS = 3, 6
+"""What every peer is taken to have provided and consumed before its first receipt."""
 
 STEEPNESS = 3
 MIDDLE = 2
 """The curve falls from its middle, where it is a half, by so much."""
 
 
-def priority(provided: int, consumed: int, has_history: bool, unit_work: int = DEFAULT_SCORE_RULES.unit_work) -> int:
+class Contribution(NamedTuple):
+    """What receipts say of one peer, block-tokens, halved with age."""
+
+    provided: int  # for peers that are trusted, and of each pair no more than counts for the score
+    consumed: int  # from anybody
+
+
+def contributions(scores: Scores, evidence: Evidence) -> dict[str, Contribution]:
+    """Add up what each peer has given and taken.
+
+    Args:
+        scores: Computed from ``evidence``; they say whose word counts.
+        evidence: The same as there.
+    """
+    rules, epoch = scores.rules, scores.epoch
+    table = decay_table(rules.window_epochs, rules.flow_half_life_epochs)
+    pairs: defaultdict[tuple[str, str], int] = defaultdict(int)
+    for consumer, provider, of_epoch, work in inherited(evidence, settle(evidence.successions, epoch)).works:
+        age = epoch - of_epoch
+        if 0 <= age < rules.window_epochs and consumer != provider:
+            pairs[consumer, provider] += work * table[age]
+    provided: defaultdict[str, int] = defaultdict(int)
+    consumed: defaultdict[str, int] = defaultdict(int)
+    trusted = {peer for peer in scores.peers if peer in scores.anchors or scores.weight(peer)}
+    most = rules.max_work_units * rules.unit_work * ONE
+    for (consumer, provider), total in pairs.items():
+        consumed[consumer] += total
+        provided[provider] += min(most, total) if consumer in trusted else 0
+    names = provided.keys() | consumed.keys()
+    return {peer: Contribution(provided[peer] >> BITS, consumed[peer] >> BITS) for peer in names}
+
+
+def priority(provided: int, consumed: int, unit_work: int = DEFAULT_SCORE_RULES.unit_work) -> int:
     """Give a consumer's priority, 0 to 1 in Q40: it never rises with ``consumed``, nor falls with ``provided``.
 
     Args:
-        provided: Work that it did for others, by co-signed receipts, block-tokens.
-        consumed: Work that others did for it, block-tokens.
-        has_history: Whether there is any receipt of it.
+        provided: Work that it did for others, block-tokens; 0 where there is no receipt.
+        consumed: Work that others did for it, block-tokens; 0 where there is no receipt.
         unit_work: Block-tokens in a unit.
     """
-    ratio = (consumed << BITS) // (provided + CREDIT_UNITS * unit_work) if has_history else MIDDLE * ONE
+    ratio = ((consumed + CONSUMED_UNITS * unit_work) << BITS) // (provided + PROVIDED_UNITS * unit_work)
     beyond = STEEPNESS * (ratio - MIDDLE * ONE)
     if beyond < 0:
         return ONE * ONE // (ONE + decay(-beyond * LOG2_E >> BITS, ONE))

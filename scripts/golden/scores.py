@@ -48,14 +48,12 @@ def all_scores() -> dict[str, Any]:
     }
 
 
-def _priorities() -> Iterator[tuple[int, int, bool]]:
-    yield 0, 0, False
-    yield from ((provided, consumed, True) for provided in (0, 4096, 400_000) for consumed in (0, 24_576, 999_999))
+def _priorities() -> Iterator[tuple[int, int]]:
+    yield from ((provided, consumed) for provided in (0, 4096, 400_000) for consumed in (0, 24_576, 999_999))
 
 
-def _priority(provided: int, consumed: int, has_history: bool) -> dict[str, Any]:
-    value = priority(provided, consumed, has_history)
-    return {"provided": provided, "consumed": consumed, "has_history": has_history, "priority": value}
+def _priority(provided: int, consumed: int) -> dict[str, int]:
+    return {"provided": provided, "consumed": consumed, "priority": priority(provided, consumed)}
 
 
 def _cases() -> Iterator[tuple[str, Evidence, Collection[str], ScoreRules]]:

@@ -117,7 +117,7 @@ class Queues:
     def _priority(self, consumer: Consumer) -> int:
         account = self.accounts[consumer.name]
         provided, consumed = sum(account.provided), sum(account.consumed)
-        return priority(provided * UNIT, consumed * UNIT, bool(provided or consumed))
+        return priority(provided * UNIT, consumed * UNIT)
 
 
 def _window() -> deque[int]:

@@ -51,7 +51,7 @@ def test_these_ages_leave_this_much():
 
 def test_these_histories_give_this_priority():
     for vector in VECTORS["priority"]:
-        assert priority(vector["provided"], vector["consumed"], vector["has_history"]) == vector["priority"]
+        assert priority(vector["provided"], vector["consumed"]) == vector["priority"]
 
 
 def test_no_module_of_the_score_has_a_float_a_clock_or_chance():
