@@ -37,7 +37,7 @@ def duties(member: str, cases: Iterable[Case], outcomes: Outcomes, rules: Rules,
     due = [
         Duty(ruling.phase.act, ruling.claim, ruling.phase.level, Timeline.of(case.claim.t, rules).ends_s(ruling.phase))
         for ruling in outcomes.rulings
-        if not ruling.is_final and ruling.phase is not None
+        if ruling.phase is not None
         for case in [by_hash[ruling.claim]]
         if _is_due(member, case, ruling)
     ]

@@ -153,3 +153,39 @@ def test_junk_is_refused_and_nothing_else_raised(data):
 
 def test_the_provider_is_the_one_that_is_accused():
     assert HELD.claim()[1].accused == PROVIDER.peer_id
+
+
+def committed(*chunks: OpenedChunk, given: bytes):
+    """A session whose provider has signed for just these chunks, however odd."""
+    root = root_of([chunk.leaf.hash(HELD.offer.session) for chunk in chunks])
+    evidence = replace(GOOD, chunks=chunks, given=given, rest=())
+    return replace(HELD, receipt=replace(HELD.receipt, commitment=root), evidence=evidence)
+
+
+def odd_chunk(header=None, taken=None, given=b"", **changes):
+    header = Header(CODEC, (Piece(0, 1, 2, 0),)).to_bytes() if header is None else header
+    taken = bytes(16) if taken is None else taken
+    leaf = Leaf(0, 0, 0, sha256(header).digest(), sha256(taken).digest(), sha256(given).digest())
+    return OpenedChunk(replace(leaf, **changes), header, taken)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "reason"),
+    [
+        ((odd_chunk(first=1),), "begins elsewhere"),
+        ((odd_chunk(taken=bytes(17)),), "do not fit"),
+        ((odd_chunk(), odd_chunk(taken=bytes(8), index=1)), "differ"),
+        ((odd_chunk(header=b"float99\0" + bytes(15)),), "names no codec"),
+        ((odd_chunk(header=b"float32\0" + bytes(14)),), "ends within"),
+        ((odd_chunk(header=b"float32\0" + bytes(15)),), "describes none"),
+        ((OpenedChunk(Leaf(0, 7, 0, bytes(32), NOTHING, bytes(32)), b"h", b""), odd_chunk()), "nothing was computed"),
+    ],
+)
+def test_what_a_provider_signed_that_makes_no_sense_is_not_run(chunks, reason):
+    session = committed(*chunks, given=b"")
+    assert reason in refused(session.evidence, session=session)
+
+
+def test_the_smallest_evidence_is_one_chunk():
+    session = committed(odd_chunk(), given=b"")
+    assert unpack_and_verify(*session.claim()).headers == (Header(CODEC, (Piece(0, 1, 2, 0),)),)
