@@ -141,8 +141,9 @@ class Calibration:
     moments: bytes
     """Mean square of what each block adds to each channel: ``[blocks, hidden]`` little-endian float32, row-major."""
     honest: tuple[HonestError, ...]
-    head: tuple[tuple[str, float], ...]
-    """99.9th percentile of a position's logit error (``node.check.final_token``) by what the head is held in."""
+    head: tuple[tuple[str, str, float], ...]
+    """99.9th percentile of a chunk's largest logit error (``node.check.final_token``), by what the head is held in and
+    by the codec in which the last hidden states are revealed."""
     made_from: Circumstances
 
     @property
@@ -299,8 +300,8 @@ def _read(content: Any) -> Calibration:
     if len({*kinds}) != len(kinds):
         raise _Unfit("one kind of weights and codec stands twice")
     head = tuple(
-        (_one_of(name, _WEIGHTS), _positive(error))
-        for name, error in (_list(pair, 2, 2) for pair in _list(fields["head"], 0, len(_WEIGHTS)))
+        (_one_of(name, _WEIGHTS), _one_of(codec, _CODECS), _positive(error))
+        for name, codec, error in (_list(entry, 3, 3) for entry in _list(fields["head"], 0, 20))
     )
     return Calibration(
         manifest, num_blocks, hidden_size, moments, honest, head, _read_circumstances(fields["made_from"])

@@ -28,6 +28,6 @@ def calibration(hidden_size=32, num_blocks=4, kinds=(("bfloat16", "float32"),), 
         hidden_size,
         moments.float().contiguous().numpy().tobytes(),
         tuple(honest(held_in, codec, mean, num_blocks) for held_in, codec in kinds),
-        (("bfloat16", 0.01),),
+        (("bfloat16", "float32", 0.01),),
         MADE_FROM,
     )
