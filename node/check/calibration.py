@@ -39,8 +39,9 @@ LEAST_FAIL = 1e-3
 between kinds of machines; nothing that saves a server work is below them."""
 LEAST_MEAN = LEAST_PASS / PASS_FACTOR
 """No honest mean counts as less, for the same reason."""
-SIZES = (1, 4, 16, 64)
-"""Positions of a chunk that median and upper quantile are calibrated for: of fewer positions both vary more."""
+SIZES = (1, 5, 17, 64)
+"""Positions of a chunk that the median is calibrated for: of fewer positions it varies more. Odd ones, because of those
+it needs the fewest positions above it for a median to be so large."""
 
 _WEIGHTS = ("float32", "float16", "bfloat16", "int8", "int4")
 _CODECS = ("float32", "float16", "bfloat16", "int8")
@@ -55,8 +56,8 @@ class Tail:
 
     median: tuple[float, ...]
     """For chunks of at least ``SIZES`` positions."""
-    high: tuple[float, ...]
-    """Likewise."""
+    high: float
+    """Of whole chunks. In short ones it is nearly the largest error, and is not asked about."""
     largest: float
     """Of whole chunks, which is above that of shorter ones."""
     num_chunks: int
@@ -121,7 +122,12 @@ class Standard:
     def limits(self, num_positions: int) -> tuple[Limit, Limit, Limit]:
         """Return the thresholds of median, upper quantile and largest error in a chunk of so many positions."""
         which = max(index for index, size in enumerate(SIZES) if size <= max(num_positions, SIZES[0]))
-        percentiles = (self.tail.median[which], self.tail.high[which], self.tail.largest)
+        is_whole = num_positions >= SIZES[-1]
+        percentiles = (
+            self.tail.median[which],
+            self.tail.high if is_whole else self.tail.largest,
+            self.tail.largest,
+        )
         median, high, largest = (_limit(self.mean * percentile) for percentile in percentiles)
         return median, high, largest
 
@@ -202,7 +208,7 @@ def _tail_of(honest: HonestError, num_blocks: int) -> Tail:
     for other in others:
         first = Tail(
             tuple(map(max, first.median, other.median)),
-            tuple(map(max, first.high, other.high)),
+            max(first.high, other.high),
             max(first.largest, other.largest),
             min(first.num_chunks, other.num_chunks),
         )
@@ -330,8 +336,8 @@ def _read_tail(entry: Any, num_blocks: int) -> tuple[int, Tail]:
     length, num_chunks, median, high, largest = _list(entry, 5, 5)
     sizes = len(SIZES)
     medians = tuple(map(_positive, _list(median, sizes, sizes)))
-    highs = tuple(map(_positive, _list(high, sizes, sizes)))
-    return _count(length, num_blocks), Tail(medians, highs, _positive(largest), _count(num_chunks, 2**31))
+    tail = Tail(medians, _positive(high), _positive(largest), _count(num_chunks, 2**31))
+    return _count(length, num_blocks), tail
 
 
 def _read_circumstances(entry: Any) -> Circumstances:

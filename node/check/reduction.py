@@ -62,12 +62,15 @@ def _largest_mean(variants: Mapping[str, torch.Tensor]) -> float:
 
 def _tail(ratios: torch.Tensor) -> Tail:
     """Return the percentiles of one variant's ``[chunks, 64]``."""
-    median, high = [], []
-    for size in SIZES:
-        ordered = ratios.reshape(-1, size).sort(dim=1).values
-        median.append(percentile(ordered[:, math.ceil(size / 2) - 1]))
-        high.append(percentile(ordered[:, math.ceil(HIGH * size - 1e-9) - 1]))
-    return Tail(tuple(median), tuple(high), percentile(ratios.amax(dim=1)), len(ratios))
+    whole = ratios.sort(dim=1).values
+    medians_of_sizes = tuple(percentile(medians(_windows(ratios, size))) for size in SIZES)
+    high = whole[:, math.ceil(HIGH * whole.shape[1] - 1e-9) - 1]
+    return Tail(medians_of_sizes, percentile(high), percentile(whole[:, -1]), len(ratios))
+
+
+def _windows(ratios: torch.Tensor, size: int) -> torch.Tensor:
+    """Cut chunks ``[chunks, 64]`` into shorter ones, ``[more chunks, size]``; what is left over is dropped."""
+    return ratios[:, : ratios.shape[1] // size * size].reshape(-1, size)
 
 
 def percentile(values: torch.Tensor) -> float:
@@ -77,8 +80,8 @@ def percentile(values: torch.Tensor) -> float:
 
 def _widest(tails: Sequence[Tail]) -> Tail:
     return Tail(
-        tuple(map(max, *(tail.median for tail in tails))) if len(tails) > 1 else tails[0].median,
-        tuple(map(max, *(tail.high for tail in tails))) if len(tails) > 1 else tails[0].high,
+        tuple(max(tail.median[index] for tail in tails) for index in range(len(SIZES))),
+        max(tail.high for tail in tails),
         max(tail.largest for tail in tails),
         min(tail.num_chunks for tail in tails),
     )

@@ -2,14 +2,13 @@
 
 import torch
 
-from node.check.calibration import SIZES, Calibration, Circumstances, HonestError, Tail
+from node.check.calibration import Calibration, Circumstances, HonestError, Tail
 
-SIZED = len(SIZES)
 MADE_FROM = Circumstances((("torch", "0"),), ("cpu",), ("prefill",), 0, "made up", 64)
 
 
 def tail(median=1.4, high=2.0, largest=3.0, num_chunks=1000):
-    return Tail((median + 0.6, median + 0.4, median + 0.2, median), (high,) * SIZED, largest, num_chunks)
+    return Tail((median + 0.6, median + 0.4, median + 0.2, median), high, largest, num_chunks)
 
 
 def honest(held_in="bfloat16", codec="float32", mean=0.01, num_blocks=4):
