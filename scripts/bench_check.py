@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Measure what a check costs beside the work that it checks, in the same run; prints one JSON line.
 
-Work is a session at one server over all blocks of the embedded model: a prompt, then tokens one by one, of one row or of
-eight rows in one session. A check of a chunk is one prefill of everything up to its end and the comparison, of one
+Work is a session at one server over all blocks of the embedded model: a prompt, then tokens one by one, of one row or
+of eight rows in one session. A check of a chunk is one prefill of everything up to its end and the comparison, of one
 row's chunk as `node.check` does it. `ratio` is the processor time of a check of a chunk chosen at random over that of
 the work on a chunk of one row; `share` is the ratio times q: the part that checking adds to the swarm's compute where
 one chunk in 1 / q is checked once. Medians over rounds, each of which measures both.

@@ -123,10 +123,12 @@ def return_input(span: Span, hidden: torch.Tensor, generator: torch.Generator) -
     return hidden
 
 
+FORGETFUL = "forgotten prefix"
+"""Shows in texts of more than one chunk only."""
 LAZY: Mapping[str, Cheat] = MappingProxyType(
     {
         "skipped layer": skip_layer,
-        "forgotten prefix": forget_prefix,
+        FORGETFUL: forget_prefix,
         "noise 5 %": add_noise,
         "identity": return_input,
     }

@@ -7,6 +7,7 @@ of them; which dtype, kernel or device it is done with is the span's. Runs in th
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -171,8 +172,6 @@ def can_quantise() -> bool:
 
 
 def _with_attention(config: object, attention: str | None) -> object:
-    import copy
-
     if attention is None:
         return config
     config = copy.deepcopy(config)

@@ -14,13 +14,13 @@ import torch
 
 from node.check.calibrate import Progress, Subject
 from node.check.calibration import Calibration, Standard
-from node.check.cheats import LAZY, SPOILED, spoil
-from node.check.check import Verdict, judge
+from node.check.cheats import FORGETFUL, LAZY, SPOILED, spoil
+from node.check.check import WINDOW, Verdict, judge
 from node.check.honest import CPU, Server, servers_of, together
 from node.check.reduction import medians
 from node.check.reference import DTYPES
 from node.check.statistics import MIN_POOLED
-from node.check.survey import Blocks, Scene, spans_of
+from node.check.survey import Blocks, Scene, Survey, spans_of
 from node.model.span import Span
 from node.model.tensors import codec_of
 
@@ -106,7 +106,13 @@ def _of_kind(
     for name, cheating in _spoiled_spans(subject, server, generator):
         yield judged(name, honestly(cheating))
     for name in LAZY:
+        if name == FORGETFUL and not _has_history(survey):
+            continue
         yield judged(name, {blocks: _lazy(scene, span, name, generator) for blocks, scene in scenes.items()})
+
+
+def _has_history(survey: Survey) -> bool:
+    return survey.entering[0].shape[1] > WINDOW
 
 
 def _spoiled_spans(subject: Subject, server: Server, generator: torch.Generator) -> Iterator[tuple[str, Span]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
+from node.check.calibrate import load_ends
 from node.check.calibration_file import shipped_calibration
 from node.check.cheats import LAZY, spoil
 from node.check.check import CheckResult, judge
@@ -16,35 +17,38 @@ from node.model.checkpoint import EMBEDDED, Checkpoint
 from node.model.end_parameters import find_end_parameters
 from node.model.tensors import codec_of
 
-PROSE = sorted(Path("docs").glob("*.md"))
-"""English that the model has not seen, and that is unlike what it has."""
+PROSE = Path(__file__).parents[3] / "LICENSE"
+"""English that never changes, and is unlike what the model was trained on and calibrated with."""
 
 
 class Embedded:
     """The model, some texts on their way through it, and what the calibration says of servers' chunks."""
 
     def __init__(self, num_texts: int, positions: int) -> None:
-        from node.check.calibrate import load_ends
-
         self.checkpoint = Checkpoint.open(EMBEDDED)
         self.calibration = shipped_calibration(self.checkpoint.manifest32)
         assert self.calibration is not None
         tokenizer = AutoTokenizer.from_pretrained(self.checkpoint.tokenizer_dir, local_files_only=True)
-        text = "\n".join(path.read_text("utf-8") for path in PROSE)
-        ids = tokenizer(text[: 8 * num_texts * positions], return_tensors="pt", verbose=False).input_ids[0]
+        ids = tokenizer(PROSE.read_text("utf-8"), return_tensors="pt", verbose=False).input_ids[0]
         self.ids = ids[: num_texts * positions].reshape(num_texts, positions)
         self._reference = reference_span(self.checkpoint, "float32", 0, self.checkpoint.num_blocks, CPU)
         ends = load_ends(self.checkpoint, find_end_parameters(self.checkpoint.config), torch.float32)
         self.entering = walk(self._reference, ends.embed(self.ids, 0))
-        self.references = {"float32": self._reference, "float16": self._reference, "bfloat16": self._reference}
+        self._references = {}
 
     def reference(self, held_in, blocks):
         """Return the reference; the stored weights are bfloat16, which float32 and bfloat16 hold alike."""
         if held_in in ("float32", "bfloat16"):
             return self._reference
-        if (held_in, blocks) not in self.references:
-            self.references[held_in, blocks] = reference_span(self.checkpoint, held_in, *blocks, CPU)
-        return self.references[held_in, blocks]
+        whole = (0, self.checkpoint.num_blocks)
+        if (held_in, whole) not in self._references and (held_in, blocks) not in self._references:
+            self._references[held_in, blocks] = reference_span(self.checkpoint, held_in, *blocks, CPU)
+        return self._references.get((held_in, whole)) or self._references[held_in, blocks]
+
+    def load_whole(self, held_in):
+        """Load the reference of all blocks at once, where many spans are asked for."""
+        whole = (0, self.checkpoint.num_blocks)
+        self._references[held_in, whole] = reference_span(self.checkpoint, held_in, *whole, CPU)
 
     def scene(self, held_in, codec, blocks):
         return Survey(self.reference(held_in, blocks), self.entering).scene(

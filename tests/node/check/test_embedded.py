@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 
+from node.check.calibration_file import SHIPPED
 from node.check.cheats import SPOILED
 from node.check.check import Verdict, judge_pool
 from node.check.honest import CPU, WAYS, servers_of
@@ -56,6 +57,7 @@ def test_no_chunk_of_200_of_honest_servers_fails(embedded):
 def test_no_chunk_of_10000_of_honest_servers_fails():
     embedded, total = Embedded(num_texts=4, positions=512), 0
     for held_in in HELD_IN:
+        embedded.load_whole(held_in)
         for index, server in enumerate(servers_of(held_in, [CPU])):
             span = server.build(embedded.checkpoint, 0, embedded.checkpoint.num_blocks)
             for codec in CODECS:
@@ -158,8 +160,6 @@ def test_a_declared_artefact_passes_and_the_same_one_undeclared_does_not(embedde
 
 
 def test_the_shipped_file_is_of_the_shipped_model_and_small(embedded):
-    from node.check.calibration_file import SHIPPED
-
     assert SHIPPED.stat().st_size < 64 * 1024
     assert {honest.held_in for honest in embedded.calibration.honest} == {*HELD_IN}
     assert {honest.codec for honest in embedded.calibration.honest} == {*CODECS}

@@ -36,6 +36,7 @@ def options(model, out, **changes):
     return CalibrateOptions(model=str(model), home=out.parent, out=out, num_chunks=2, **{**fields, **changes})
 
 
+@pytest.mark.full
 def test_a_model_is_calibrated_from_texts_of_its_own(model, tmp_path):
     out, err = io.StringIO(), io.StringIO()
     run_calibrate(options(model, tmp_path / "calibration.json"), Reporter(events_json=True, out=out, err=err))
