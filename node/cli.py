@@ -102,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_receipts,
         _add_statement,
         _add_identity,
+        _add_calibrate,
     ):
         add(commands)
     return parser
@@ -117,7 +118,7 @@ def _command(commands: Commands, name: str, run: Callable[[Arguments], int], sum
     return parser
 
 
-def _add_events(parser: argparse.ArgumentParser) -> None:
+def _add_events(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--events", choices=["json"], help="write events to stdout, one JSON object a line")
 
 
@@ -716,6 +717,60 @@ def _rotate_identity(arguments: Arguments) -> int:
     from node.run.rotation import rotate
 
     run_loop(lambda: rotate(default_home(), join))
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------------- calibrate
+
+
+def _add_calibrate(commands: Commands) -> None:
+    summary = (
+        "measure what error honest servers of a model have, for those who check work, and what that separates from"
+    )
+    parser = _command(commands, "calibrate", _calibrate, summary)
+    _add_model(parser)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("calibration.json"),
+        metavar="FILE",
+        help="where to write it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--chunks", type=given.count, default=64, metavar="N",
+        help="how much text is run, in chunks of 64 tokens; a quarter of it is for the table (default: 64)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--text", type=Path, metavar="FILE", help="text to run, unlike what the model was trained on (default: its own)"
+    )
+    parser.add_argument("--seed", type=given.seed, default=0, help="seed of the text and of what is drawn")
+    parser.add_argument(
+        "--full", action="store_true", help="measure every span, codec and way to compute; takes several times as long"
+    )
+    parser.add_argument(
+        "--num-threads", type=given.threads, metavar="N", help="threads to compute with (default: torch's)"
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_events(form)
+
+
+def _calibrate(arguments: Arguments) -> int:
+    from node.run.calibrate import CalibrateOptions, run_calibrate
+
+    options = CalibrateOptions(
+        model=arguments.model,
+        revision=arguments.revision,
+        home=default_home(),
+        out=arguments.out,
+        num_chunks=arguments.chunks,
+        text=arguments.text,
+        seed=arguments.seed,
+        full=arguments.full,
+        as_json=arguments.json,
+        num_threads=arguments.num_threads,
+    )
+    run_calibrate(options, _reporter(arguments))
     return 0
 
 

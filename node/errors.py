@@ -62,6 +62,10 @@ class QuantizerMissing(UserError):
     """What is needed to compute with quantised weights is not on this machine."""
 
 
+class BadCalibration(UserError):
+    """A calibration file cannot be used: damaged, of another version, or of another model."""
+
+
 class RemoteError(NodeError):
     """A peer sent what the protocol does not allow."""
 
@@ -87,8 +91,16 @@ class FalseEvidence(RemoteError):
     """Evidence does not show what the claim says; whether the work was right need not be looked at."""
 
 
+class BadOpening(RemoteError):
+    """What a stage has opened of its work contradicts itself: sizes, positions or rows do not fit together."""
+
+
 class UnavailableError(NodeError):
     """A peer, a block or a resource is not there now."""
+
+
+class CannotCheck(UnavailableError):
+    """Work cannot be checked here: no calibration says what is honest, or it is larger than was allowed."""
 
 
 class MissingBlocks(UnavailableError):

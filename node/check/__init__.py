@@ -1,1 +1,4 @@
-"""Whether work was done right, and the evidence that it was not. Pure: bytes in and out, no socket, no clock."""
+"""The check of work: whether what a server gave is what the declared weights give, and the evidence that it is not.
+
+It computes; it knows no peer, no socket and no clock.
+"""

@@ -21,6 +21,7 @@ from node.errors import ConfigMismatch, UnsupportedFamily
 from node.model.arena import Buffers, KeyValueArena, LayerShape
 from node.model.cache import ShapeProbe, SpanCache
 from node.model.captured import CapturedCalls, CudaCapture
+from node.model.dequantise import dequantise
 from node.model.families import keeps_state
 from node.model.packed import pack
 from node.model.quantise import Scheme
@@ -201,7 +202,14 @@ class Span:
 
 
 def build_span(
-    config: Any, tensors: dict[str, torch.Tensor], start: int, end: int, *, dtype: torch.dtype, device: torch.device
+    config: Any,
+    tensors: dict[str, torch.Tensor],
+    start: int,
+    end: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    packs: bool = True,
 ) -> Span:
     """Build the blocks ``[start, end)`` of the model that ``config`` describes.
 
@@ -212,6 +220,7 @@ def build_span(
         end: one past the last block.
         dtype: dtype of weights and activations.
         device: where the span computes.
+        packs: whether weights are laid out anew for speed where that is known to help (``node.model.packed``).
 
     Raises:
         UnsupportedFamily: the model is not a plain chain of layers, or changes what enters the first one.
@@ -219,7 +228,7 @@ def build_span(
     """
     config = _for_serving(config)
     model = _load_blocks(config, tensors, start, end, dtype)
-    return _make_span(model.to(device), start, end, dtype, device)
+    return _make_span(model.to(device), start, end, dtype, device, packs=packs)
 
 
 def build_quantised_span(
@@ -252,9 +261,46 @@ def build_quantised_span(
         _load_blocks(config, load_block(block), block, block + 1, dtype, quantization).to(device)
         for block in range(start, end)
     ]
+    return _make_span(_join_blocks(models), start, end, dtype, device)
+
+
+def build_dequantised_span(
+    config: Any,
+    load_block: Callable[[int], dict[str, torch.Tensor]],
+    start: int,
+    end: int,
+    *,
+    scheme: Scheme,
+    device: torch.device,
+) -> Span:
+    """Build the blocks ``[start, end)`` in float32, on the numbers that their quantised weights stand for.
+
+    Args:
+        config: transformers' config of the whole model.
+        load_block: gives the tensors of one block, as for ``build_quantised_span``, on the CPU.
+        start: first block.
+        end: one past the last block.
+        scheme: how a server would hold the weights; quantised on the CPU here, whatever ``device`` is.
+        device: where the span computes.
+
+    Raises:
+        UnsupportedFamily, ConfigMismatch: as in ``build_span``.
+    """
+    config = _for_serving(config)
+    quantization = scheme.loader_config(config)
+    models = []
+    for block in range(start, end):
+        dtype = scheme.dtype or torch.float32
+        models.append(_load_blocks(config, load_block(block), block, block + 1, dtype, quantization))
+        dequantise(models[-1])
+    return _make_span(_join_blocks(models).to(device), start, end, torch.float32, device)
+
+
+def _join_blocks(models: Sequence[nn.Module]) -> nn.Module:
+    """Return the first of ``models``, of one block each, with the blocks of all."""
     trunk = find_trunk(models[0], 1)
     setattr(trunk.holder, trunk.name, Layers([find_trunk(model, 1).layers[0] for model in models]))
-    return _make_span(models[0], start, end, dtype, device)
+    return models[0]
 
 
 def _for_serving(config: Any) -> Any:
@@ -298,7 +344,9 @@ def _load_blocks(
     return loaded
 
 
-def _make_span(model: nn.Module, start: int, end: int, dtype: torch.dtype, device: torch.device) -> Span:
+def _make_span(
+    model: nn.Module, start: int, end: int, dtype: torch.dtype, device: torch.device, *, packs: bool = True
+) -> Span:
     """Check what the loaded ``model`` computes, and learn what it keeps of a position."""
     trunk = find_trunk(model, end - start)
     # The loader has written into it how attention is computed, which masks depend on. A copy, because views are made of
@@ -306,7 +354,8 @@ def _make_span(model: nn.Module, start: int, end: int, dtype: torch.dtype, devic
     config = copy.deepcopy(model.config)
     _set_config(model, slice_config(config, start, end))
     _probe_identity(model, trunk, config)
-    pack(model)
+    if packs:
+        pack(model)
     if keeps_state(config):
         state = measure_state(model, config, dtype, device)
         return Span(model, trunk, start, end, config, dtype, device, (), state)

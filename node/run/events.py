@@ -11,7 +11,15 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 
 class Reporter:
@@ -42,19 +50,23 @@ class Reporter:
         self._out.write(text)
         self._out.flush()
 
-    def progress(self) -> ProgressBar:
-        """Return a progress bar on stderr, shown where a person looks."""
-        return ProgressBar(self._console)
+    def progress(self, *, counts: bool = False) -> ProgressBar:
+        """Return a progress bar on stderr, shown where a person looks.
+
+        Args:
+            counts: whether it counts things; otherwise it counts bytes.
+        """
+        return ProgressBar(self._console, counts=counts)
 
 
 class ProgressBar:
     """One bar for whatever takes long; drawn only on a terminal."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, counts: bool = False) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            DownloadColumn(),
+            MofNCompleteColumn() if counts else DownloadColumn(),
             TimeRemainingColumn(),
             console=console,
             transient=True,
@@ -69,8 +81,8 @@ class ProgressBar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def update(self, what: str, done_bytes: int, total_bytes: int) -> None:
-        """Show that ``done_bytes`` of ``total_bytes`` of ``what`` are done; safe from any thread."""
+    def update(self, what: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` (bytes, or things) of ``what`` are done; safe from any thread."""
         if what not in self._tasks:
-            self._tasks[what] = self._progress.add_task(what, total=total_bytes)
-        self._progress.update(self._tasks[what], completed=done_bytes, total=total_bytes)
+            self._tasks[what] = self._progress.add_task(what, total=total)
+        self._progress.update(self._tasks[what], completed=done, total=total)

@@ -39,6 +39,17 @@ def test_which_route_and_which_servers_can_be_asked_for():
     assert options_of("generate", "--prompt", "x", "--explain").explain
 
 
+def test_a_calibration_can_be_asked_for(capsys):
+    asked = _parser().parse_args(["calibrate", "embedded", "--out", "x.json", "--chunks", "9", "--full", "--json"])
+    assert (str(asked.out), asked.chunks, asked.full, asked.json) == ("x.json", 9, True, True)
+    told_nothing = _parser().parse_args(["calibrate", "embedded"])
+    assert (str(told_nothing.out), told_nothing.text, told_nothing.full) == ("calibration.json", None, False)
+    for wrong in (["--chunks", "0"], ["--json", "--events", "json"]):
+        with pytest.raises(SystemExit) as caught:
+            _parser().parse_args(["calibrate", "embedded", *wrong])
+        assert caught.value.code == 2
+
+
 def test_a_bootstrap_can_be_asked_for_epochs_and_proof_of_work(capsys):
     asked = _parser().parse_args(["bootstrap", "--epoch", "5", "--proof-of-work", "0"])
     assert (asked.epoch, asked.proof_of_work) == (5, 0)

@@ -1,0 +1,231 @@
+"""The check of one chunk: run the span once more over everything that went in, and compare what came out.
+
+One forward pass in float32 over the true inputs of positions 0 to the chunk's end (teacher-forced: a server that
+decoded them one by one gets the same answer but for rounding), on the weights that the server has declared. What it
+sent is compared position by position, and three statistics say pass, fail, or neither.
+
+    inputs   |............ 0 to end ............|      as they went over the wire
+    outputs                         |first..end |      likewise; of the reference the codec's rounding is taken, too
+
+The bytes may be anybody's: their sizes are checked before anything is allocated. Whether they are what was signed is
+``node.check.evidence``'s to say. Runs in the compute thread, or in ``asyncio.to_thread``.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from node.check.calibration import Calibration, Standard
+from node.check.statistics import ChunkStatistics, pooled_ratio, summarise
+from node.errors import BadOpening, CannotCheck
+from node.model.fingerprint import increment_errors
+from node.model.span import Span
+from node.model.tensors import from_payload, to_payload
+from node.wire import CODECS, Payload, payload_bytes
+
+WINDOW = 64
+"""Positions of a chunk at most."""
+MAX_CHECK_BYTES = 2**30
+"""Memory that a check may take beside the weights, by default."""
+
+_COPIES = 12
+"""Hidden states of a step that are in memory at once beside the cache, at most: in the blocks, and in float64."""
+
+
+class Verdict(enum.StrEnum):
+    """What a check says of a chunk."""
+
+    PASS = "pass"  # noqa: S105 - no password
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+    """Nobody is punished; check another chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The payload of one step, or of the part of a step that lies in one window."""
+
+    payload: Payload
+    """``[rows, num_positions, hidden]`` in the session's codec."""
+    num_positions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One chunk of a session at one stage, and all that went in before it."""
+
+    rows: int
+    hidden_size: int
+    codec: str
+    inputs: tuple[Piece, ...]
+    """Of positions 0 to the end of the chunk, in order: the history as the step saw it, cropped and selected."""
+    outputs: tuple[Piece, ...]
+    """Of the chunk's positions."""
+    left_padding: tuple[int, ...] = ()
+    """Padding positions at the start of each row; empty for none."""
+
+    @property
+    def end(self) -> int:
+        """One past the chunk's last position."""
+        return sum(piece.num_positions for piece in self.inputs)
+
+    @property
+    def first(self) -> int:
+        """The chunk's first position."""
+        return self.end - sum(piece.num_positions for piece in self.outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What a check found."""
+
+    verdict: Verdict
+    statistics: ChunkStatistics | None
+    """Of the worst row in each; None: nothing could be compared."""
+    ratio: float
+    """The median as a multiple of the honest mean, for the pooled test; NaN where nothing was compared."""
+    reason: str
+    """What decided, in words."""
+
+
+def check_span(
+    span: Span, work: Work, calibration: Calibration, held_in: str, *, max_bytes: int = MAX_CHECK_BYTES
+) -> CheckResult:
+    """Check one chunk.
+
+    Args:
+        span: the blocks that the server ran, in float32 on the weights that it declares (``node.check.reference``).
+        work: what went in and what came out.
+        calibration: of the model.
+        held_in: what the server declares that its weights are held in.
+        max_bytes: memory to take beside the weights, at most.
+
+    Raises:
+        BadOpening: sizes, rows or positions of ``work`` do not fit together.
+        CannotCheck: the calibration says nothing of such a span, or it takes more memory than allowed.
+    """
+    standard = calibration.standard(held_in, work.codec, span.start, span.end)
+    if work.hidden_size != calibration.hidden_size:
+        raise BadOpening(f"The opening has {work.hidden_size} channels, the model {calibration.hidden_size}.")
+    check_sizes(work)
+    needed = bytes_needed(span, work)
+    if needed > max_bytes:
+        raise CannotCheck(
+            f"A check of {work.end} positions takes {needed:,} bytes, more than the {max_bytes:,} allowed."
+        )
+    inputs, reference = run_reference(span, work)
+    outputs = _read(work.outputs, work, span.device)
+    return judge(_rows_errors(inputs, outputs, reference, work, standard), standard)
+
+
+def check_sizes(work: Work) -> None:
+    """Pass if sizes, rows and positions fit together; reads no payload.
+
+    Raises:
+        BadOpening: they do not.
+    """
+    if work.codec not in CODECS:
+        raise BadOpening(f"There is no codec {work.codec[:16]!r}.")
+    if work.rows < 1 or work.hidden_size < 1 or not work.inputs or not work.outputs:
+        raise BadOpening("The opening holds no rows, no channels or no positions.")
+    for piece in (*work.inputs, *work.outputs):
+        shape = (work.rows, piece.num_positions, work.hidden_size)
+        if piece.num_positions < 1 or memoryview(piece.payload).nbytes != payload_bytes(work.codec, shape):
+            raise BadOpening(f"A piece of {piece.num_positions} positions has another size than its shape.")
+    if work.first < 0 or work.end - work.first > WINDOW:
+        raise BadOpening(f"The outputs are of {work.end - work.first} positions, the inputs of {work.end}.")
+    if work.left_padding and (len(work.left_padding) != work.rows or min(work.left_padding) < 0):
+        raise BadOpening("The padding does not fit the rows.")
+
+
+def bytes_needed(span: Span, work: Work) -> int:
+    """Return the memory that a check takes beside the weights, about."""
+    positions = work.rows * (work.end + span.state_positions)
+    return positions * (span.cache_bytes_per_position + 4 * work.hidden_size * _COPIES)
+
+
+def run_reference(span: Span, work: Work) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run ``span`` over the inputs; return the chunk's inputs and what should have come out for them.
+
+    Returns:
+        ``[rows, positions, hidden]`` float32 both; what should have come out has gone through the codec, too.
+    """
+    assert span.dtype == torch.float32
+    inputs = _read(work.inputs, work, span.device)
+    padding = torch.tensor(work.left_padding, device=span.device) if any(work.left_padding) else None
+    outputs = span.forward(inputs, span.new_cache(work.end, work.rows), padding)[:, work.first :]
+    return inputs[:, work.first :], through_codec(outputs, work.codec)
+
+
+def through_codec(hidden: torch.Tensor, codec: str) -> torch.Tensor:
+    """Return ``hidden`` ``[rows, positions, hidden]`` as it arrives behind the wire, in float32."""
+    payload, shape = to_payload(hidden, codec), tuple(hidden.shape)
+    return from_payload(payload, shape, codec, dtype=torch.float32, device=hidden.device)
+
+
+def judge(rows: Sequence[Sequence[float]], standard: Standard) -> CheckResult:
+    """Judge a chunk by its positions' errors, row by row; the worst row counts in every statistic.
+
+    Args:
+        rows: errors of each row's positions, padding left out; rows without positions are passed over.
+        standard: of the span.
+    """
+    summaries = [summarise(errors) for errors in rows if errors]
+    if not summaries:
+        return CheckResult(Verdict.INCONCLUSIVE, None, math.nan, "every position is padding")
+    if any(math.isnan(error) for errors in rows for error in errors):
+        return CheckResult(Verdict.INCONCLUSIVE, None, math.nan, "the span gives no numbers for what went in")
+    worst = summaries[0]
+    for summary in summaries[1:]:
+        worst = worst.worst_with(summary)
+    verdict, reason = Verdict.PASS, "within what is honest"
+    values = (worst.median, worst.high, worst.largest)
+    names = ("median", "upper tenth", "largest error")
+    for name, value, limit in zip(names, values, standard.limits(worst.num_positions), strict=True):
+        if value > limit.fails:
+            reason = f"the {name} {value:.2g} is above {limit.fails:.2g}"
+            return CheckResult(Verdict.FAIL, worst, standard.ratio(worst), reason)
+        if not value < limit.passes:
+            verdict, reason = Verdict.INCONCLUSIVE, f"the {name} {value:.2g} is not below {limit.passes:.2g}"
+    return CheckResult(verdict, worst, standard.ratio(worst), reason)
+
+
+def judge_pool(ratios: Sequence[float], pooled_limit: float) -> Verdict:
+    """Judge one server by its chunks' ratios together; ``pooled_limit`` is their standards', the largest of several.
+
+    It never passes anyone that single chunks have not passed: it says fail, or nothing.
+    """
+    ratio = pooled_ratio(ratios)
+    return Verdict.FAIL if ratio is not None and ratio > pooled_limit else Verdict.INCONCLUSIVE
+
+
+def _read(pieces: Sequence[Piece], work: Work, device: torch.device) -> torch.Tensor:
+    """Return ``[rows, positions, hidden]`` float32 of pieces whose sizes have been checked."""
+    parts = [
+        from_payload(
+            piece.payload,
+            (work.rows, piece.num_positions, work.hidden_size),
+            work.codec,
+            dtype=torch.float32,
+            device=device,
+        )
+        for piece in pieces
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _rows_errors(
+    inputs: torch.Tensor, outputs: torch.Tensor, reference: torch.Tensor, work: Work, standard: Standard
+) -> list[list[float]]:
+    scales = standard.scales.to(inputs.device)
+    rows = []
+    for row in range(work.rows):
+        skipped = max(0, work.left_padding[row] - work.first) if work.left_padding else 0
+        errors = increment_errors(inputs[row, skipped:], outputs[row, skipped:], reference[row, skipped:], scales)
+        rows.append(errors.tolist())
+    return rows

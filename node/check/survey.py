@@ -1,0 +1,101 @@
+"""What error every way to compute a span has, on one set of texts: figures for calibrations and for tables.
+
+All blocks of the model are in memory once in float32, as the reference, and once as each server holds them. What enters
+a block is what an honest float32 model gives there, as the wire carries it, so that reference and server start from the
+same bytes. Runs in the compute thread, for minutes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+
+from node.check.check import WINDOW, through_codec
+from node.check.honest import Way, together
+from node.model.fingerprint import increment_errors
+from node.model.span import Span
+
+Blocks: TypeAlias = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Texts on their way through a model, and the reference that they are measured by."""
+
+    reference: Span
+    """All blocks, in float32 on the declared weights."""
+    entering: Sequence[torch.Tensor]
+    """``[texts, positions, hidden]`` float32 before each block, and behind the last one."""
+
+    def scene(self, blocks: Blocks, codec: str, scales: torch.Tensor) -> Scene:
+        """Return what servers of ``blocks`` are given in ``codec``, and what they should send."""
+        given = through_codec(self.entering[blocks[0]], codec)
+        expected = through_codec(together(self.reference.view(*blocks), given), codec)
+        return Scene(blocks, codec, given, expected, scales)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One span, one codec: what goes in, and what should come out."""
+
+    blocks: Blocks
+    codec: str
+    given: torch.Tensor
+    """``[texts, positions, hidden]`` float32 as it arrives."""
+    expected: torch.Tensor
+    """Likewise, what should arrive behind the span."""
+    scales: torch.Tensor
+    """``[hidden]`` of each channel."""
+
+    def run(self, server: Span, way: Way) -> torch.Tensor:
+        """Return the errors of ``server`` (all blocks, or more than these) going one way, ``[chunks, 64]``."""
+        span = server.view(*self.blocks)
+        return self.errors(way(span, self.given.to(device=span.device, dtype=span.dtype)))
+
+    def errors(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Return the errors of ``outputs``, of all positions or of the texts' last ones, ``[chunks, 64]``."""
+        arrived = through_codec(outputs, self.codec).to(self.given.device)
+        first = self.given.shape[1] - arrived.shape[1]
+        rows = zip(self.given[:, first:], arrived, self.expected[:, first:], strict=True)
+        errors = torch.stack([increment_errors(given, sent, due, self.scales) for given, sent, due in rows])
+        return errors.reshape(-1, WINDOW)
+
+
+def walk(reference: Span, embedded: torch.Tensor) -> list[torch.Tensor]:
+    """Return the hidden states before each block of ``reference`` and behind its last one.
+
+    Args:
+        reference: all blocks of a model.
+        embedded: ``[texts, positions, hidden]`` what enters the first one, in its dtype.
+    """
+    hidden = [embedded]
+    for block in range(reference.start, reference.end):
+        hidden.append(together(reference.view(block, block + 1), hidden[-1]))
+    return hidden
+
+
+def second_moments(entering: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the mean square of what each block adds to each channel, ``[blocks, hidden]`` float32."""
+    added = [(after.double() - before.double()).square() for before, after in itertools.pairwise(entering)]
+    return torch.stack([square.flatten(0, 1).mean(dim=0) for square in added]).float().cpu()
+
+
+def spans_of(num_blocks: int, *, every: bool) -> list[Blocks]:
+    """Return the spans that are measured: lengths 1, 2, 4 and so on and the whole model.
+
+    Args:
+        num_blocks: of the model.
+        every: every span of such a length; else side by side, so that each block is in one of each length.
+    """
+    lengths = [2**power for power in range(num_blocks.bit_length()) if 2**power < num_blocks]
+    spans: list[Blocks] = []
+    for length in [*lengths, num_blocks]:
+        starts = range(num_blocks - length + 1) if every else [*range(0, num_blocks - length + 1, length)]
+        if starts[-1] != num_blocks - length:
+            starts = [*starts, num_blocks - length]
+        spans += [(start, start + length) for start in starts]
+    return spans

@@ -1,0 +1,166 @@
+"""With the shipped calibration nobody honest fails, and who cheats is found as often as foretold."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from node.check.calibration_file import SHIPPED
+from node.check.cheats import SPOILED
+from node.check.check import Verdict, judge_pool
+from node.check.honest import CPU, WAYS, servers_of
+from node.check.reference import DTYPES, HELD_IN
+from node.check.survey import spans_of
+from node.model.tensors import codec_of
+from node.wire import CODECS
+from tests.node.check.embedded import Cheating, Embedded
+
+TRIALS = 300
+BLOCKS = (4, 6)
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return Embedded(num_texts=2, positions=192)
+
+
+@pytest.fixture(scope="module")
+def cheating(embedded):
+    return Cheating(embedded)
+
+
+def failures(embedded, held_in, server, span, codec, blocks, ways):
+    """Return how many chunks were judged, and those that failed."""
+    scene, num_chunks, failed = embedded.scene(held_in, codec, blocks), 0, []
+    for way in ways:
+        results = embedded.judge(held_in, codec, blocks, scene.run(span, WAYS[way]))
+        num_chunks += len(results)
+        failed += [(server.name, way, codec, blocks, result) for result in results if result.verdict is Verdict.FAIL]
+    return num_chunks, failed
+
+
+def test_no_chunk_of_200_of_honest_servers_fails(embedded):
+    total = 0
+    for held_in in HELD_IN:
+        for index, server in enumerate(servers_of(held_in, [CPU])):
+            span = server.build(embedded.checkpoint, *BLOCKS)
+            ways = [*WAYS] if index == 0 else ["8 rows", "steps of 48"]
+            num_chunks, failed = failures(embedded, held_in, server, span, codec_of(server.dtype), BLOCKS, ways)
+            assert not failed
+            total += num_chunks
+    assert total >= 200
+
+
+@pytest.mark.full
+@pytest.mark.timeout(5400)
+def test_no_chunk_of_10000_of_honest_servers_fails():
+    embedded, total = Embedded(num_texts=4, positions=512), 0
+    for held_in in HELD_IN:
+        embedded.load_whole(held_in)
+        for index, server in enumerate(servers_of(held_in, [CPU])):
+            span = server.build(embedded.checkpoint, 0, embedded.checkpoint.num_blocks)
+            for codec in CODECS:
+                own = codec == codec_of(server.dtype)
+                ways = [*WAYS] if own and index == 0 else ["8 rows"]
+                for blocks in spans_of(embedded.checkpoint.num_blocks, every=own and "int" not in held_in):
+                    num_chunks, failed = failures(embedded, held_in, server, span, codec, blocks, ways)
+                    assert not failed
+                    total += num_chunks
+    assert total >= 10_000
+
+
+@pytest.mark.parametrize("name", ["nf4", "SVD 50 %"])
+def test_weights_of_four_bits_and_truncated_ones_fail_in_a_single_chunk(cheating, name):
+    results = cheating.judged(WAYS["8 rows"](cheating.spoiled(SPOILED[name]), cheating._given))
+    assert {result.verdict for result in results} == {Verdict.FAIL}
+
+
+@pytest.mark.parametrize("name", ["skipped layer", "noise 5 %", "identity"])
+def test_work_that_is_not_done_fails_in_a_single_chunk(cheating, name):
+    assert {result.verdict for result in cheating.lazy(name)} == {Verdict.FAIL}
+
+
+@pytest.mark.parametrize("num_positions", [1, 31])
+def test_who_corrupts_a_part_of_each_chunk_fails_like_any_other(cheating, num_positions):
+    results = cheating.corrupted(num_positions)
+    assert {result.verdict for result in results} == {Verdict.FAIL}
+
+
+def test_weights_in_8_bits_that_were_not_declared_show_in_the_pool(embedded, cheating):
+    results = cheating.judged(WAYS["8 rows"](cheating.spoiled(SPOILED["int8"]), cheating._given))
+    honest = cheating.judged(cheating.honest)
+    limit = embedded.calibration.standard("bfloat16", "bfloat16", *BLOCKS).pooled_limit
+    assert not any(result.verdict is Verdict.FAIL for result in honest)
+    draw = random.Random(0)
+    found = sum(
+        judge_pool([draw.choice(results).ratio for _ in range(8)], limit) is Verdict.FAIL for _ in range(TRIALS)
+    )
+    accused = sum(
+        judge_pool([draw.choice(honest).ratio for _ in range(8)], limit) is Verdict.FAIL for _ in range(TRIALS)
+    )
+    assert found >= 0.99 * TRIALS
+    assert accused == 0
+
+
+def recorded(cheating):
+    """Return, for every attacker, whether each of its false chunks fails."""
+    nf4 = cheating.judged(WAYS["8 rows"](cheating.spoiled(SPOILED["nf4"]), cheating._given))
+    sets = {
+        "LayerSkipper": cheating.lazy("skipped layer"),
+        "Noiser": cheating.lazy("noise 5 %"),
+        "KVForgetter": cheating.lazy("forgotten prefix"),
+        "Quantiser": nf4,
+        "31 of 64": cheating.corrupted(31),
+    }
+    return {name: [result.verdict is Verdict.FAIL for result in results] for name, results in sets.items()}
+
+
+def chunks_for(probability, q, c, power):
+    """Return n in P = 1 - (1 - q c p)^n, rounded up."""
+    return math.ceil(math.log(1 - probability) / math.log(1 - q * c * power))
+
+
+def is_found(draw, num_chunks, q, c, verdicts, honest):
+    """Let a server work on so many chunks, cheat on a share c of them, and be checked on a share q."""
+    for _ in range(num_chunks):
+        cheats = draw.random() < c
+        if draw.random() < q and draw.choice(verdicts if cheats else honest):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("c", [1.0, 0.2, 0.05])
+def test_cheats_are_found_as_often_as_the_formula_says(cheating, c):
+    honest = [result.verdict is Verdict.FAIL for result in cheating.judged(cheating.honest)]
+    assert not any(honest)
+    draw = random.Random(1)
+    for name, verdicts in recorded(cheating).items():
+        power, q = sum(verdicts) / len(verdicts), 0.2
+        assert power > 0.9, name
+        for probability in (0.5, 0.9, 0.99):
+            num_chunks = chunks_for(probability, q, c, power)
+            foretold = 1 - (1 - q * c * power) ** num_chunks
+            found = sum(is_found(draw, num_chunks, q, c, verdicts, honest) for _ in range(TRIALS)) / TRIALS
+            room = 3 * math.sqrt(foretold * (1 - foretold) / TRIALS)
+            assert abs(found - foretold) <= room, (name, c, probability, found, foretold)
+
+
+def test_a_declared_artefact_passes_and_the_same_one_undeclared_does_not(embedded):
+    for held_in in (kind for kind in HELD_IN if kind not in DTYPES):
+        server = servers_of(held_in, [CPU])[0]
+        span = server.build(embedded.checkpoint, *BLOCKS)
+        codec = codec_of(server.dtype)
+        errors = embedded.scene(held_in, codec, BLOCKS).run(span, WAYS["8 rows"])
+        verdicts = {result.verdict for result in embedded.judge(held_in, codec, BLOCKS, errors)}
+        assert Verdict.FAIL not in verdicts
+        assert Verdict.PASS in verdicts
+        undeclared = embedded.scene("float32", codec, BLOCKS).run(span, WAYS["8 rows"])
+        assert {result.verdict for result in embedded.judge("float32", codec, BLOCKS, undeclared)} == {Verdict.FAIL}
+
+
+def test_the_shipped_file_is_of_the_shipped_model_and_small(embedded):
+    assert SHIPPED.stat().st_size < 64 * 1024
+    assert {honest.held_in for honest in embedded.calibration.honest} == {*HELD_IN}
+    assert {honest.codec for honest in embedded.calibration.honest} == {*CODECS}
+    assert torch.isfinite(embedded.calibration.scales(0, 8)).all()
