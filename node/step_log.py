@@ -77,6 +77,21 @@ class StepLog:
         """Memory that the history takes, with the room that it has for more."""
         return sum(part.nbytes for part in self._parts)
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether positions that stand side by side are not so in a payload: several rows, or scales beside values."""
+        return len(self._parts) > 1 or len(self._parts[0]) > 1
+
+    @property
+    def width(self) -> int:
+        """Elements of one position's payload."""
+        return self._width
+
+    @property
+    def codec(self) -> str:
+        """How its payloads travel."""
+        return self._codec
+
     def seal(self) -> None:
         """Note that no stage will ask for anything again: what is kept beside the history is let go of."""
         self._marks.clear()

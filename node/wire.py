@@ -62,6 +62,10 @@ MAX_REVEALS = 256
 """Reveals that a stage answers for one session."""
 MAX_REVEALED_SHARE = 16
 """A stage sends so many times the bytes that a session's log holds when it is asked, for all its reveals together."""
+LOG_KEPT_S = 120.0
+"""So long after the end of its session what a stage has handed on may be opened, s."""
+LOG_HELD_S = 10.0
+"""For so long it is not let go of for other sessions either, s."""
 MAX_TEMPERATURE = 1000.0
 MAX_SEED = 2**64 - 1
 

@@ -16,6 +16,8 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from node.client.audit_draw import PER_MILLE
+from node.client.auditor import Judge
 from node.client.model_sessions import DistributedMixin
 from node.client.network import Network
 from node.client.offers import Objective, Policy
@@ -100,6 +102,8 @@ class AutoDistributedModelForCausalLM:
         policy: str = Objective.FASTEST,
         only_peers: Iterable[str] | None = None,
         receipts: bool = True,
+        audit_rate: float | None = None,
+        judge: Judge | None = None,
     ) -> Any:
         """Load embeddings, norm and head of a model; its blocks run on the swarm's servers.
 
@@ -128,6 +132,10 @@ class AutoDistributedModelForCausalLM:
             only_peers: peer ids of the servers that may be used; None: all.
             receipts: whether to sign for what servers do; most demand it. What is signed is public: who used whom, for
                 how much and when. The client's identity and its ledger are kept in ``EFEDLLM_HOME``.
+            audit_rate: share (0 to 1) of what each server signs for that it has to open again to this client; None: as
+                the swarm has it, 0: nothing.
+            judge: says whether what a server gave follows from what it was given; None: what is opened is compared with
+                what was signed, and not run again.
 
         Returns:
             An object of the family's own class, for example ``LlamaForCausalLM``, with ``generate``,
@@ -139,6 +147,8 @@ class AutoDistributedModelForCausalLM:
         """
         if codec not in (AUTO_CODEC, *CODECS):
             raise UserError(f"There is no codec {codec}; use one of {', '.join((AUTO_CODEC, *CODECS))}.")
+        if audit_rate is not None and not 0 <= audit_rate <= 1:
+            raise UserError(f"A share of {audit_rate} cannot be audited; give audit_rate from 0 to 1.")
         _check_thin(thin, num_logits, server_sampling, manifest)
         routes = Policy.of(policy, only_peers)
         checkpoint = Checkpoint.open(path_or_hub_id, revision=revision, home=default_home())
@@ -161,6 +171,8 @@ class AutoDistributedModelForCausalLM:
             home=default_home(),
             signs=receipts,
             name=checkpoint.name,
+            audit_per_mille=None if audit_rate is None else round(PER_MILLE * audit_rate),
+            judge=judge,
         )
         if thin:
             _tell(model, server_sampling)

@@ -118,9 +118,13 @@ class Outlook:
         heard_t = max((server.t for server in servers if server.owner == peer_id), default=None)
         self._avoidance.note(peer_id, reason, heard_t, time.monotonic())
 
+    def distrust(self, peer_id: str, reason: str) -> None:
+        """Leave a peer out that an audit has found at fault, also where there is no other."""
+        self._avoidance.distrust(peer_id, reason, time.monotonic())
+
     def forget(self) -> None:
         """Forget who failed, and take a new look before the next plan."""
-        self._avoidance = Avoidance()
+        self._avoidance.forget()
         self._known = None
 
     async def close(self) -> None:
@@ -148,6 +152,7 @@ class Outlook:
         if not self._has_waited:
             self._has_waited = True
             await self._pings.wait(_PINGS_S)
+        failed = {**failed, **self._avoidance.distrusted(time.monotonic())}
         left_out = {**failed, **dict.fromkeys(wanted.without, "it failed in this session, or serves it already")}
         latencies = Latencies.of(directory.servers, self._pings.known_us(time.monotonic()))
         part = Part(self._num_blocks, wanted.start, wanted.end, wanted.needs_ends)

@@ -13,12 +13,7 @@ from dataclasses import dataclass, field
 
 from node.errors import Refused
 from node.step_log import StepLog
-from node.wire import MAX_REVEALED_SHARE, MAX_REVEALS
-
-KEPT_S = 120.0
-"""A log is kept for so long after the end of its session, s."""
-HELD_S = 10.0
-"""For so long it is not given up for other sessions either, s."""
+from node.wire import LOG_HELD_S, LOG_KEPT_S, MAX_REVEALED_SHARE, MAX_REVEALS
 
 
 @dataclass(slots=True)
@@ -73,17 +68,21 @@ class Archive:
     def find(self, session: bytes, client: str, now_s: float) -> Archived | None:
         """Return a log that this client may have opened; None: there is none."""
         archived = self._logs.get(session)
-        if archived is None or archived.client != client or now_s - archived.ended_s > KEPT_S:
+        if archived is None or archived.client != client or now_s - archived.ended_s > LOG_KEPT_S:
             return None
         return archived
 
     def expire(self, now_s: float) -> int:
         """Let go of what has been kept long enough; return how many bytes."""
-        return self._drop_first(KEPT_S, None, now_s)
+        return self._drop_first(LOG_KEPT_S, None, now_s)
 
     def make_room(self, num_bytes: int, now_s: float) -> int:
         """Let go of the oldest logs until ``num_bytes`` are free, if there are so many; return how many are."""
-        return self._drop_first(HELD_S, num_bytes, now_s)
+        return self._drop_first(LOG_HELD_S, num_bytes, now_s)
+
+    def held_s(self, now_s: float) -> float:
+        """Return how long some log is held for certain."""
+        return max((archived.ended_s + LOG_HELD_S - now_s for archived in self._logs.values()), default=0.0)
 
     def _drop_first(self, age_s: float, num_bytes: int | None, now_s: float) -> int:
         freed = 0

@@ -151,6 +151,11 @@ class Handler:
         """Bytes read from and written to all session streams so far."""
         return self._streams.bytes_moved
 
+    @property
+    def held_s(self) -> float:
+        """How long logs of sessions that have ended are to be there for certain, s."""
+        return max(0.0, self._runner.admission.archive.held_s(time.monotonic()))
+
     def close_doors(self, reason: Refused) -> None:
         """Refuse new sessions with ``reason`` from now on."""
         self._runner.admission.closed = reason
