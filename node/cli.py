@@ -411,6 +411,11 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", metavar="PEER_ID", action="append", help="use this server and no others; may be repeated"
     )
+    parser.add_argument(
+        "--audit-rate", type=given.portion, metavar="SHARE",
+        help="share of what servers sign for that they must open again to this client, by its own draw; 0: nothing "
+        "(default: as the swarm has it, 0.02)",
+    )  # fmt: skip
     thin = parser.add_argument_group(
         "without weights",
         "The first server then reads the token ids of your prompt, and the last one every token that is generated.",
@@ -457,6 +462,7 @@ def _generation_options(arguments: Arguments, prompt: str) -> GenerateOptions:
         policy=arguments.policy,
         only_peers=tuple(arguments.only) if arguments.only else None,
         explain=getattr(arguments, "explain", False),
+        audit_rate=arguments.audit_rate,
     )
 
 

@@ -40,6 +40,8 @@ MAX_WAITING = 256
 """Audits that may wait; more are not carried out."""
 PAUSES_S = (0.5, 1.0, 2.0)
 """Between the tries at a stage that does not answer, or has no time."""
+_MAX_HUNG_UP = 2
+"""A stage that can be reached and ends so many streams instead of answering does not want to."""
 _MARGIN_S = 5.0
 """A question may be so long on its way: a log that is held for less is not expected to be there."""
 _MAX_INPUTS = 4
@@ -256,16 +258,17 @@ class Auditor:
             StageAtFault: it does not open what it must have, or something else.
             InVain: it cannot be asked, or has no time.
         """
-        last = InVain(Outcome.INCONCLUSIVE, "it was not asked", peer_id)
+        last, hung_up = InVain(Outcome.INCONCLUSIVE, "it was not asked", peer_id), 0
         for pause_s in (*(() if peer_id in self._at_fault else PAUSES_S), None):
+            is_held = session.is_held(peer_id)
             try:
                 return await self._ask_once(peer_id, due, session, first, end)
             except InVain as vain:
                 last = vain
             except NotAnswered as refusal:
-                last = InVain(Outcome.INCONCLUSIVE, str(refusal), peer_id)
-                if pause_s is None and session.is_held(peer_id):
-                    raise StageAtFault(peer_id, "does not open what it has signed for") from refusal
+                last, hung_up = InVain(Outcome.INCONCLUSIVE, str(refusal), peer_id), hung_up + is_held
+                if hung_up >= _MAX_HUNG_UP:
+                    raise StageAtFault(peer_id, "does not open what it has signed for: it does not answer") from None
             if last.outcome is not Outcome.INCONCLUSIVE or pause_s is None:
                 break
             await asyncio.sleep(pause_s)

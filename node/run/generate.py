@@ -18,6 +18,7 @@ from node.client.thin_model import DEFAULT_TOP
 from node.errors import ModelNotFound, PromptTooLong, UnavailableError
 from node.model.checkpoint import Checkpoint
 from node.model.families import check_family
+from node.run.audit_teller import AuditTeller
 from node.run.events import Reporter
 from node.run.explanation import tell_explanation
 from node.run.libraries import silence_libraries
@@ -62,6 +63,8 @@ class GenerateOptions:
     explain: bool = False
     """Whether to say why the route runs where it runs."""
     exit_with_stdin: bool = False
+    audit_rate: float | None = None
+    """Share of what servers sign for that is audited; None: as the swarm has it."""
 
 
 class Printer(TextStreamer):
@@ -87,6 +90,7 @@ def run_generate(options: GenerateOptions, reporter: Reporter) -> None:
     check_length(config, inputs["input_ids"].shape[1], options.max_new_tokens)
     with connect(options) as model:
         model.on_repaired(RepairTeller(reporter))
+        model.on_audited(AuditTeller(reporter))
         with model.inference_session(inputs["input_ids"].shape[1] + options.max_new_tokens + 1) as session:
             told = _RouteTeller(session, reporter, model if options.explain else None)
 
@@ -185,6 +189,7 @@ def connect(options: GenerateOptions) -> Any:
         manifest=thin.manifest if thin else None,
         policy=options.policy,
         only_peers=options.only_peers,
+        audit_rate=options.audit_rate,
     )
 
 

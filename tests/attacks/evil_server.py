@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import struct
 import sys
 from collections.abc import Callable
 from hashlib import sha256
@@ -123,7 +124,7 @@ def _audited() -> None:
     async def hand_on(self: Outlets, live: Any, order: Any, output: Any, known_positions: int = 0) -> None:
         payload, shape = output
         if behaves("garbles"):
-            payload = bytes(payload)[::-1]
+            payload = struct.pack(f"<{len(payload) // 4}f", *struct.unpack(f"<{len(payload) // 4}f", payload)[::-1])
         await genuine_hand_on(self, live, order, (payload, shape), known_positions)
 
     Reveals.answer, StepLog.piece, Outlets.hand_on = answer, piece, hand_on  # type: ignore[method-assign]

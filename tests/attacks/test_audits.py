@@ -80,18 +80,20 @@ class Scene:
     @contextlib.contextmanager
     def client(self, *, evil: bool = False, **options: Any) -> Iterator[tuple[Any, list[AuditResult]]]:
         """Connect a client whose sessions go through the evil server, or the honest ones; yield its audits, too."""
-        middle = self.evil if evil else self.honest[1]
-        peers = [self.honest[0], middle, self.honest[2]]
         results: list[AuditResult] = []
-        settings = {"audit_rate": 1.0, "judge": self.judge, "only_peers": peers} | options
+        settings = {"audit_rate": 1.0, "judge": self.judge, "only_peers": None if evil else self.honest} | options
         with AutoDistributedModelForCausalLM.from_pretrained(str(self.directory), join=self.join, **settings) as remote:
             remote.on_audited(results.append)
+            if evil:
+                later = Refused("full", "Later.", retryable=True, retry_after_s=30.0)
+                remote._connector._loop.call_soon(lambda: remote._connector.failed(self.honest[1], later))
             yield remote, results
 
 
-def ask(remote: Any, new_tokens: int = NEW_TOKENS, **options: Any) -> torch.Tensor:
+def ask(remote: Any, new_tokens: int = NEW_TOKENS, input_ids: torch.Tensor | None = None) -> torch.Tensor:
     ids = torch.randint(3, 100, (1, PROMPT), generator=torch.Generator().manual_seed(7))
-    settings = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False, **options}
+    ids = ids if input_ids is None else input_ids
+    settings = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
     return remote.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings)
 
 
@@ -146,16 +148,13 @@ def test_every_chunk_of_honest_servers_is_opened_as_it_was_signed_and_comes_out_
 )
 def test_a_server_that_does_evil_is_found_and_named_and_no_other(scene, behaviour, why):
     scene.behave(behaviour)
-    with scene.client(evil=True, only_peers=None) as (remote, results):
-        connector = remote._connector
-        later = Refused("full", "Later.", retryable=True, retry_after_s=30.0)
-        connector._loop.call_soon(lambda: connector.failed(scene.honest[1], later))
+    with scene.client(evil=True) as (remote, results):
         ask(remote)
         wait_until(lambda: any(result.outcome is Outcome.FAIL for result in results))
         failed = [result for result in results if result.outcome is Outcome.FAIL]
         assert {result.owner for result in failed} == {scene.evil}
         assert re.search(why, failed[0].why)
-        connector.forget()
+        remote._connector.forget()
         tokens = ask(remote, 2)  # It is not used any more.
         wait_until(
             lambda: {result.peer_id for result in results if result.outcome is Outcome.PASS} >= {scene.honest[1]}
@@ -175,7 +174,7 @@ def test_a_client_without_weights_audits_the_stages_between_the_ends_in_the_same
 def test_nobody_opens_the_session_of_another_and_its_client_only_so_often(scene):
     with scene.client(audit_rate=0.0) as (remote, results), scene.client(audit_rate=0.0) as (other, _):
         with remote.inference_session(max_length=PROMPT + NEW_TOKENS + 1):
-            ask(remote)
+            tokens = ask(remote)
             (chain,) = remote._connector._chains
             stage = chain.route.stages[0]
 
@@ -190,8 +189,8 @@ def test_nobody_opens_the_session_of_another_and_its_client_only_so_often(scene)
                 assert opens(remote, length).length == length
             with pytest.raises(Refused, match="Enough of this session has been opened"):
                 opens(remote, 1)
-            assert torch.equal(ask(remote, NEW_TOKENS + 1), ask(scene.local, NEW_TOKENS + 1)), (
-                "the session goes on undisturbed"
+            assert torch.equal(ask(remote, 5, input_ids=tokens), ask(scene.local, NEW_TOKENS + 5)), (
+                "it goes on undisturbed"
             )
         with pytest.raises(Refused, match="or is somebody else's"):
             opens(other, 1)
