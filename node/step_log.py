@@ -83,6 +83,11 @@ class StepLog:
         return len(self._parts) > 1 or len(self._parts[0]) > 1
 
     @property
+    def rows(self) -> int:
+        """Rows of the history."""
+        return len(self._parts[0])
+
+    @property
     def width(self) -> int:
         """Elements of one position's payload."""
         return self._width

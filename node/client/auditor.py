@@ -29,7 +29,7 @@ from node.client.route import Stage
 from node.client.thin_terms import ThinTerms
 from node.errors import Refused, RemoteError, StageAtFault, UnavailableError
 from node.step_log import StepLog
-from node.wire import LOG_HELD_S, MAX_LENGTH, MAX_OPENING_BYTES, MAX_REVEALED_SHARE, MAX_REVEALS, Reveal, payload_bytes
+from node.wire import LOG_HELD_S, MAX_LENGTH, MAX_OPENING_BYTES, MAX_REVEALED_SHARE, MAX_REVEALS, Reveal
 
 logger = logging.getLogger(__name__)
 
@@ -219,13 +219,11 @@ class Auditor:
         self._inputs[session.session, due.place] = known
         if len(self._inputs) > _MAX_INPUTS:
             self._inputs.popitem(last=False)
-        shape, codec, payload = known.log.piece(0, end)
-        return Given(0, codec, (shape[0], shape[1], shape[2]), payload)
+        return await asyncio.to_thread(_given, known.log, 0)
 
     async def _more_inputs(self, log: StepLog, due: DueAudit, session: AuditedSession, end: int) -> None:
         if due.previous:
-            part = await self._ask(due.previous, due, session, log.length, end)
-            log.append_history(*_form(part))
+            await self._ask(due.previous, session, log, 0, end)
             return
         own = session.log
         at_once = max(1, MAX_OPENING_BYTES // log.position_bytes)
@@ -245,14 +243,21 @@ class Auditor:
                 raise StageAtFault(due.peer_id, f"gave other bytes for chunk {due.leaf.index} than it has signed for")
             return due.outputs
         first, tile = due.leaf.first, due.tiles[-1]
-        log = await self._ask(due.peer_id, due, session, first, tile.end)
+        log = StepLog(session.session, session.codec, session.hidden_size, tile.rows, tile.end - first)
+        await self._ask(due.peer_id, session, log, first, tile.end)
         if await asyncio.to_thread(digest_of, tile, log, first) != due.leaf.given:
             raise StageAtFault(due.peer_id, f"opens other bytes of chunk {due.leaf.index} than it has signed for")
-        shape, payload = _form(log)
-        return (Given(first, session.codec, (shape[0], shape[1], shape[2]), payload),)
+        return (_given(log, first),)
 
-    async def _ask(self, peer_id: str, due: DueAudit, session: AuditedSession, first: int, end: int) -> StepLog:
+    async def _ask(self, peer_id: str, session: AuditedSession, log: StepLog, offset: int, end: int) -> None:
         """Have a stage open positions; ask again while it does not answer.
+
+        Args:
+            peer_id: the stage's.
+            session: which.
+            log: takes them.
+            offset: position that it begins with.
+            end: one past the last position.
 
         Raises:
             StageAtFault: it does not open what it must have, or something else.
@@ -262,26 +267,27 @@ class Auditor:
         for pause_s in (*(() if peer_id in self._at_fault else PAUSES_S), None):
             is_held = session.is_held(peer_id)
             try:
-                return await self._ask_once(peer_id, due, session, first, end)
+                await self._ask_once(peer_id, session, log, Reveal(session.session, offset + log.length, end))
             except InVain as vain:
                 last = vain
             except NotAnswered as refusal:
                 last, hung_up = InVain(Outcome.INCONCLUSIVE, str(refusal), peer_id), hung_up + is_held
                 if hung_up >= _MAX_HUNG_UP:
                     raise StageAtFault(peer_id, "does not open what it has signed for: it does not answer") from None
+            else:
+                return
             if last.outcome is not Outcome.INCONCLUSIVE or pause_s is None:
                 break
             await asyncio.sleep(pause_s)
         raise last
 
-    async def _ask_once(self, peer_id: str, due: DueAudit, session: AuditedSession, first: int, end: int) -> StepLog:
-        stage, rows, width = session.stages[peer_id].stage, due.tiles[0].rows, session.hidden_size
-        size = payload_bytes(session.codec, (rows, 1, width))
-        if not session.may_ask(peer_id, (end - first) * size, end * size):
+    async def _ask_once(self, peer_id: str, session: AuditedSession, log: StepLog, asked: Reveal) -> None:
+        size = log.position_bytes
+        if not session.may_ask(peer_id, (asked.end - asked.first) * size, asked.end * size):
             raise InVain(Outcome.NOT_AUDITABLE, "the stage has opened as much of this session as it must")
         is_held = session.is_held(peer_id)
         try:
-            return await fetch(self._dial, stage, Reveal(session.session, first, end), session.codec, rows, width)
+            await fetch(self._dial, session.stages[peer_id].stage, asked, log)
         except NotAnswered:
             raise
         except Refused as refusal:
@@ -304,9 +310,9 @@ def _new_log(session: AuditedSession, due: DueAudit) -> StepLog:
     return StepLog(session.session, session.log.codec, session.log.width, rows, MAX_LENGTH)
 
 
-def _form(log: StepLog) -> tuple[tuple[int, ...], bytes]:
-    shape, _, payload = log.piece(0, log.length)
-    return shape, payload
+def _given(log: StepLog, first: int) -> Given:
+    (rows, tokens, width), codec, payload = log.piece(0, log.length)
+    return Given(first, codec, (rows, tokens, width), payload)
 
 
 def _length(due: DueAudit) -> int:

@@ -13,7 +13,7 @@ from node.client.route import Stage
 from node.errors import Refused, SessionError, UnavailableError
 from node.step_log import StepLog
 from node.transport import ByteStream, FrameStream
-from node.wire import MAX_HEADER_BYTES, MAX_OPENING_BYTES, PROTOCOL, Frame, Opening, Refuse, Reveal, payload_bytes
+from node.wire import MAX_HEADER_BYTES, MAX_OPENING_BYTES, PROTOCOL, Frame, Opening, Refuse, Reveal
 
 PIECE_S = 10.0
 """So long the next piece is waited for, s."""
@@ -32,16 +32,14 @@ class NotAnswered(UnavailableError):
     """A stage that can be reached has ended the stream instead of answering."""
 
 
-async def fetch(dial: Dialer, stage: Stage, asked: Reveal, codec: str, rows: int, width: int) -> StepLog:
-    """Return what a stage opens, all of it, from position 0 of the log on.
+async def fetch(dial: Dialer, stage: Stage, asked: Reveal, log: StepLog) -> None:
+    """Put what a stage opens behind what is in a log; where this fails, as much of it as has come is there.
 
     Args:
         dial: opens a stream.
         stage: whom to ask.
         asked: for what.
-        codec: of the session.
-        rows: of its history.
-        width: of its hidden states.
+        log: takes it; has the session's codec, rows and width.
 
     Raises:
         DhtError: it cannot be reached.
@@ -51,15 +49,14 @@ async def fetch(dial: Dialer, stage: Stage, asked: Reveal, codec: str, rows: int
         RemoteError: it answers with something else.
     """
     frames = FrameStream(await dial(stage.peer_id, PROTOCOL, addresses=stage.addresses))
-    log = StepLog(asked.session, codec, width, rows, asked.end - asked.first)
-    max_bytes = MAX_HEADER_BYTES + max(MAX_OPENING_BYTES, payload_bytes(codec, (rows, 1, width)))
+    max_bytes = MAX_HEADER_BYTES + max(MAX_OPENING_BYTES, log.position_bytes)
+    offset = asked.first - log.length
     try:
         await frames.send(asked, PIECE_S)
-        while asked.first + log.length < asked.end:
-            _take(await _next(frames, max_bytes), asked, codec, log, (rows, width))
+        while offset + log.length < asked.end:
+            _take(await _next(frames, max_bytes), asked, log, offset)
     finally:
         await frames.close()
-    return log
 
 
 async def _next(frames: FrameStream, max_bytes: int) -> Frame:
@@ -73,13 +70,13 @@ async def _next(frames: FrameStream, max_bytes: int) -> Frame:
     return frame
 
 
-def _take(frame: Frame, asked: Reveal, codec: str, log: StepLog, form: tuple[int, int]) -> None:
+def _take(frame: Frame, asked: Reveal, log: StepLog, offset: int) -> None:
     match frame:
         case Refuse():
             raise Refused(frame.code, frame.message, retryable=frame.retryable)
-        case Opening(session=asked.session, position=position, codec=sent, shape=(rows, tokens, width)):
-            is_next = position == asked.first + log.length and position + tokens <= asked.end
-            if not is_next or sent != codec or (rows, width) != form:
+        case Opening(session=asked.session, position=position, codec=codec, shape=(rows, tokens, width)):
+            is_next = position == offset + log.length and position + tokens <= asked.end
+            if not is_next or (codec, rows, width) != (log.codec, log.rows, log.width):
                 raise SessionError("It opens something else than was asked for.")
             log.append_history(frame.shape, frame.payload)
         case _:

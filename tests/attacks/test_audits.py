@@ -25,6 +25,7 @@ from node.merkle import root_of
 from node.model.checkpoint import Checkpoint
 from node.model.span import build_span
 from node.model.tensors import from_payload
+from node.step_log import StepLog
 from node.wire import MAX_REVEALED_SHARE, MAX_REVEALS, Reveal
 from tests.attacks.evil_server import evil_server
 from tests.churn_kit import Fleet
@@ -178,20 +179,20 @@ def test_nobody_opens_the_session_of_another_and_its_client_only_so_often(scene)
             (chain,) = remote._connector._chains
             stage = chain.route.stages[0]
 
-            def opens(model: Any, end: int) -> Any:
+            def opens(model: Any, end: int) -> int:
+                log = StepLog(chain.session, "float32", LLAMA["hidden_size"], 1, end)
                 swarm, asked = model._connector._swarm, Reveal(chain.session, 0, end)
-                return model._connector._loop.run(fetch(swarm.dial, stage, asked, "float32", 1, LLAMA["hidden_size"]))
+                model._connector._loop.run(fetch(swarm.dial, stage, asked, log))
+                return log.length
 
             with pytest.raises(Refused, match="or is somebody else's"):
                 opens(other, 1)
             length = PROMPT + NEW_TOKENS - 1
             for _ in range(MAX_REVEALED_SHARE):
-                assert opens(remote, length).length == length
+                assert opens(remote, length) == length
             with pytest.raises(Refused, match="Enough of this session has been opened"):
                 opens(remote, 1)
-            assert torch.equal(ask(remote, 5, input_ids=tokens), ask(scene.local, NEW_TOKENS + 5)), (
-                "it goes on undisturbed"
-            )
+            assert torch.equal(ask(remote, 5, tokens), ask(scene.local, NEW_TOKENS + 5)), "it goes on undisturbed"
         with pytest.raises(Refused, match="or is somebody else's"):
             opens(other, 1)
         assert MAX_REVEALS > MAX_REVEALED_SHARE
