@@ -91,10 +91,12 @@ class Scene:
             yield remote, results
 
 
-def ask(remote: Any, new_tokens: int = NEW_TOKENS, input_ids: torch.Tensor | None = None) -> torch.Tensor:
+def ask(
+    remote: Any, new_tokens: int = NEW_TOKENS, input_ids: torch.Tensor | None = None, **options: Any
+) -> torch.Tensor:
     ids = torch.randint(3, 100, (1, PROMPT), generator=torch.Generator().manual_seed(7))
     ids = ids if input_ids is None else input_ids
-    settings = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
+    settings = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False, **options}
     return remote.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings)
 
 
@@ -138,6 +140,15 @@ def test_every_chunk_of_honest_servers_is_opened_as_it_was_signed_and_comes_out_
         assert opening.inputs.shape[1] == opening.end == min(64 * opening.index + 64, PROMPT + NEW_TOKENS - 1)
 
 
+def test_where_the_history_is_cropped_or_permuted_less_is_auditable_and_nobody_is_blamed(scene):
+    with scene.client() as (remote, results):
+        for options in ({"prompt_lookup_num_tokens": 3}, {"num_beams": 2}):
+            ask(remote, 30, **options)
+        wait_until(lambda: any(result.outcome is Outcome.NOT_AUDITABLE for result in results))
+    assert {result.outcome for result in results} <= {Outcome.PASS, Outcome.NOT_AUDITABLE}
+    assert {result.owner for result in results} == {""}
+
+
 @pytest.mark.parametrize(
     ("behaviour", "why"),
     [
@@ -174,7 +185,7 @@ def test_a_client_without_weights_audits_the_stages_between_the_ends_in_the_same
 
 def test_nobody_opens_the_session_of_another_and_its_client_only_so_often(scene):
     with scene.client(audit_rate=0.0) as (remote, results), scene.client(audit_rate=0.0) as (other, _):
-        with remote.inference_session(max_length=PROMPT + NEW_TOKENS + 1):
+        with remote.inference_session(max_length=PROMPT + NEW_TOKENS + 8):
             tokens = ask(remote)
             (chain,) = remote._connector._chains
             stage = chain.route.stages[0]
