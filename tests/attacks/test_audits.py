@@ -56,7 +56,7 @@ class Rerun:
             return Verdict(Outcome.PASS)
         span = self._whole.view(opening.stage.start, opening.stage.end)
         inputs = hidden(opening.inputs)
-        reference = span.forward(inputs, span.new_cache(opening.end), None)[:, opening.first :]
+        reference = span.forward(inputs, span.new_cache(opening.end, inputs.shape[0]), None)[:, opening.first :]
         given = torch.cat([hidden(part) for part in opening.outputs], dim=1)
         error = float((given - reference).norm() / (reference - inputs[:, opening.first :]).norm())
         return Verdict(Outcome.PASS if error < TOLERANCE else Outcome.FAIL, f"off by {error:.1e}")
