@@ -98,9 +98,11 @@ class StepLog:
         return self._codec
 
     def seal(self) -> None:
-        """Note that no stage will ask for anything again: what is kept beside the history is let go of."""
+        """Note that no stage will ask for anything again: what is kept beside the history, and room, are let go of."""
         self._marks.clear()
         self._beside.clear()
+        if 2 * self.length < self._parts[0].shape[1]:
+            self._parts = [part[:, : self.length].copy() for part in self._parts]
 
     def append(self, step: Step) -> None:
         """Add a step's payload, in the log's codec; its rows and crop are those before it."""

@@ -734,6 +734,9 @@ async def open_chain(
         StageFailed: a stage is not reachable or refuses; every other stage is closed again.
     """
     session = os.urandom(16)
+    plan = None
+    if dealings is not None:
+        plan = plan_audits(auditor, session, [stage.peer_id for stage in route.stages])
     links = await open_links(swarm, route.stages, session, shape, previous=swarm.peer_id, after=None, dealings=dealings)
     first = route.stages[0]
     try:
@@ -747,7 +750,6 @@ async def open_chain(
     contract = audits = None
     if dealings is not None:
         deals = [link.deal for link in links if link.deal is not None]
-        plan = plan_audits(auditor, session, [stage.peer_id for stage in route.stages])
         contract = SessionContract(dealings, session, shape.codec, shape.hidden_size, shape.thin, deals, plan)
         if auditor is not None and plan is not None:
             audits = SessionAudits(auditor, contract, session, shape)

@@ -160,7 +160,7 @@ class Runner:
     def _keep_log(self, live: Live) -> None:
         """Keep the log of a session that is signed for, so that its client may have it opened; free any other."""
         log, live.log = live.log, None
-        if log is None or live.contract is None or not log.length:
+        if log is None or live.contract is None or not live.contract.is_signed_for:
             self.admission.release_log(live.log_bytes)
             return
         log.seal()
