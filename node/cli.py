@@ -428,6 +428,11 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
         "--only", metavar="PEER_ID", action="append", help="use this server and no others; may be repeated"
     )
     _add_anchors(parser)
+    parser.add_argument(
+        "--audit-rate", type=given.portion, metavar="SHARE",
+        help="share of what servers sign for that they must open again to this client, by its own draw; 0: nothing "
+        "(default: as the swarm has it, 0.02)",
+    )  # fmt: skip
     thin = parser.add_argument_group(
         "without weights",
         "The first server then reads the token ids of your prompt, and the last one every token that is generated.",
@@ -475,6 +480,7 @@ def _generation_options(arguments: Arguments, prompt: str) -> GenerateOptions:
         only_peers=tuple(arguments.only) if arguments.only else None,
         explain=getattr(arguments, "explain", False),
         anchors=_anchors(arguments),
+        audit_rate=arguments.audit_rate,
     )
 
 

@@ -67,6 +67,43 @@ class StepLog:
         self._marks: deque[_Mark] = deque(maxlen=_MAX_WAITING_STEPS)
         self._beside: list[Step] = []
 
+    @property
+    def position_bytes(self) -> int:
+        """Bytes of one position of all rows."""
+        return sum(len(part) * part.shape[2] for part in self._parts)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the history takes, with the room that it has for more."""
+        return sum(part.nbytes for part in self._parts)
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether positions that stand side by side are not so in a payload: several rows, or scales beside values."""
+        return len(self._parts) > 1 or len(self._parts[0]) > 1
+
+    @property
+    def rows(self) -> int:
+        """Rows of the history."""
+        return len(self._parts[0])
+
+    @property
+    def width(self) -> int:
+        """Elements of one position's payload."""
+        return self._width
+
+    @property
+    def codec(self) -> str:
+        """How its payloads travel."""
+        return self._codec
+
+    def seal(self) -> None:
+        """Note that no stage will ask for anything again: what is kept beside the history, and room, are let go of."""
+        self._marks.clear()
+        self._beside.clear()
+        if 2 * self.length < self._parts[0].shape[1]:
+            self._parts = [part[:, : self.length].copy() for part in self._parts]
+
     def append(self, step: Step) -> None:
         """Add a step's payload, in the log's codec; its rows and crop are those before it."""
         self.count += 1
@@ -117,9 +154,13 @@ class StepLog:
             yield replace(self._piece(position, tokens), replay=stages, number=number)
 
     def _piece(self, position: int, tokens: int) -> Step:
+        return Step(self._session, position, *self.piece(position, tokens))
+
+    def piece(self, position: int, tokens: int) -> tuple[tuple[int, ...], str, bytes]:
+        """Return shape, codec and payload of positions of the history, which are all there."""
+        assert 0 <= position < position + tokens <= self.length
         shape = (len(self._parts[0]), tokens, self._width)
-        payload = b"".join(part[:, position : position + tokens].tobytes() for part in self._parts)
-        return Step(self._session, position, shape, self._codec, payload)
+        return shape, self._codec, b"".join(part[:, position : position + tokens].tobytes() for part in self._parts)
 
     def _fold(self, answered: int) -> None:
         """Make the steps kept beside the history part of it, up to the number ``answered``."""

@@ -56,6 +56,16 @@ MAX_SCORED_POSITIONS = 128
 MAX_OFFER_BYTES = 256
 MAX_CHECKPOINT_BYTES = 60 * 2**10
 MAX_COSIGN_BYTES = 1024
+MAX_OPENING_BYTES = 2**17
+"""Payload of one piece of an opening; a single position of many rows may have more."""
+MAX_REVEALS = 256
+"""Reveals that a stage answers for one session."""
+MAX_REVEALED_SHARE = 16
+"""A stage sends so many times the bytes that a session's log holds when it is asked, for all its reveals together."""
+LOG_KEPT_S = 120.0
+"""So long after the end of its session what a stage has handed on may be opened, s."""
+LOG_HELD_S = 10.0
+"""For so long it is not let go of for other sessions either, s."""
 MAX_TEMPERATURE = 1000.0
 MAX_SEED = 2**64 - 1
 
@@ -453,11 +463,33 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
-class Reserved:
-    """A frame of a later capability: understood by name, refused politely."""
+class Reveal:
+    """Client to stage, on a stream of its own: send what you have handed on at these positions once more, to me."""
 
-    kind: str
-    session: bytes
+    KIND: ClassVar[str] = "reveal"
+    session: bytes = field(metadata={"check": _SESSION})
+    """The id from ``open``; the session may have ended."""
+    first: int = field(metadata={"check": _POSITION})
+    """First position."""
+    end: int = field(metadata={"check": _POSITION})
+    """One past the last position."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """Stage to client: a piece of what was asked for, in the order of positions and without gaps."""
+
+    KIND: ClassVar[str] = "opening"
+    session: bytes = field(metadata={"check": _SESSION})
+    """The id from ``reveal``."""
+    position: int = field(metadata={"check": _POSITION})
+    """Position of the first token of the payload."""
+    shape: tuple[int, ...] = field(metadata={"check": _shape})
+    """Rows, tokens, hidden size of the payload."""
+    codec: str = field(metadata={"check": _one_of(*CODECS)})
+    """The session's codec."""
+    payload: Payload
+    """The bytes that were handed on, as many as ``payload_bytes`` says."""
 
 
 Sendable: TypeAlias = (
@@ -476,8 +508,10 @@ Sendable: TypeAlias = (
     | Voucher
     | Checkpoint
     | Cosign
+    | Reveal
+    | Opening
 )
-Frame: TypeAlias = Sendable | Reserved
+Frame: TypeAlias = Sendable
 
 _FRAMES: dict[str, type[Sendable]] = {
     frame.KIND: frame
@@ -497,9 +531,10 @@ _FRAMES: dict[str, type[Sendable]] = {
         Voucher,
         Checkpoint,
         Cosign,
+        Reveal,
+        Opening,
     )
 }
-RESERVED_KINDS = frozenset({"reveal", "opening"})
 NO_SESSION = bytes(16)
 
 
@@ -541,7 +576,7 @@ def payload_parts(codec: str, width: int) -> tuple[int, ...]:
 
 def encode(frame: Sendable) -> tuple[bytes, Payload]:
     """Return the bytes to write for ``frame``: prefix with header, then the payload, which is not copied."""
-    payload: Payload = frame.payload if isinstance(frame, Step | Result) else b""
+    payload: Payload = frame.payload if isinstance(frame, Step | Result | Opening) else b""
     header: dict[str, Any] = {"kind": frame.KIND}
     for name, (_, default) in _HEADERS[frame.KIND].items():
         value = getattr(frame, name)
@@ -575,15 +610,12 @@ def decode(body: Payload) -> Frame:
     view = memoryview(body)
     header, header_bytes = _unpack_header(view)
     kind = header.pop("kind", None)
-    if isinstance(kind, str) and kind in RESERVED_KINDS:
-        session = header.get("session")
-        return Reserved(kind, session if isinstance(session, bytes) and len(session) == 16 else NO_SESSION)
     frame = _FRAMES.get(kind) if isinstance(kind, str) else None
     if frame is None:
         raise FrameError("The frame has an unknown kind.")
     values = _checked_values(frame, header)
     payload = view[header_bytes:]
-    if issubclass(frame, Step | Result):
+    if issubclass(frame, Step | Result | Opening):
         expected = payload_bytes(values["codec"], values["shape"])
         if payload.nbytes != expected:
             raise FrameError(f"A {kind} frame carries {payload.nbytes} payload bytes; its shape asks for {expected}.")

@@ -15,6 +15,8 @@ from node.errors import Refused
 AVOID_S = 30.0
 """How long a server that failed is left out of routes the first time, s; twice as long with every further time."""
 MAX_AVOID_S = 900.0
+DISTRUST_S = 24 * 3600.0
+"""How long a server that an audit has found at fault is not used, whoever else there is, s."""
 _MAX_WORDS = 120
 """Letters of a failure that are kept: a refusal's message is a peer's own."""
 
@@ -36,6 +38,24 @@ class Avoidance:
 
     def __init__(self) -> None:
         self._failures: dict[str, _Failure] = {}
+        self._distrusted: dict[str, tuple[float, str]] = {}
+        """When an audit found a server at fault last, and how."""
+
+    def distrust(self, peer_id: str, reason: str, now_s: float) -> None:
+        """Note that an audit has found a server at fault."""
+        self._distrusted[peer_id] = now_s, " ".join(reason.split())[:_MAX_WORDS]
+
+    def distrusted(self, now_s: float) -> dict[str, str]:
+        """Return the peers that an audit has found at fault not long ago, and how: they are not used at all."""
+        self._distrusted = {peer: at for peer, at in self._distrusted.items() if now_s - at[0] < DISTRUST_S}
+        return {
+            peer: f"failed an audit {now_s - at_s:.0f} s ago: {words}"
+            for peer, (at_s, words) in self._distrusted.items()
+        }
+
+    def forget(self) -> None:
+        """Forget who failed, but not whom an audit has found at fault."""
+        self._failures = {}
 
     def note(self, peer_id: str, reason: Exception, heard_t: int | None, now_s: float) -> None:
         """Note that a server failed; while it is left out already, that does not grow longer.

@@ -25,11 +25,13 @@ from typing import Any, TypeAlias
 
 from dht.errors import UnavailableError as PeerUnavailable
 from dht.swarm import Swarm
+from node.client.auditor import Auditor
 from node.client.contract import Handed, SessionContract
 from node.client.dealings import Dealings
 from node.client.recheck import Doubt, Rechecking, doubt
 from node.client.repair import Planner, Repaired, open_replacement, rehearse, unreachable
 from node.client.route import Route
+from node.client.session_audits import SessionAudits, plan_audits
 from node.client.silence import Silence
 from node.client.stage_link import (
     RETRYABLE_WORDS,
@@ -89,6 +91,7 @@ class Chain:
         planner: finds stages for lost ones; None: a lost stage ends the session.
         dealings: makes offers to new stages; None: nothing is signed for.
         contract: what the stages have agreed to.
+        audits: what is told of the session to those who audit it; None: nobody does.
     """
 
     def __init__(
@@ -103,8 +106,10 @@ class Chain:
         planner: Planner | None = None,
         dealings: Dealings | None = None,
         contract: SessionContract | None = None,
+        audits: SessionAudits | None = None,
     ) -> None:
         self.session = session
+        self._audits = audits
         self._dealings = dealings
         self._contract = contract
         self._swarm = swarm
@@ -227,6 +232,8 @@ class Chain:
         if self._log is None:
             shape = self._shape
             self._log = StepLog(self.session, step.codec, step.shape[2], shape.batch, shape.max_length)
+            if self._audits is not None:
+                self._audits.begun(self._log)
         if self._contract is not None:
             step = self._contract.sent(step)
         self._log.append(step)
@@ -325,8 +332,15 @@ class Chain:
         self._has_news.set()
         if answer is not None:
             link.tell(answer)
+            if self._audits is not None:
+                self._audits.signed()
         if other is not None:
             self._blame(other)
+
+    def distrust(self, fault: StageAtFault) -> None:
+        """Go on without a stage that an audit has found at fault, here or in another session."""
+        if self._planner is not None and self._closing is None:
+            self._blame(fault)
 
     def _blame(self, fault: StageAtFault) -> None:
         for link in list(self._links):
@@ -386,6 +400,8 @@ class Chain:
         if link not in self._links or link in self._lost:
             return
         self._lost[link] = error
+        if self._audits is not None and self._closing is None:
+            self._audits.lost(link.stage.peer_id)
         self._has_lost.set()
         self._has_news.set()
         self._num_refusals += isinstance(error, Refused) and not error.retryable
@@ -520,10 +536,14 @@ class Chain:
             self._past_bytes = [self._past_bytes[0] + link.bytes_out, self._past_bytes[1] + link.bytes_in]
             self._lost.pop(link, None)
             self._starved.discard(link)
+            if self._audits is not None:
+                self._audits.lost(link.stage.peer_id)
         self._links[found.first : found.last + 1] = found.links
         if contract is not None:
             deals = [link.deal for link in found.links if link.deal is not None]
             contract.replaced(found.first, found.last, deals, handed)
+        if self._audits is not None:
+            self._audits.opened(list(found.links))
         for link in found.links:
             link.watch(self._take, self._lose)
         if found.first == 0:
@@ -671,6 +691,8 @@ class Chain:
 
     async def _close(self) -> None:
         self._failure = self._failure or LocalError("The session is closed.")
+        if self._audits is not None:
+            self._audits.ended()
         if self._timer is not None:
             self._timer.cancel()
         for task in self._tasks:
@@ -695,13 +717,26 @@ async def open_chain(
     step_timeout_s: float,
     planner: Planner | None = None,
     dealings: Dealings | None = None,
+    auditor: Auditor | None = None,
 ) -> Chain:
     """Open a session at every stage of ``route`` at once.
+
+    Args:
+        swarm: reaches the stages.
+        route: the stages.
+        shape: what every one is told.
+        step_timeout_s: how long a step, or a repair, may take.
+        planner: finds stages for lost ones; None: a lost stage ends the session.
+        dealings: makes offers; None: nothing is signed for.
+        auditor: audits what is signed for; None: nobody does.
 
     Raises:
         StageFailed: a stage is not reachable or refuses; every other stage is closed again.
     """
     session = os.urandom(16)
+    plan = None
+    if dealings is not None:
+        plan = plan_audits(auditor, session, [stage.peer_id for stage in route.stages])
     links = await open_links(swarm, route.stages, session, shape, previous=swarm.peer_id, after=None, dealings=dealings)
     first = route.stages[0]
     try:
@@ -712,10 +747,13 @@ async def open_chain(
     except asyncio.CancelledError:
         await asyncio.gather(*(link.close() for link in links))
         raise
-    contract = None
+    contract = audits = None
     if dealings is not None:
         deals = [link.deal for link in links if link.deal is not None]
-        contract = SessionContract(dealings, session, shape.codec, shape.hidden_size, shape.thin, deals)
+        contract = SessionContract(dealings, session, shape.codec, shape.hidden_size, shape.thin, deals, plan)
+        if auditor is not None and plan is not None:
+            audits = SessionAudits(auditor, contract, session, shape)
+            audits.opened(links)
     return Chain(
         swarm,
         session,
@@ -726,6 +764,7 @@ async def open_chain(
         planner=planner,
         dealings=dealings,
         contract=contract,
+        audits=audits,
     )
 
 

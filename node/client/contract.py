@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
 from dht.identity import verify
+from dht.records import Envelope, Kind
 from dht.work import WorkKind
 from node.agreement.checkpoint import Checkpoint
 from node.agreement.checkpoint import Cosign as CosignBody
 from node.agreement.consumer import ConsumerAccount
 from node.agreement.exposure import kind_of
+from node.client.audit_plan import AuditPlan, DueAudit, Found
 from node.client.dealings import Deal, Dealings
 from node.client.recheck import Kept, Recent
 from node.client.thin_terms import ThinTerms
@@ -90,6 +92,7 @@ class SessionContract:
         hidden_size: of the model.
         thin: what the ends of the route do; None: nothing.
         deals: accepted, one for each stage.
+        audits: what is to be audited; None: nothing.
     """
 
     def __init__(
@@ -100,7 +103,11 @@ class SessionContract:
         hidden_size: int,
         thin: ThinTerms | None,
         deals: Sequence[Deal],
+        audits: AuditPlan | None = None,
     ) -> None:
+        self._audits = audits
+        self._found: list[Found] = []
+        """What is due of them, or cannot be done."""
         self._dealings = dealings
         self._session = session
         self._codec = codec
@@ -162,6 +169,8 @@ class SessionContract:
     def _charge_all(self, step: Step, payload: Payload, now_s: float) -> None:
         segment = self._check.segment
         self._check.sent(step, segment, payload)
+        if self._audits is not None:
+            self._audits.sent(step, segment)
         self._recent.sent(step)
         self._waiting.append(segment)
         form = (step.shape, len(step.payload), step.logits_to_keep)
@@ -203,6 +212,8 @@ class SessionContract:
         self._num_answered += 1
         if self._thin is None:
             self._recent.answered(Kept(self._num_answered, result.position, result.shape, payload, result.shape[1]))
+        if self._audits is not None:
+            self._audits.answered(step, result.codec, result.shape, payload)
         self._check.answered(step, segment, result.codec, result.shape, payload)
 
     def _raise_fault(self) -> None:
@@ -235,6 +246,8 @@ class SessionContract:
         if answer is None and party.account.is_next(made):
             root, other = self._root(place, made)
             answer = self._signed(party, made, root)
+            if answer is not None and self._audits is not None:
+                self._found += self._audits.signed(place, made.leaves, _envelope(made, answer))
             self.is_due = False  # Of others that will be seen again with the next results.
             self._recent.signed(min(party.num_signed for party in self._parties) - WINDOW)
         if other is None:
@@ -259,6 +272,16 @@ class SessionContract:
         if answer is not None:
             self._dealings.keep(made, answer.signatures)
         return answer
+
+    def take_found(self) -> list[Found]:
+        """Return the audits that are due since the last time, and those that cannot be carried out."""
+        found, self._found = self._found, []
+        return found
+
+    def is_whole(self, due: DueAudit) -> bool:
+        """Say whether nothing of what an audit needs has been cropped since it was due."""
+        self._work_off()
+        return self._audits is not None and self._audits.is_whole(due)
 
     def _root(self, place: int, made: Checkpoint) -> tuple[bytes, StageAtFault | None]:
         try:
@@ -298,6 +321,8 @@ class SessionContract:
         for place in range(first, last + 1):
             self._parties[place].retired = self._check.retired(place)
         self._check.replaced(first, last, [deal.offer.provider for deal in deals])
+        if self._audits is not None:
+            self._audits.replaced(first, last, [deal.offer.provider for deal in deals])
         self._retired += self._parties[first : last + 1]
         new = [_Party(deal, self._dealings.account(deal), handed.answered) for deal in deals]
         self._parties[first : last + 1] = new
@@ -343,3 +368,9 @@ class SessionContract:
                 self._dealings.end(party.deal)
             elif party.account.unsigned_tokens:
                 self._dealings.note_unsigned(party.deal, party.account.unsigned_tokens)
+
+
+def _envelope(made: Checkpoint, answer: CosignBody) -> bytes:
+    """Return the last receipt of a checkpoint, signed by both; the root is the same in all."""
+    signatures = made.signatures[-1], answer.signatures[-1]
+    return Envelope(Kind.RECEIPT, made.receipts[-1], signatures).to_bytes()

@@ -16,6 +16,8 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from node.client.audit_draw import PER_MILLE
+from node.client.auditor import Judge
 from node.client.model_sessions import DistributedMixin
 from node.client.network import Network
 from node.client.offers import Objective, Policy, check_peer_id
@@ -101,6 +103,8 @@ class AutoDistributedModelForCausalLM:
         only_peers: Iterable[str] | None = None,
         receipts: bool = True,
         anchors: Iterable[str] | None = None,
+        audit_rate: float | None = None,
+        judge: Judge | None = None,
     ) -> Any:
         """Load embeddings, norm and head of a model; its blocks run on the swarm's servers.
 
@@ -131,6 +135,10 @@ class AutoDistributedModelForCausalLM:
                 how much and when. The client's identity and its ledger are kept in ``EFEDLLM_HOME``.
             anchors: peer ids whose trust decides which servers are used; None: those of ``EFEDLLM_ANCHORS``, or of the
                 swarm's founder.
+            audit_rate: share (0 to 1) of what each server signs for that it has to open again to this client; None: as
+                the swarm has it, 0: nothing.
+            judge: says whether what a server gave follows from what it was given; None: what is opened is compared with
+                what was signed, and not run again.
 
         Returns:
             An object of the family's own class, for example ``LlamaForCausalLM``, with ``generate``,
@@ -142,6 +150,8 @@ class AutoDistributedModelForCausalLM:
         """
         if codec not in (AUTO_CODEC, *CODECS):
             raise UserError(f"There is no codec {codec}; use one of {', '.join((AUTO_CODEC, *CODECS))}.")
+        if audit_rate is not None and not 0 <= audit_rate <= 1:
+            raise UserError(f"A share of {audit_rate} cannot be audited; give audit_rate from 0 to 1.")
         _check_thin(thin, num_logits, server_sampling, manifest)
         routes, trusted = Policy.of(policy, only_peers), _anchors(anchors)
         checkpoint = Checkpoint.open(path_or_hub_id, revision=revision, home=default_home())
@@ -165,6 +175,8 @@ class AutoDistributedModelForCausalLM:
             signs=receipts,
             name=checkpoint.name,
             anchors=trusted,
+            audit_per_mille=None if audit_rate is None else round(PER_MILLE * audit_rate),
+            judge=judge,
         )
         if thin:
             _tell(model, server_sampling)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+from node.client.audit_book import AuditResult
 from node.client.call_checks import check_call
 from node.client.explain import Explanation
 from node.client.remote_session import AUTO_CODEC, Connector, RemoteCache
@@ -159,6 +160,10 @@ class DistributedMixin:
     def on_repaired(self, tell: Callable[[Repaired], None]) -> None:
         """Call ``tell`` from now on, in another thread, when other servers have taken the place of lost ones."""
         self._connector.on_repaired = tell
+
+    def on_audited(self, tell: Callable[[AuditResult], None]) -> None:
+        """Call ``tell`` from now on, in another thread, with what came of each audit."""
+        self._connector.on_audited = tell
 
     def explain_route(self) -> Explanation | None:
         """Say of every server why the route of the session opened last takes it, or does not.

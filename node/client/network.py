@@ -19,6 +19,8 @@ from typing import Self
 from dht.directory import Directory
 from dht.parameters import parse_join, split_address
 from dht.swarm import Swarm
+from node.client.audit_book import AuditBook, AuditResult, Outcome
+from node.client.auditor import Auditor, Judge
 from node.client.chain import Chain, SessionShape, StageFailed, open_chain
 from node.client.dealings import Dealings
 from node.client.explain import Explanation, explain
@@ -31,7 +33,7 @@ from node.client.recheck import Rechecked
 from node.client.repair import Repaired, unreachable
 from node.client.route import Route, Stage
 from node.client.thin_terms import ThinTerms
-from node.errors import MissingBlocks, Refused, UserError
+from node.errors import MissingBlocks, Refused, StageAtFault, UnavailableError, UserError
 from node.wire import Result, Step
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,10 @@ still announced then has said so since it was first tried; and p2pd shuns addres
 _PAUSE_BETWEEN_TRIES_S = 0.5
 _LEAVE_S = 5.0
 """What was begun has so long to be given up."""
+_AUDITS_S = 5.0
+"""A client that leaves waits so long for audits that are under way, s."""
+_AUDIT_PER_MILLE = 20
+"""Where a swarm has no parameters that say otherwise."""
 _PASSING_CODES = frozenset({"next_unreachable", "draining"})
 """Refusals that say that some server has just gone."""
 _HOPELESS_CODES = frozenset({"too_long", "bad_open", "unsupported"})
@@ -58,6 +64,7 @@ class Network:
         self, loop: LoopThread, swarm: Swarm, exits: contextlib.AsyncExitStack, *, manifest: bytes, num_blocks: int,
         step_timeout_s: float, policy: Policy = FASTEST, dealings: Dealings | None = None, hidden_size: int = 0,
         watch: RankWatch | None = None,
+        audit_per_mille: int | None = None, judge: Judge | None = None,
     ) -> None:  # fmt: skip
         self._loop = loop
         self._swarm = swarm
@@ -75,17 +82,26 @@ class Network:
         """Called in the loop's thread when a session has got other stages for lost ones."""
         self.on_rechecked: Callable[[Rechecked], None] = _warn_of_rechecked
         """Called in the loop's thread when what a server has not signed for was run again elsewhere."""
+        self.on_audited: Callable[[AuditResult], None] = _log_audited
+        """Called in the loop's thread with what came of each audit."""
+        self._auditor = Auditor(swarm.dial, _teller(weakref.ref(self)), _per_mille(swarm, audit_per_mille), judge)
         self.last_route: Route | None = None
         """The route of the session opened last; None: none was, or the last one could not be."""
         self._chains: set[Chain] = set()
         """Sessions that are open; only the loop's thread touches it."""
-        self._finalizer = weakref.finalize(self, _leave, loop, exits, self._chains)
+        self._finalizer = weakref.finalize(self, _leave, loop, exits, self._chains, self._auditor)
+
+    @property
+    def audits(self) -> AuditBook:
+        """What came of audits so far."""
+        return self._auditor.book
 
     @classmethod
     def connect(
         cls, *, manifest: bytes, num_blocks: int, join: str | None, initial_peers: Sequence[str],
         step_timeout_s: float, policy: Policy = FASTEST, hidden_size: int = 0, home: Path | None = None,
-        signs: bool = False, name: str = "", anchors: Sequence[str] = (),
+        signs: bool = False, name: str = "", anchors: Sequence[str] = (), audit_per_mille: int | None = None,
+        judge: Judge | None = None,
     ) -> Self:  # fmt: skip
         """Join a swarm as a client that serves nothing.
 
@@ -101,6 +117,8 @@ class Network:
             signs: whether to sign for what servers do, which most of them demand.
             name: of the model, for the ledger's readers.
             anchors: peer ids whose trust counts for this client; none: those of the swarm.
+            audit_per_mille: share of what is signed for that is audited, thousandths; None: as the swarm has it.
+            judge: judges what audits open; None: nobody does.
 
         Raises:
             UserError: neither ``join`` nor ``initial_peers`` is given.
@@ -137,7 +155,7 @@ class Network:
             raise
         return cls(
             loop, swarm, exits, manifest=manifest, num_blocks=num_blocks, step_timeout_s=step_timeout_s, policy=policy,
-            dealings=dealings, hidden_size=hidden_size, watch=watch,
+            dealings=dealings, hidden_size=hidden_size, watch=watch, audit_per_mille=audit_per_mille, judge=judge,
         )  # fmt: skip
 
     def directory(self) -> Directory:
@@ -211,6 +229,16 @@ class Network:
         """Leave a peer out of routes for a while."""
         self.outlook.failed(peer_id, reason)
 
+    def _audited(self, result: AuditResult) -> None:
+        """Act on an audit: who has failed is not used any more, neither now nor later."""
+        if result.outcome is Outcome.FAIL:
+            self.outlook.distrust(result.owner, result.why)
+            for chain in list(self._chains):
+                chain.distrust(StageAtFault(result.owner, f"has failed an audit: {result.why}"))
+        elif result.owner and self._auditor.book.is_elusive(result.owner):
+            self.outlook.failed(result.owner, UnavailableError(f"audits come to nothing: {result.why}"))
+        self.on_audited(result)
+
     async def _open(self, shape: SessionShape) -> Chain:
         """Open a session; where servers that are announced cannot be reached, try again for a while: they may be back.
 
@@ -257,6 +285,7 @@ class Network:
                     step_timeout_s=self._step_timeout_s,
                     planner=planner,
                     dealings=self._dealings,
+                    auditor=self._auditor,
                 )
             except StageFailed as failure:
                 if isinstance(failure.reason, Refused) and failure.reason.code in _HOPELESS_CODES:
@@ -335,9 +364,39 @@ def _warn_of_rechecked(rechecked: Rechecked) -> None:
     user_logger.log(logging.WARNING if is_bad else logging.INFO, "%s", rechecked.in_words())
 
 
-def _leave(loop: LoopThread, exits: contextlib.AsyncExitStack, chains: set[Chain]) -> None:
+def _log_audited(result: AuditResult) -> None:
+    if result.outcome is Outcome.FAIL:
+        user_logger.warning(
+            "An audit has found the server %s at fault (%s); it is not used any more. Do not trust the answer of that "
+            "session, and ask again.",
+            result.owner,
+            result.why,
+        )
+    else:
+        logger.info("audit of %s: %s %s", result.peer_id, result.outcome.value, result.why)
+
+
+def _teller(network: weakref.ref[Network]) -> Callable[[AuditResult], None]:
+    """Return what tells a network of audits without keeping it alive."""
+
+    def tell(result: AuditResult) -> None:
+        known = network()
+        if known is not None:
+            known._audited(result)  # noqa: SLF001 - its own
+
+    return tell
+
+
+def _per_mille(swarm: Swarm, asked: int | None) -> int:
+    if asked is not None:
+        return asked
+    return swarm.parameters.audit_per_mille if swarm.parameters is not None else _AUDIT_PER_MILLE
+
+
+def _leave(loop: LoopThread, exits: contextlib.AsyncExitStack, chains: set[Chain], auditor: Auditor) -> None:
     async def leave() -> None:
         await asyncio.gather(*(chain.close() for chain in chains), return_exceptions=True)
+        await auditor.close(_AUDITS_S)
         await exits.aclose()
 
     if loop.is_running and threading.main_thread().is_alive():

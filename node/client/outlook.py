@@ -128,9 +128,13 @@ class Outlook:
         heard_t = max((server.t for server in servers if server.owner == peer_id), default=None)
         self._avoidance.note(peer_id, reason, heard_t, time.monotonic())
 
+    def distrust(self, peer_id: str, reason: str) -> None:
+        """Leave a peer out that an audit has found at fault, also where there is no other."""
+        self._avoidance.distrust(peer_id, reason, time.monotonic())
+
     def forget(self) -> None:
         """Forget who failed, and take a new look before the next plan."""
-        self._avoidance = Avoidance()
+        self._avoidance.forget()
         self._known = None
 
     async def close(self) -> None:
@@ -167,8 +171,9 @@ class Outlook:
             return await self._route_by(trust.relaxed(), directory, wanted, failed)
 
     async def _route_by(self, trust: Trust, directory: Directory, wanted: Wanted, failed: Mapping[str, str]) -> Route:
+        distrusted = self._avoidance.distrusted(time.monotonic())
         without = dict.fromkeys(wanted.without, "it failed in this session, or serves it already")
-        left_out = {**failed, **without, **trust.barred}
+        left_out = {**failed, **distrusted, **without, **trust.barred}
         latencies = Latencies.of(directory.servers, self._pings.known_us(time.monotonic()))
         part = Part(self._num_blocks, wanted.start, wanted.end, wanted.needs_ends)
         question = Question(directory, latencies, trust.scores, self._policy, part, left_out, spans=trust.spans)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from node.client.audit_book import AuditResult
 from node.client.chain import Chain
 from node.client.explain import Explanation
 from node.client.history import History, PlannedStep
@@ -38,6 +39,8 @@ class Connector(Protocol):
 
     on_repaired: Callable[[Repaired], None]
     """Called in another thread when other servers have taken the place of lost ones."""
+    on_audited: Callable[[AuditResult], None]
+    """Called in another thread with what came of each audit."""
 
     def open(
         self,

@@ -180,7 +180,7 @@ class Tap:
                 self._hash(payload)
             else:
                 answered = end - shape[1]
-                for part in _cut(payload, codec, shape, max(position, answered) - answered, last - answered):
+                for part in cut_payload(payload, codec, shape, max(position, answered) - answered, last - answered):
                     self._hash(part)
             self._filled += last - position
             position = last
@@ -239,8 +239,16 @@ def _piece_header(step: Step, first: int, last: int) -> bytes:
     return header
 
 
-def _cut(payload: Payload, codec: str, shape: tuple[int, ...], first: int, last: int) -> Iterator[memoryview]:
-    """Yield the bytes of positions ``[first, last)`` of a payload: part by part, and in each part row by row."""
+def cut_payload(payload: Payload, codec: str, shape: tuple[int, ...], first: int, last: int) -> Iterator[memoryview]:
+    """Yield the bytes of positions ``[first, last)`` of a payload: part by part, and in each part row by row.
+
+    Args:
+        payload: in ``codec``.
+        codec: any.
+        shape: rows, positions and width.
+        first: position in the payload.
+        last: one past the last one.
+    """
     rows, positions, width = shape
     view, offset = memoryview(payload), 0
     for size in _parts(codec, width) if first < last else ():

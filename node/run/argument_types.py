@@ -96,6 +96,11 @@ def share(text: str) -> float:
     return value
 
 
+def portion(text: str) -> float:
+    """Read a share from 0 to 1."""
+    return _number(text, 0, 1)
+
+
 def bandwidth(text: str) -> int:
     """Read how many bytes may be moved in a second, such as "2MB"."""
     if (num_bytes := size(text)) < _LEAST_BANDWIDTH:

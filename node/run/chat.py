@@ -13,6 +13,7 @@ import torch
 
 from node.client.model_sessions import InferenceSession
 from node.errors import UnavailableError, UserError
+from node.run.audit_teller import AuditTeller
 from node.run.events import Reporter
 from node.run.generate import (
     GenerateOptions,
@@ -38,6 +39,7 @@ def run_chat(options: GenerateOptions, reporter: Reporter) -> None:
     limit = min(max_positions(config), MAX_POSITIONS)
     with connect(options) as model:
         model.on_repaired(RepairTeller(reporter))
+        model.on_audited(AuditTeller(reporter))
         reporter.say("Type a line and press Enter; end with Ctrl-D.")
         chat = _Chat(model, tokenizer, options, reporter, limit)
         line = _read_line(reporter)

@@ -18,6 +18,7 @@ from node.client.thin_model import DEFAULT_TOP
 from node.errors import ModelNotFound, PromptTooLong, UnavailableError
 from node.model.checkpoint import Checkpoint
 from node.model.families import check_family
+from node.run.audit_teller import AuditTeller
 from node.run.events import Reporter
 from node.run.explanation import tell_explanation
 from node.run.libraries import silence_libraries
@@ -64,6 +65,8 @@ class GenerateOptions:
     exit_with_stdin: bool = False
     anchors: tuple[str, ...] = ()
     """Peer ids whose trust counts; none: those of the swarm."""
+    audit_rate: float | None = None
+    """Share of what servers sign for that is audited; None: as the swarm has it."""
 
 
 class Printer(TextStreamer):
@@ -89,6 +92,7 @@ def run_generate(options: GenerateOptions, reporter: Reporter) -> None:
     check_length(config, inputs["input_ids"].shape[1], options.max_new_tokens)
     with connect(options) as model:
         model.on_repaired(RepairTeller(reporter))
+        model.on_audited(AuditTeller(reporter))
         with model.inference_session(inputs["input_ids"].shape[1] + options.max_new_tokens + 1) as session:
             told = _RouteTeller(session, reporter, model if options.explain else None)
 
@@ -188,6 +192,7 @@ def connect(options: GenerateOptions) -> Any:
         policy=options.policy,
         only_peers=options.only_peers,
         anchors=options.anchors,
+        audit_rate=options.audit_rate,
     )
 
 

@@ -344,6 +344,7 @@ class _Server:
         self._announcing.joining(to)  # Others count on it there at once; otherwise they would follow.
         await self._announcing.state(ServerState.JOINING)
         await handler.hand_over(self._options.drain_timeout_s)
+        await asyncio.sleep(handler.held_s)  # What has just ended may still be opened to its clients.
         await handler.close(_LEAVING)
         self._handler = handler = None
         gc.unfreeze()  # What is given up must not stay for being frozen.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from node.errors import Refused
 from node.model.ends import Ends
 from node.model.span import Span
+from node.serve.archive import Archive, Archived
 from node.serve.slots import Slot, Slots
 from node.wire import Open, payload_parts
 
@@ -62,6 +63,8 @@ class Admission:
         self.closed: Refused | None = None
         """Why new sessions are not taken at all now; None: they are."""
         self._served = served
+        self.archive = Archive()
+        """Logs of sessions that have ended: their memory is not free, but may become so."""
         self._log_bytes_free = self._log_bytes = log_bytes
         self._clients: Counter[str] = Counter()
         """Sessions of each client."""
@@ -128,7 +131,7 @@ class Admission:
             raise full(f"The cache of this server is taken: {self.slots.free * per_position >> 20} MiB are free")
         return self.slots.lease(wanted)
 
-    def lease_log(self, opened: Open, rows: int, before_bytes: int) -> int:
+    def lease_log(self, opened: Open, rows: int, before_bytes: int, now_s: float) -> int:
         """Promise memory to the log of a session of ``rows`` rows instead of ``before_bytes``; return how much."""
         if not opened.next:
             return 0
@@ -139,6 +142,9 @@ class Admission:
                 f"this server has {self._log_bytes >> 20} MiB: ask for less."
             )
             raise Refused("too_long", message)
+        missing = wanted - before_bytes - self._log_bytes_free
+        if missing > 0:
+            self._log_bytes_free += self.archive.make_room(missing, now_s)
         if wanted - before_bytes > self._log_bytes_free:
             raise full("The memory of this server for what sessions hand on is taken")
         self._log_bytes_free -= wanted - before_bytes
@@ -147,6 +153,14 @@ class Admission:
     def release_log(self, num_bytes: int) -> None:
         """Take back what was promised to a log."""
         self._log_bytes_free += num_bytes
+
+    def keep_log(self, session: bytes, archived: Archived, promised_bytes: int) -> None:
+        """Keep the log of a session that has ended; what it was promised and has not used is free."""
+        self._log_bytes_free += promised_bytes - archived.num_bytes + self.archive.put(session, archived)
+
+    def expire(self, now_s: float) -> None:
+        """Let go of logs that have been kept long enough."""
+        self._log_bytes_free += self.archive.expire(now_s)
 
 
 def full(reason: str) -> Refused:

@@ -164,6 +164,11 @@ class Contract:
         return self._signed_before + self._account.signed_tokens
 
     @property
+    def is_signed_for(self) -> bool:
+        """Whether the client has signed for anything of this session."""
+        return self._account.signed_tokens > 0
+
+    @property
     def is_late(self) -> bool:
         """Whether the client was asked for signatures long ago."""
         if self._asked_s is None or self.is_given_up:

@@ -1,9 +1,9 @@
 """The I/O shell of a stage: streams of ``/efedllm/session/1`` in, work to the engine, outputs to the next stage.
 
 Runs in the event loop. What a session may do is decided by ``session`` (pure); where its cache stands by ``slots``
-(pure); what is computed runs in the engine's thread. Two kinds of streams arrive: a client's control stream, which
-begins with ``open`` and ends the session when it ends, and a previous stage's push stream, which carries the steps of
-one session.
+(pure); what is computed runs in the engine's thread. Three kinds of streams arrive: a client's control stream, which
+begins with ``open`` and ends the session when it ends, a previous stage's push stream, which carries the steps of one
+session, and a client's ``reveal``, which asks for what was handed on in sessions of its own.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from node.serve.contract import Contract
 from node.serve.contracts import Contracts
 from node.serve.outlets import Dialer, Live, Outlets, Streams
 from node.serve.prefixes import PrefixStore
+from node.serve.reveals import Openable, Reveals
 from node.serve.runner import Runner
 from node.serve.session import Compute, Known
 from node.serve.slots import Slots
@@ -48,7 +49,7 @@ from node.wire import (
     Probe,
     Refuse,
     Replay,
-    Reserved,
+    Reveal,
     Sendable,
     StageLost,
     Step,
@@ -113,6 +114,7 @@ class Handler:
         self._is_empty = asyncio.Event()
         """Set when the last session has ended."""
         self._outlets = Outlets(dial, served.send_timeout_s, self._streams, self._is_open)
+        self._reveals = Reveals(self._openable, self._pay_for_opening, served.send_timeout_s)
 
     @property
     def span(self) -> Span:
@@ -148,6 +150,11 @@ class Handler:
     def bytes_moved(self) -> tuple[int, int]:
         """Bytes read from and written to all session streams so far."""
         return self._streams.bytes_moved
+
+    @property
+    def held_s(self) -> float:
+        """How long logs of sessions that have ended are to be there for certain, s."""
+        return max(0.0, self._runner.admission.archive.held_s(time.monotonic()))
 
     def close_doors(self, reason: Refused) -> None:
         """Refuse new sessions with ``reason`` from now on."""
@@ -231,8 +238,10 @@ class Handler:
                 return
             case Open() as opened:
                 await self._serve_client(frames, opened)
+            case Reveal() as asked:
+                await self._serve_reveals(frames, asked)
             case _:
-                raise SessionError("A stream begins with open (a client) or step (a previous stage).")
+                raise SessionError("A stream begins with open or reveal (a client) or step (a previous stage).")
 
     async def _head(self, frames: FrameStream) -> bytes | None:
         """Wait for the beginning of the first frame; None: it does not come, or too many streams are silent already."""
@@ -246,6 +255,28 @@ class Handler:
             self._silent[peer] -= 1
             if not self._silent[peer]:
                 del self._silent[peer]
+
+    async def _serve_reveals(self, frames: FrameStream, first: Reveal) -> None:
+        """Open logs to the client whose stream this is, one after the other."""
+        asked: Frame | None = first
+        while asked is not None:
+            if not isinstance(asked, Reveal):
+                raise SessionError("A stream that begins with reveal carries nothing else.")
+            try:
+                await self._reveals.answer(frames, asked)
+            except Refused as refusal:
+                await frames.send(_refusal(asked.session, refusal), self._served.send_timeout_s)
+            asked = await self._in_time(frames.receive(MAX_HEADER_BYTES))
+
+    async def _pay_for_opening(self, num_bytes: int) -> None:
+        await self._streams.pay(num_bytes, lambda: True)
+
+    def _openable(self, session: bytes, peer: str) -> Openable | None:
+        """Return what a peer may have opened of a session: its client, whether it runs or has ended."""
+        live = self._sessions.get(session)
+        if live is not None:
+            return live if live.client.peer_id == peer and live.contract is not None else None
+        return self._runner.admission.archive.find(session, peer, time.monotonic())
 
     def _num_awaited(self, peer: str) -> int:
         """Count the sessions that take steps from a peer and have had none: its streams are silent until then."""
@@ -336,9 +367,6 @@ class Handler:
                 await self._adopt(live, frame)
             case Replay() if frame.session == live.state.opened.session:
                 self._outlets.replace(live, frame)
-            case Reserved():
-                message = f"This version does not know the frame {frame.kind} yet."
-                await self._outlets.tell_client(live, Refuse(NO_SESSION, "unsupported", message))
             case _:
                 raise SessionError("Only step and close of the stream's own session are allowed here.")
 
@@ -476,7 +504,8 @@ class Handler:
         await asyncio.gather(*map(check, agreed))
 
     async def expire(self, now_s: float) -> int:
-        """Close the sessions that have been idle for too long; return how many."""
+        """Close the sessions that have been idle for too long; return how many. Forget what ended long ago."""
+        self._runner.admission.expire(now_s)
         idle = [live for live in self._sessions.values() if now_s - live.last_used_s > self._served.idle_timeout_s]
         refusal = Refused("idle", "The session was idle for too long; open it again.")
         await asyncio.gather(*(self._end(live, refusal) for live in idle))

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from dht.errors import DhtError
 from node.errors import SessionError, UnavailableError
+from node.serve.archive import Ration
 from node.serve.bandwidth import Bandwidth
 from node.serve.computation import Computation, Output
 from node.serve.contract import Contract
@@ -61,6 +62,8 @@ class Live:
     """What has been handed on, for a stage that takes the next one's place; None: outputs go to the client."""
     log_bytes: int = 0
     """Memory promised to the log."""
+    ration: Ration = field(default_factory=Ration)
+    """What its client has had opened of the log."""
     handed_on: int = 0
     """Steps whose outputs have been handed on; those answered before the session was opened here count with the end of
     their history."""

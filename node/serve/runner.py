@@ -13,6 +13,7 @@ from node.engine import Engine
 from node.errors import NodeError, Refused, SessionError, UnavailableError
 from node.model.arena import Buffers, KeyValueArena
 from node.serve.admission import Admission, Served
+from node.serve.archive import Archived
 from node.serve.computation import Computation, Output, SpanSteps, StepJob
 from node.serve.end_work import EndWork
 from node.serve.outlets import Live
@@ -72,7 +73,7 @@ class Runner:
         admission.check_room(client)
         slot = admission.lease(client, opened.batch, opened.max_length)
         try:
-            log_bytes = admission.lease_log(opened, opened.batch, 0)
+            log_bytes = admission.lease_log(opened, opened.batch, 0, time.monotonic())
         except Refused:
             admission.slots.release(slot)
             raise
@@ -114,7 +115,8 @@ class Runner:
         opened, client = live.state.opened, live.client.peer_id
         into = None
         if order.rows is not None and len(order.rows) != live.rows:
-            live.log_bytes = self.admission.lease_log(opened, len(order.rows), live.log_bytes)
+            now_s = time.monotonic()
+            live.log_bytes = self.admission.lease_log(opened, len(order.rows), live.log_bytes, now_s)
             live.slots.append(self.admission.lease(client, len(order.rows), opened.max_length))
             into = self._buffers(live.slots[-1], opened, len(order.rows))
         group = self._groups.setdefault((opened.start, opened.end), SpanSteps(live.computation.span))
@@ -151,9 +153,20 @@ class Runner:
         live.computation.drop()
         if not live.is_computing:
             self._free_slots(live)
-        live.output = live.log = None
-        self.admission.release_log(live.log_bytes)
+        live.output = None
+        self._keep_log(live)
         self.admission.leave(live.client.peer_id)
+
+    def _keep_log(self, live: Live) -> None:
+        """Keep the log of a session that is signed for, so that its client may have it opened; free any other."""
+        log, live.log = live.log, None
+        if log is None or live.contract is None or not live.contract.is_signed_for:
+            self.admission.release_log(live.log_bytes)
+            return
+        log.seal()
+        num_bytes = min(log.num_bytes, live.log_bytes)
+        archived = Archived(live.client.peer_id, log, num_bytes, time.monotonic(), live.ration)
+        self.admission.keep_log(live.state.opened.session, archived, live.log_bytes)
 
 
 def _wants_ends(opened: Open) -> bool:

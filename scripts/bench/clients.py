@@ -31,11 +31,13 @@ _END_TIMEOUT_S = 20.0
 class Client:
     """One client process, as the benchmark sees it."""
 
-    def __init__(self, model_dir: Path, join: str, home: Path, *, receipts: bool = True) -> None:
+    def __init__(
+        self, model_dir: Path, join: str, home: Path, *, receipts: bool = True, audit_rate: float = 0.0
+    ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOADED)
         self.pipe, theirs = context.Pipe()
-        arguments = (theirs, str(model_dir), join, str(home), receipts)
+        arguments = (theirs, str(model_dir), join, str(home), receipts, audit_rate)
         self._process = context.Process(target=_obey, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
@@ -78,7 +80,7 @@ class Client:
 
 @contextlib.contextmanager
 def started_clients(
-    num_clients: int, model_dir: Path, join: str, homes: Path, *, receipts: bool = True
+    num_clients: int, model_dir: Path, join: str, homes: Path, *, receipts: bool = True, audit_rate: float = 0.0
 ) -> Iterator[list[Client]]:
     """Start clients of one model, each with a home of its own below ``homes``; all end with the context."""
     clients: list[Client] = []
@@ -86,7 +88,8 @@ def started_clients(
         for number in range(num_clients):
             if number >= _AT_ONCE:
                 clients[number - _AT_ONCE].answer()
-            clients.append(Client(model_dir, join, homes / f"client{number}", receipts=receipts))
+            home = homes / f"client{number}"
+            clients.append(Client(model_dir, join, home, receipts=receipts, audit_rate=audit_rate))
         for client in clients[-_AT_ONCE:]:
             client.answer()
         yield clients
@@ -108,12 +111,13 @@ def wait_for_first(clients: Sequence[Client]) -> None:
         raise TimeoutError(f"no client has said anything for {ANSWER_TIMEOUT_S:.0f} s")
 
 
-def _obey(pipe: Connection, model_dir: str, join: str, home: str, receipts: bool) -> None:
+def _obey(pipe: Connection, model_dir: str, join: str, home: str, receipts: bool, audit_rate: float) -> None:
     """Be a client: do the jobs that come through ``pipe`` until it brings None or ends."""
     os.environ[HOME_VARIABLE] = home
     silence_libraries()
     torch.set_num_threads(1)
-    with AutoDistributedModelForCausalLM.from_pretrained(model_dir, join=join, receipts=receipts) as model:
+    options = {"receipts": receipts, "audit_rate": audit_rate}  # By default none: audits would be in other figures.
+    with AutoDistributedModelForCausalLM.from_pretrained(model_dir, join=join, **options) as model:
         gc.collect()  # Once in its life a process does so for a quarter of a second: not while it is measured.
         pipe.send(_READY)
         with contextlib.suppress(EOFError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -16,8 +17,12 @@ from typing import Any
 from node.agreement.exposure import CHECKPOINT_TOKENS, UNITS
 from node.agreement.provider import ProviderAccount
 from node.commitment.stage import StageCommitment
+from node.config import default_home
+from node.errors import Refused, UnavailableError
 from node.serve.contract import Contract
 from node.serve.outlets import Outlets
+from node.serve.reveals import Reveals
+from node.step_log import StepLog
 
 
 def evil_server(behaviour: str) -> tuple[str, ...]:
@@ -116,6 +121,40 @@ def _dawdles() -> None:
     Contract.allow, Contract.count, Contract.check = allow, count, check  # type: ignore[method-assign]
 
 
+def _audited() -> None:
+    """Do what stands in the file ``behaviour`` at home, so that one process serves for every kind of evil.
+
+    ``withholds``: open nothing. ``hangs up``: not even answer. ``reopens``: open other bytes than it signed for.
+    ``garbles``: compute something else than it should, and sign for it and open it as it is.
+    """
+    home = default_home()
+
+    def behaves(name: str) -> bool:
+        file = home / "behaviour"
+        return file.exists() and file.read_text() == name
+
+    genuine_answer, genuine_piece, genuine_hand_on = Reveals.answer, StepLog.piece, Outlets.hand_on
+
+    async def answer(self: Reveals, frames: Any, asked: Any) -> None:
+        if behaves("withholds"):
+            raise Refused("gone", "It is not here.")
+        if behaves("hangs up"):
+            raise UnavailableError("Nobody is here.")
+        await genuine_answer(self, frames, asked)
+
+    def piece(self: StepLog, position: int, tokens: int) -> Any:
+        shape, codec, payload = genuine_piece(self, position, tokens)
+        return shape, codec, payload[::-1] if behaves("reopens") else payload
+
+    async def hand_on(self: Outlets, live: Any, order: Any, output: Any, known_positions: int = 0) -> None:
+        payload, shape = output
+        if behaves("garbles"):
+            payload = struct.pack(f"<{len(payload) // 4}f", *struct.unpack(f"<{len(payload) // 4}f", payload)[::-1])
+        await genuine_hand_on(self, live, order, (payload, shape), known_positions)
+
+    Reveals.answer, StepLog.piece, Outlets.hand_on = answer, piece, hand_on  # type: ignore[method-assign]
+
+
 _BEHAVIOURS: dict[str, Callable[[], None]] = {
     "silent": _silent,
     "stalls": _stalls,
@@ -124,6 +163,7 @@ _BEHAVIOURS: dict[str, Callable[[], None]] = {
     "mishashes": _mishashes,
     "lies": _lies,
     "dawdles": _dawdles,
+    "audited": _audited,
 }
 
 

@@ -6,6 +6,7 @@ Everything else is real: sessions, slots, logs, contracts, commitments, signatur
 import asyncio
 import contextlib
 import gc
+import math
 import selectors
 import struct
 from collections import deque
@@ -343,7 +344,8 @@ class Serving:
         assert slots.total - slots.free >= leased
         assert slots.total - slots.free == leased or self.engine.num_running
         promised = sum(live.log_bytes for live in handler._sessions.values())
-        assert handler._runner.admission._log_bytes_free == LOG_BYTES - promised
+        admission = handler._runner.admission
+        assert admission._log_bytes_free == LOG_BYTES - promised - admission.archive.num_bytes
 
     def end(self) -> None:
         """All peers go; whatever they have done, nothing of it is left."""
@@ -357,6 +359,7 @@ class Serving:
             assert handler.num_sessions == 0
             assert handler.num_streams == 0
             assert handler.slots.free == handler.slots.total
+            handler._runner.admission.expire(math.inf)
             assert handler._runner.admission._log_bytes_free == LOG_BYTES
             assert all(stream.is_closed for stream in (*self.streams, *self.dialled))
             if self.contracts is not None:

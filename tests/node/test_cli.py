@@ -59,3 +59,12 @@ def test_a_bootstrap_can_be_asked_for_epochs_and_proof_of_work(capsys):
         with pytest.raises(SystemExit) as caught:
             _parser().parse_args(["bootstrap", *wrong])
         assert caught.value.code == 2
+
+
+def test_how_much_is_audited_can_be_asked_for_and_switched_off(capsys):
+    assert options_of("generate", "--prompt", "x").audit_rate is None
+    assert options_of("chat", "--audit-rate", "0").audit_rate == 0.0
+    assert options_of("chat", "--audit-rate", "0.5").audit_rate == 0.5
+    with pytest.raises(SystemExit):
+        options_of("chat", "--audit-rate", "2")
+    assert "from 0 to 1" in capsys.readouterr().err

@@ -140,3 +140,18 @@ def test_steps_beside_the_history_do_not_hold_the_senders_memory(codec):
     memory[:] = b"x" * size
     (again,) = log.replay(0, stages=1)
     assert bytes(again.payload) == bytes(size)
+
+
+def test_a_log_that_is_sealed_keeps_its_history_and_no_more():
+    log = StepLog(SESSION, "float32", 5, 2, CAPACITY)
+    log.append(Step(SESSION, 0, (2, 3, 5), "float32", bytes(range(120))))
+    log.append(Step(SESSION, 3, (2, 1, 5), "float32", bytes(40), None, (1, 0)))
+    before = log.piece(0, 3)
+    log.seal()
+    assert log.piece(0, 3) == before
+    assert log.num_bytes == 3 * log.position_bytes == 120
+    assert not list(log.replay(2, 1))[1:], "nothing is beside it"
+    full = StepLog(SESSION, "float32", 5, 1, CAPACITY)
+    full.append(Step(SESSION, 0, (1, 40, 5), "float32", bytes(800)))
+    full.seal()
+    assert full.piece(0, 40)[2] == bytes(800)

@@ -25,8 +25,6 @@ from node.wire import (
     MAX_STEP_POSITIONS,
     MAX_STEP_TOKENS,
     MAX_TOP,
-    NO_SESSION,
-    RESERVED_KINDS,
     Accept,
     Adopt,
     Alive,
@@ -35,11 +33,12 @@ from node.wire import (
     Cosign,
     Drain,
     Open,
+    Opening,
     Probe,
     Refuse,
     Replay,
-    Reserved,
     Result,
+    Reveal,
     StageLost,
     Step,
     Voucher,
@@ -53,7 +52,7 @@ from node.wire import (
 
 FRAME_TYPES = (
     *(Open, Accept, Step, Result, Refuse, StageLost, Replay, Adopt, Probe, Alive, Drain, Close),
-    *(Voucher, Checkpoint, Cosign),
+    *(Voucher, Checkpoint, Cosign, Reveal, Opening),
 )
 
 sessions = st.binary(min_size=16, max_size=16)
@@ -160,6 +159,8 @@ frames_of = {
     ),
     Checkpoint: st.builds(Checkpoint, session=sessions, body=st.binary(max_size=2000)),
     Cosign: st.builds(Cosign, session=sessions, body=st.binary(max_size=1024)),
+    Reveal: st.builds(Reveal, session=sessions, first=positions, end=positions),
+    Opening: with_payload(Opening, ()),
 }
 frames = st.one_of(*frames_of.values())
 
@@ -319,7 +320,7 @@ def test_a_shape_whose_size_no_machine_has_is_refused_by_arithmetic_alone():
     assert peak < 2**20
 
 
-@pytest.mark.parametrize("frame_type", [t for t in FRAME_TYPES if t not in (Step, Result)])
+@pytest.mark.parametrize("frame_type", [t for t in FRAME_TYPES if t not in (Step, Result, Opening)])
 def test_a_payload_on_a_frame_that_carries_none_is_refused(frame_type):
     example_of = {
         Open: OPEN,
@@ -335,6 +336,7 @@ def test_a_payload_on_a_frame_that_carries_none_is_refused(frame_type):
         Voucher: Voucher(bytes(16), 1, 2, bytes(64)),
         Checkpoint: Checkpoint(bytes(16), b"body"),
         Cosign: Cosign(bytes(16), b"body"),
+        Reveal: Reveal(bytes(16), 0, 64),
     }[frame_type]
     assert decode(body_of(example_of)) == example_of
     with pytest.raises(FrameError, match="may carry none"):
@@ -349,9 +351,9 @@ def test_every_field_without_a_default_is_asked_for(frame_type):
         "max_length": 8, "codec": "float32", "previous": "", "next": "", "next_addresses": [], "dtype": "float32",
         "position": 0, "shape": [1, 1, 1], "code": "full", "message": "No.", "peer": "", "seconds": 1,
         "tag": 1, "answered": 0, "stages": 1, "taken": 0, "handed_on": 0, "segment": 1, "index": 0,
-        "signature": bytes(64), "body": b"",
+        "signature": bytes(64), "body": b"", "first": 0,
     }  # fmt: skip
-    payload = bytes(4) if frame_type in (Step, Result) else b""
+    payload = bytes(4) if frame_type in (Step, Result, Opening) else b""
     whole = {"kind": frame_type.KIND} | {name: values[name] for name in required}
     assert isinstance(decode(msgpack.packb(whole) + payload), frame_type)
     for name in required:
@@ -473,16 +475,6 @@ def test_an_unknown_kind_is_refused(kind):
         decode(changed(OPEN, kind=kind))
 
 
-@pytest.mark.parametrize("kind", sorted(RESERVED_KINDS))
-def test_a_frame_of_a_later_capability_is_known_by_name_and_session(kind):
-    session = bytes(range(16))
-    assert decode(msgpack.packb({"kind": kind, "session": session, "more": [1, {"a": 2}]}) + b"rest") == Reserved(
-        kind, session
-    )
-    for odd in (None, 3, "text", bytes(3)):
-        assert decode(msgpack.packb({"kind": kind, "session": odd})) == Reserved(kind, NO_SESSION)
-
-
 @pytest.mark.parametrize("header", [None, 1, 1.5, True, "open", b"open", [], ["kind", "open"], msgpack.Timestamp(1, 1)])
 def test_a_header_that_is_not_a_map_is_refused(header):
     with pytest.raises(FrameError):
@@ -528,11 +520,12 @@ def test_a_size_announced_inside_the_header_allocates_nothing(header):
 
 
 def test_a_header_over_its_bound_is_refused_whatever_the_frame_may_hold():
-    fitting = msgpack.packb({"kind": "reveal", "filler": bytes(MAX_HEADER_BYTES - 64)})
+    fitting = msgpack.packb({"kind": "close", "session": bytes(16), "filler": bytes(MAX_HEADER_BYTES - 64)})
     assert len(fitting) <= MAX_HEADER_BYTES
-    assert isinstance(decode(fitting), Reserved)
-    with pytest.raises(FrameError):
-        decode(msgpack.packb({"kind": "reveal", "filler": bytes(MAX_HEADER_BYTES)}))
+    with pytest.raises(FrameError, match="has 1 unknown fields"):
+        decode(fitting)
+    with pytest.raises(FrameError, match="within its bounds"):
+        decode(msgpack.packb({"kind": "close", "session": bytes(16), "filler": bytes(MAX_HEADER_BYTES)}))
 
 
 def test_of_a_large_frame_only_the_header_is_copied():
@@ -563,7 +556,7 @@ def test_a_frame_with_one_byte_changed_is_decoded_or_refused_and_nothing_else(fr
         decoded = decode(bytes(body))
     except FrameError:
         return
-    assert isinstance(decoded, (*FRAME_TYPES, Reserved))
+    assert isinstance(decoded, FRAME_TYPES)
 
 
 @given(st.binary(max_size=300))

@@ -3,7 +3,7 @@
 import pytest
 
 from dht.errors import PeerUnreachable
-from node.client.avoidance import AVOID_S, MAX_AVOID_S, Avoidance
+from node.client.avoidance import AVOID_S, DISTRUST_S, MAX_AVOID_S, Avoidance
 from node.errors import Refused, StageLost
 from tests.node.client.announcements import server
 
@@ -66,3 +66,12 @@ def test_the_reason_is_said_on_one_bounded_line():
     assert reason.startswith("failed 3 s ago: x x")
     assert "\n" not in reason
     assert len(reason) < 200
+
+
+def test_whom_an_audit_has_found_at_fault_is_not_used_for_a_day_whatever_else_is_forgotten():
+    avoidance = Avoidance()
+    avoidance.distrust("a", "opens other\nbytes", 100.0)
+    avoidance.forget()
+    assert avoidance.distrusted(105.0) == {"a": "failed an audit 5 s ago: opens other bytes"}
+    assert avoidance.left_out([], 105.0) == {}, "of these, some may be used where there is no other"
+    assert avoidance.distrusted(100.0 + DISTRUST_S) == {}

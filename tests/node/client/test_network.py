@@ -10,6 +10,7 @@ from dht.directory import Directory
 from dht.errors import PeerUnreachable
 from dht.records import ServerState
 from node.client import network, outlook
+from node.client.audit_book import MAX_IN_VAIN, AuditResult, Outcome
 from node.client.chain import StageFailed
 from node.client.loop_thread import LoopThread
 from node.client.network import Network
@@ -20,13 +21,22 @@ from tests.node.client.announcements import MANIFEST, NUM_BLOCKS, server
 
 
 class PingableSwarm:
+    parameters = None
+
     async def ping(self, peer_id):
         return 0.001
+
+    async def dial(self, peer_id, protocol, *, addresses=(), timeout_s=5.0):
+        raise PeerUnreachable("nobody is dialled here")
 
 
 class OpenedChain:
     def __init__(self, route):
         self.route = route
+        self.faults = []
+
+    def distrust(self, fault):
+        self.faults.append(fault.peer_id)
 
     async def close(self):
         pass
@@ -191,3 +201,46 @@ def test_a_server_left_out_before_opens_a_session_when_the_other_one_refuses_now
     made.failed("good", PeerUnreachable("no one listens there"))
     made.open(1, (), 64, "float32")
     assert asked == ["evil", "good"]
+
+
+def audited(owner, outcome):
+    return AuditResult("audited", bytes(16), 0, 3, outcome, "as it is", owner)
+
+
+def test_a_server_that_has_failed_an_audit_is_used_no_more_not_even_where_there_is_no_other(client, caplog):
+    made, asked, refusals = client
+    refusals.append(Refused("full", "No room.", retryable=True))
+    chain = made.open(1, (), 64, "float32")
+    told = []
+    made._loop.run(called(made._audited, audited("good", Outcome.FAIL)))
+    assert chain.faults == ["good"], "running sessions go on without it, too"
+    assert "found the server good at fault" in caplog.text
+    made.on_audited = told.append
+    made.forget()
+    with pytest.raises(StageFailed):
+        made.open(1, (), 64, "float32")
+    assert asked == ["evil", "good", "evil"]
+    made._loop.run(called(made._audited, audited("", Outcome.PASS)))
+    assert [result.outcome for result in told] == [Outcome.PASS]
+
+
+def test_a_server_at_which_audits_keep_coming_to_nothing_is_left_out_for_a_while(client):
+    made, asked, _ = client
+    for number in range(MAX_IN_VAIN):
+        assert not made._loop.run(called(made.outlook._avoidance.left_out, [], 0.0)), number
+        result = audited("evil", Outcome.INCONCLUSIVE)
+        made.audits.enter(result)
+        made._loop.run(called(made._audited, result))
+    made.open(1, (), 64, "float32")
+    assert asked == ["good"]
+
+
+@pytest.mark.parametrize(("asked", "parameters", "expected"), [
+    (None, None, 20), (None, SimpleNamespace(audit_per_mille=7), 7), (0, SimpleNamespace(audit_per_mille=7), 0),
+])  # fmt: skip
+def test_how_much_is_audited_is_the_swarms_to_say_unless_the_client_does(asked, parameters, expected):
+    assert network._per_mille(SimpleNamespace(parameters=parameters), asked) == expected
+
+
+async def called(function, *arguments):
+    return function(*arguments)

@@ -1,0 +1,31 @@
+"""Says what came of audits: an event for each, and a sentence for people where a server has failed one."""
+
+from __future__ import annotations
+
+from node.client.audit_book import AuditResult, Outcome
+from node.run.events import Reporter
+
+
+class AuditTeller:
+    """Tells of audits; called in the client's loop thread."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+
+    def __call__(self, result: AuditResult) -> None:
+        """Say it."""
+        fields = {
+            "peer_id": result.peer_id,
+            "outcome": result.outcome.value,
+            "why": result.why,
+            "owner": result.owner or None,
+            "session": result.session.hex(),
+            "segment": result.segment,
+            "chunk": result.index,
+        }
+        self._reporter.event("audited", fields)
+        if result.outcome is Outcome.FAIL:
+            self._reporter.say(
+                f"The server {result.owner} has failed an audit ({result.why}) and is not used any more. Do not trust "
+                "this answer; ask again."
+            )

@@ -1,0 +1,37 @@
+"""What is audited depends on the client's secret alone: whoever sees the session cannot tell."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.client.audit_draw import PER_MILLE, SECRET_BYTES, Draw
+
+PLACES = [(peer, segment, index) for peer in ("one", "other") for segment in (0, 2) for index in range(2000)]
+
+
+def drawn(secret, per_mille):
+    draw = Draw(secret, per_mille)
+    return {place for place in PLACES if draw.is_drawn(*place)}
+
+
+@pytest.mark.parametrize(
+    ("per_mille", "least", "most"), [(0, 0, 0), (20, 100, 220), (500, 3800, 4200), (1000, 8000, 8000)]
+)
+def test_so_many_of_a_thousand_chunks_are_drawn(per_mille, least, most):
+    assert least <= len(drawn(bytes(SECRET_BYTES), per_mille)) <= most
+
+
+@given(st.binary(min_size=SECRET_BYTES, max_size=SECRET_BYTES), st.integers(0, PER_MILLE), st.integers(0, 8))
+def test_a_draw_is_the_same_every_time_and_grows_with_the_rate(secret, per_mille, more):
+    place = ("a stage", 1, 5)
+    assert Draw(secret, per_mille).is_drawn(*place) == Draw(secret, per_mille).is_drawn(*place)
+    assert Draw(secret, per_mille).is_drawn(*place) <= Draw(secret, min(PER_MILLE, per_mille + more)).is_drawn(*place)
+
+
+def test_another_secret_draws_others_and_so_does_another_stage():
+    """Who knows the draw of one session, or of one stage, knows nothing of others: they meet by chance alone."""
+    first, second = drawn(bytes(SECRET_BYTES), 200), drawn(b"\x01" * SECRET_BYTES, 200)
+    assert 0.15 < len(first & second) / len(first) < 0.25
+    one = {place[1:] for place in first if place[0] == "one"}
+    other = {place[1:] for place in first if place[0] == "other"}
+    assert 0.15 < len(one & other) / len(one) < 0.25
