@@ -11,7 +11,6 @@ signs for each other bring no flow, and so no precedence.
 """
 
 from dht.reputation import ONE, ScoreRules, priority
-from dht.reputation.contribution import CREDIT_UNITS, MIDDLE
 from dht.standing.ranks import Rank
 from dht.standing.workbook import Contribution
 
@@ -33,6 +32,5 @@ def level_of(contribution: Contribution, rank: Rank, rules: ScoreRules, *, has_f
     """
     counts = rank is Rank.ESTABLISHED or (rank is Rank.NEWCOMER and not has_flow)
     provided = contribution.provided if counts else 0
-    begun = contribution.consumed + MIDDLE * CREDIT_UNITS * rules.unit_work
-    share = priority(provided, begun, has_history=True, unit_work=rules.unit_work)
+    share = priority(provided, contribution.consumed, rules.unit_work)
     return min(NUM_LEVELS - 1, share * NUM_LEVELS // ONE)
