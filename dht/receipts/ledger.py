@@ -350,6 +350,10 @@ class Ledger:
         if change > 0 or self.num_unsigned(own, consumer):
             self._store.write(write)
 
+    def standings_since(self, own: str, t: int) -> dict[str, int]:
+        """List the peers against whom something unsigned was noted since unix second ``t``, and when that was."""
+        return self._store.read(lambda db: standing_table.since(db, own, t))
+
     def take_lanes(self, own: str) -> list[FreeLane]:
         """Take the lanes that a consumer may go on with; nobody else is given them until they are put back."""
         path, now_s = self._store.path, self._clock()

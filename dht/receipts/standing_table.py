@@ -1,11 +1,13 @@
-"""Keep in a ledger's tables how often consumers have not signed for what was done for them, less what they mended.
+"""Keep in a ledger's tables how often others have not signed as they should, less what they mended.
+
+A provider counts so what consumers leave unsigned, and a consumer which providers ask wrongly, or not, for signatures.
 
 What follows from it is decided elsewhere. Only ``dht.receipts.ledger`` calls this, inside its transactions.
 """
 
 import sqlite3
 
-from dht.identity import peer_id_to_bytes
+from dht.identity import peer_id_to_bytes, peer_id_to_str
 
 MAX_STANDINGS = 65_536
 """Peers of one own peer id that are remembered so; who was met longest ago is forgotten first."""
@@ -24,6 +26,12 @@ def standing(db: sqlite3.Connection, own: str, peer: str) -> tuple[int, int]:
     """Return the same, and the unix second in which it changed last; 0, 0 where nothing stands against a peer."""
     row = db.execute(f"SELECT num_unsigned, t FROM standings WHERE {_OF_PEER}", _key(own, peer)).fetchone()  # noqa: S608
     return (0, 0) if row is None else (int(row[0]), int(row[1]))
+
+
+def since(db: sqlite3.Connection, own: str, t: int) -> dict[str, int]:
+    """Return the peers whose standing has changed since the unix second ``t``, and when."""
+    rows = db.execute("SELECT peer, t FROM standings WHERE own = ? AND t >= ?", (peer_id_to_bytes(own), t))
+    return {peer_id_to_str(peer): int(at) for peer, at in rows}
 
 
 def write_unsigned(db: sqlite3.Connection, own: str, peer: str, num: int, t: int) -> None:

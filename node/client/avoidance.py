@@ -1,7 +1,8 @@
 """Which servers are left out of routes because they failed, for how long, and why. Pure: the time is passed in.
 
 Who refuses is asked again when it says, or after a while, longer each time. Who cannot be reached may be dead while its
-announcement still stands, so it stays out until it announces itself anew, and for a while after that.
+announcement still stands, so it stays out until it announces itself anew, and for a while after that. Who did not sign
+for its work stays out for epochs, and whoever plans may fall back on it where there is no other.
 """
 
 from __future__ import annotations
@@ -76,6 +77,10 @@ class Avoidance:
             self._failures[peer_id] = _Failure(now_s, now_s + _refusal_s(reason, count), count, None, words)
         else:
             self._failures[peer_id] = _Failure(now_s, now_s + _avoid_s(count), count, heard_t, words)
+
+    def shun(self, peer_id: str, words: str, for_s: float, now_s: float) -> None:
+        """Leave a server out for long, unless there is no other: it has not signed for its work as it should."""
+        self._failures[peer_id] = _Failure(now_s, now_s + for_s, 1, None, words)
 
     def left_out(self, servers: Iterable[Announcement], now_s: float) -> dict[str, str]:
         """Return the peers that are left out now, and why, whoever failed last first; forget what was long ago."""

@@ -353,7 +353,7 @@ class Chain:
         for place in self._contract.overdue() if self._contract is not None else ():
             link = self._links[place]
             self._doubt(link)
-            self._lose(link, StageLost(f"The stage {link.stage} does not sign for what it does; {RETRYABLE_WORDS}."))
+            self._lose(link, StageAtFault(link.stage.peer_id, "does not sign for what it does in time"))
 
     def _doubt(self, link: StageLink, *, is_at_fault: bool = False) -> None:
         """Have what a stage has not signed for as it should run again elsewhere, and compared."""

@@ -27,6 +27,9 @@ from node.receipt_desk import ReceiptDesk
 
 logger = logging.getLogger(__name__)
 
+DISTRUST_EPOCHS = 10
+"""How long a server is used only where there is no other after it has not signed for its work as it should."""
+
 
 @dataclass(frozen=True, slots=True)
 class Deal:
@@ -127,6 +130,26 @@ class Dealings:
         t, own = int(self._clock()), self._desk.own
         end = UnsignedEnd(deal.offer.provider, peer_provides=True, manifest=deal.offer.manifest, amount=tokens, t=t)
         self._desk.note(lambda held: held.note_unsigned_end(own, end))
+
+    @property
+    def distrust_s(self) -> float:
+        """For how long who did not sign as it should is not trusted, s."""
+        return DISTRUST_EPOCHS * float(self.rules.epoch_s)
+
+    def distrust(self, provider: str) -> None:
+        """Remember, also for later processes, that a server did not sign for its work as it should."""
+        own = self._desk.own
+        self._desk.note(lambda held: held.change_unsigned(own, provider, 1))
+
+    async def distrusted(self) -> dict[str, float]:
+        """Return the servers that are remembered so, and for how much longer, s."""
+        own, now_s = self._desk.own, self._clock()
+        try:
+            since = await self._desk.ask(lambda held: held.standings_since(own, int(now_s - self.distrust_s)))
+        except DhtError as error:
+            logger.warning("it is not known who did not sign before: %s", error)
+            return {}
+        return {peer: min(self.distrust_s, t + self.distrust_s - now_s) for peer, t in since.items()}
 
     def forget_lanes(self, provider: str) -> None:
         """Draw new lanes for a server from now on: it does not know those of before any more."""

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -131,6 +131,8 @@ class Network:
         loop = LoopThread()
         exits, has_entered = contextlib.AsyncExitStack(), asyncio.Event()
 
+        shunned: dict[str, float] = {}
+
         async def enter() -> tuple[Swarm, RankWatch, Dealings | None]:
             try:
                 swarm, identity = await enter_swarm(exits, code, home if signs else None)
@@ -138,7 +140,9 @@ class Network:
                 watch = await exits.enter_async_context(RankWatch(swarm, bootstraps, anchors, home))
                 if not signs:
                     return swarm, watch, None
-                return swarm, watch, await open_dealings(exits, swarm, identity, home, manifest, name)
+                dealings = await open_dealings(exits, swarm, identity, home, manifest, name)
+                shunned.update(await dealings.distrusted())
+                return swarm, watch, dealings
             finally:
                 has_entered.set()
 
@@ -153,10 +157,12 @@ class Network:
             loop.run(leave())
             loop.stop()
             raise
-        return cls(
+        made = cls(
             loop, swarm, exits, manifest=manifest, num_blocks=num_blocks, step_timeout_s=step_timeout_s, policy=policy,
             dealings=dealings, hidden_size=hidden_size, watch=watch, audit_per_mille=audit_per_mille, judge=judge,
         )  # fmt: skip
+        made._shun(shunned)
+        return made
 
     def directory(self) -> Directory:
         """Look up who serves the model now."""
@@ -226,8 +232,16 @@ class Network:
         return (await self.outlook.plan(Wanted(start, end, needs_ends, frozenset(without)))).stages
 
     def failed(self, peer_id: str, reason: Exception) -> None:
-        """Leave a peer out of routes for a while."""
+        """Leave a peer out of routes for a while; for long, also by later clients, if it did not sign as it should."""
         self.outlook.failed(peer_id, reason)
+        if isinstance(reason, StageAtFault) and self._dealings is not None:
+            self._dealings.distrust(peer_id)
+            self.outlook.shun(peer_id, self._dealings.distrust_s)
+
+    def _shun(self, peers: Mapping[str, float]) -> None:
+        """Leave out for so many seconds whom earlier clients of this identity did not get signatures from."""
+        for peer_id, left_s in peers.items():
+            self.outlook.shun(peer_id, left_s)
 
     def _audited(self, result: AuditResult) -> None:
         """Act on an audit: who has failed is not used any more, neither now nor later."""

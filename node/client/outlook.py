@@ -128,6 +128,10 @@ class Outlook:
         heard_t = max((server.t for server in servers if server.owner == peer_id), default=None)
         self._avoidance.note(peer_id, reason, heard_t, time.monotonic())
 
+    def shun(self, peer_id: str, for_s: float) -> None:
+        """Leave a peer out for so long where there is another: it has not signed for its work as it should."""
+        self._avoidance.shun(peer_id, "it did not sign for its work as it should", for_s, time.monotonic())
+
     def distrust(self, peer_id: str, reason: str) -> None:
         """Leave a peer out that an audit has found at fault, also where there is no other."""
         self._avoidance.distrust(peer_id, reason, time.monotonic())

@@ -75,3 +75,13 @@ def test_whom_an_audit_has_found_at_fault_is_not_used_for_a_day_whatever_else_is
     assert avoidance.distrusted(105.0) == {"a": "failed an audit 5 s ago: opens other bytes"}
     assert avoidance.left_out([], 105.0) == {}, "of these, some may be used where there is no other"
     assert avoidance.distrusted(100.0 + DISTRUST_S) == {}
+
+
+def test_who_did_not_sign_is_left_out_for_long_and_comes_last_where_there_is_no_other():
+    avoidance = Avoidance()
+    avoidance.shun("x", "it did not sign", 1000.0, 10.0)
+    assert list(avoidance.left_out([], 1009.0)) == ["x"]
+    assert avoidance.left_out([], 1011.0) == {}
+    avoidance.shun("x", "it did not sign", 1000.0, 10.0)
+    avoidance.forget()
+    assert avoidance.left_out([], 11.0) == {}

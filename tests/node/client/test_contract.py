@@ -18,7 +18,7 @@ from node.client.route import Stage
 from node.errors import CannotSign, LocalError, Refused, StageAtFault
 from node.step_log import StepLog
 from node.wire import Open, Result, Step
-from tests.node.serve.contracted import HIDDEN, MANIFEST, Dealt, contracts, dealings
+from tests.node.serve.contracted import HIDDEN, MANIFEST, RULES, Dealt, contracts, dealings
 
 SERVER, CLIENT = Identity.ephemeral(), Identity.ephemeral()
 
@@ -357,3 +357,17 @@ async def test_a_session_that_is_closed_twice_is_noted_once_and_its_lane_given_b
     await signed.close()
     signed.ours.close()
     assert len(list(dealt.dealings._lanes.free())) == 1
+
+
+async def test_who_did_not_sign_is_remembered_by_later_clients_of_the_same_identity_for_ten_epochs(tmp_path):
+    now_s = [80_000.5 * RULES.epoch_s]
+    with Ledger.open(tmp_path / "own", clock=lambda: now_s[0]) as own:
+        first = dealings(CLIENT, own, lambda: now_s[0])
+        first.distrust(SERVER.peer_id)
+        await first.drained()
+    with Ledger.open(tmp_path / "own", clock=lambda: now_s[0]) as own:
+        now_s[0] += 9 * RULES.epoch_s
+        assert await dealings(CLIENT, own, lambda: now_s[0]).distrusted() == {SERVER.peer_id: RULES.epoch_s}
+        assert await dealings(SERVER, own, lambda: now_s[0]).distrusted() == {}, "it is another's memory"
+        now_s[0] += 1 + RULES.epoch_s
+        assert await dealings(CLIENT, own, lambda: now_s[0]).distrusted() == {}
