@@ -112,7 +112,7 @@ def _of_kind(
 
 
 def _has_history(survey: Survey) -> bool:
-    return survey.entering[0].shape[1] > WINDOW
+    return bool(survey.entering[0].shape[1] > WINDOW)
 
 
 def _spoiled_spans(subject: Subject, server: Server, generator: torch.Generator) -> Iterator[tuple[str, Span]]:
