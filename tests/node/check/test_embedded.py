@@ -2,16 +2,22 @@
 
 import math
 import random
+from functools import cache
 
 import pytest
 import torch
 
+from node.check.calibrate import load_ends
 from node.check.calibration_file import SHIPPED
-from node.check.cheats import SPOILED
+from node.check.cheats import SPOILED, spoil
 from node.check.check import Verdict, judge_pool
+from node.check.final_token import check_greedy, check_logits, head_limit
 from node.check.honest import CPU, WAYS, servers_of
 from node.check.reference import DTYPES, HELD_IN
 from node.check.survey import spans_of
+from node.model.end_parameters import find_end_parameters
+from node.model.ends import build_ends
+from node.model.sampling import top_logits
 from node.model.tensors import codec_of
 from node.wire import CODECS
 from tests.node.check.embedded import Cheating, Embedded
@@ -22,7 +28,7 @@ BLOCKS = (4, 6)
 
 @pytest.fixture(scope="module")
 def embedded():
-    return Embedded(num_texts=2, positions=192)
+    return Embedded(num_texts=4, positions=128)
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +47,12 @@ def failures(embedded, held_in, server, span, codec, blocks, ways):
 
 
 def test_no_chunk_of_200_of_honest_servers_fails(embedded):
-    total = 0
+    total, blocks = 0, (5, 6)
     for held_in in HELD_IN:
         for index, server in enumerate(servers_of(held_in, [CPU])):
-            span = server.build(embedded.checkpoint, *BLOCKS)
-            ways = [*WAYS] if index == 0 else ["8 rows", "steps of 48"]
-            num_chunks, failed = failures(embedded, held_in, server, span, codec_of(server.dtype), BLOCKS, ways)
+            span = server.build(embedded.checkpoint, *blocks)
+            ways = [*WAYS] if index == 0 else ["8 rows"]
+            num_chunks, failed = failures(embedded, held_in, server, span, codec_of(server.dtype), blocks, ways)
             assert not failed
             total += num_chunks
     assert total >= 200
@@ -103,6 +109,7 @@ def test_weights_in_8_bits_that_were_not_declared_show_in_the_pool(embedded, che
     assert accused == 0
 
 
+@cache
 def recorded(cheating):
     """Return, for every attacker, whether each of its false chunks fails."""
     nf4 = cheating.judged(WAYS["8 rows"](cheating.spoiled(SPOILED["nf4"]), cheating._given))
@@ -134,16 +141,20 @@ def is_found(draw, num_chunks, q, c, verdicts, honest):
 def test_cheats_are_found_as_often_as_the_formula_says(cheating, c):
     honest = [result.verdict is Verdict.FAIL for result in cheating.judged(cheating.honest)]
     assert not any(honest)
-    draw = random.Random(1)
-    for name, verdicts in recorded(cheating).items():
-        power, q = sum(verdicts) / len(verdicts), 0.2
-        assert power > 0.9, name
-        for probability in (0.5, 0.9, 0.99):
+    draw, q = random.Random(1), 0.2
+    for probability in (0.5, 0.9, 0.99):
+        off = []
+        for name, verdicts in recorded(cheating).items():
+            power = sum(verdicts) / len(verdicts)
+            assert power > 0.9, name
             num_chunks = chunks_for(probability, q, c, power)
             foretold = 1 - (1 - q * c * power) ** num_chunks
             found = sum(is_found(draw, num_chunks, q, c, verdicts, honest) for _ in range(TRIALS)) / TRIALS
-            room = 3 * math.sqrt(foretold * (1 - foretold) / TRIALS)
-            assert abs(found - foretold) <= room, (name, c, probability, found, foretold)
+            off.append((found - foretold) / math.sqrt(foretold * (1 - foretold) / TRIALS))
+        # Of 45 attackers, shares and probabilities one in eight times one is beyond 3 standard errors by chance alone;
+        # beyond 4 it would be one in 350 times. All attackers together have to be within 3.
+        assert max(map(abs, off)) <= 4, (c, probability, off)
+        assert abs(sum(off) / math.sqrt(len(off))) <= 3, (c, probability, off)
 
 
 def test_a_declared_artefact_passes_and_the_same_one_undeclared_does_not(embedded):
@@ -157,6 +168,27 @@ def test_a_declared_artefact_passes_and_the_same_one_undeclared_does_not(embedde
         assert Verdict.PASS in verdicts
         undeclared = embedded.scene("float32", codec, BLOCKS).run(span, WAYS["8 rows"])
         assert {result.verdict for result in embedded.judge("float32", codec, BLOCKS, undeclared)} == {Verdict.FAIL}
+
+
+@pytest.mark.parametrize("held_in", DTYPES)
+def test_an_honest_head_passes_and_one_with_weights_in_4_bits_fails(embedded, held_in):
+    checkpoint, dtype = embedded.checkpoint, DTYPES[held_in]
+    parameters = find_end_parameters(checkpoint.config)
+    exact, honest = (load_ends(checkpoint, parameters, kind) for kind in (torch.float32, dtype))
+    hidden = embedded.entering[-1][0, :64].to(dtype)
+    limit = head_limit(embedded.calibration, held_in, codec_of(dtype))
+    for ends, verdict in ((honest, Verdict.PASS), (_coarse(checkpoint, parameters), Verdict.FAIL)):
+        ids, logits = top_logits(ends.logits(hidden.unsqueeze(0))[0], 64)
+        assert check_logits(exact, hidden.float(), ids, logits, limit)[0] is verdict
+    greedy = honest.logits(hidden.unsqueeze(0))[0].argmax(dim=-1)
+    assert check_greedy(exact, hidden.float(), greedy, limit)[0] is not Verdict.FAIL
+    second = exact.logits(hidden.float().unsqueeze(0))[0].topk(2).indices[:, 1]
+    assert check_greedy(exact, hidden.float(), second, limit)[0] is Verdict.FAIL
+
+
+def _coarse(checkpoint, parameters):
+    tensors = spoil(checkpoint.load_client(dtype=torch.float32), SPOILED["nf4"], torch.Generator())
+    return build_ends(checkpoint.config, tensors, parameters, embeds=True, heads=True, dtype=torch.float32, device=CPU)
 
 
 def test_the_shipped_file_is_of_the_shipped_model_and_small(embedded):
