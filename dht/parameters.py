@@ -30,6 +30,9 @@ CODE_VERSION = 1
 MAX_CODE_CHARS = 4096
 """No join code is longer."""
 
+MAX_ANCHORS = 64
+"""Most anchors that a founder names."""
+
 MAX_ADDRESSES = 16
 """Most bootstrap addresses in one join code."""
 
@@ -133,7 +136,7 @@ class SwarmParameters(LivingRecord):
 
 
 def _take_anchors(fields: Fields) -> tuple[str, ...]:
-    items = Fields(fields.items("anchors", 64))
+    items = Fields(fields.items("anchors", MAX_ANCHORS))
     anchors = []
     while items.more():
         anchors.append(peer_id_to_str(items.blob("anchor", PEER_ID_BYTES)))

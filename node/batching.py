@@ -2,9 +2,9 @@
 
 No tensors, no clock, no thread. Steps wait in order of arrival; before every forward the engine asks for a plan.
 
-- Short steps (decoding, or the few tokens of a draft) all ride together, as many as ``max_rows`` tokens allow. Turns go
-  round by client, then by priority, then by who was served longest ago: a client's second step waits for all first
-  ones.
+- Short steps (decoding, or the few tokens of a draft) all ride together, as many as ``max_rows`` tokens allow. Higher
+  priority goes first; among equals turns go round by client, then by who was served longest ago: a client's second
+  step waits for all first ones of its priority.
 - A long step (a prefill) rides along in chunks, so that the others wait for a chunk and not for a prompt. Chunks are
   short while somebody decodes and long when nobody does, and no two of a group follow each other while short steps of
   it wait. Long steps take turns; ends of others fill what is left.
@@ -70,7 +70,7 @@ class Waiting:
     since: int
     """Number of the forward after which it began to wait; lower waits longer."""
     priority: int = 0
-    """Higher goes first among those whose turn it is."""
+    """Higher goes first."""
     client_since: int = 0
     """Number of the last forward in which its client had a share, while it has had steps waiting; 0: none."""
 
@@ -204,10 +204,10 @@ def _short_shares(waiting: Sequence[Waiting], turns: Iterable[int], max_rows: in
 
 
 def _turns(waiting: Sequence[Waiting]) -> list[int]:
-    """Order the steps that wait: every client's first, then every client's second, and so on.
+    """Order the steps that wait: higher priorities first; of equal ones every client's first, then every second.
 
-    Within a turn the higher priority goes first, then the client that was served longest ago. Who has had no share for
-    a while gains on priority, so that nobody waits for ever.
+    Within a turn the client that was served longest ago goes first. The first step of a client that has had no share
+    for a while gains on priority, so that nobody waits for ever.
     """
     seen: dict[str, int] = {}
     seen_since: dict[str, int] = {}
@@ -218,5 +218,6 @@ def _turns(waiting: Sequence[Waiting]) -> list[int]:
         turn = seen[step.client] = seen.get(step.client, -1) + 1
         seen_since.setdefault(step.client, step.since)
         gained = (latest - max(step.client_since, seen_since[step.client])) // _FORWARDS_PER_LEVEL
-        keys.append((turn, -step.priority - gained, step.client_since, step.since, index))
+        level = step.priority + (0 if turn else gained)
+        keys.append((-level, turn, step.client_since, step.since, index))
     return [key[-1] for key in sorted(keys)]

@@ -227,6 +227,10 @@ def _add_bootstrap(commands: Commands) -> None:
         "--proof-of-work", type=given.bits, metavar="BITS",
         help="how hard it is to make an identity, doubled by each bit (default: 0 with --private, else 22)",
     )  # fmt: skip
+    parser.add_argument(
+        "--anchors", type=given.peers, metavar="PEER_ID,...", default=(),
+        help="whose trust counts in the swarm that is founded, beside this bootstrap's own",
+    )  # fmt: skip
     _add_addresses(parser)
     _add_events(parser)
     parser.add_argument("--exit-with-stdin", action="store_true", help="end when standard input ends")
@@ -246,6 +250,7 @@ def _bootstrap(arguments: Arguments) -> int:
         join=parse_join(arguments.join) if arguments.join else None,
         epoch_s=arguments.epoch,
         proof_of_work_bits=arguments.proof_of_work,
+        anchors=arguments.anchors,
         exit_with_stdin=arguments.exit_with_stdin,
     )
     reporter = _reporter(arguments)
@@ -261,6 +266,7 @@ def _add_serve(commands: Commands) -> None:
     _add_model(parser)
     _add_join(parser)
     _add_wanted(parser)
+    _add_anchors(parser)
     parser.add_argument(
         "--no-receipts",
         action="store_true",
@@ -367,6 +373,7 @@ def _serve(arguments: Arguments) -> int:
         listen=tuple(arguments.listen or (DEFAULT_LISTEN,)),
         announce=tuple(arguments.announce),
         exit_with_stdin=arguments.exit_with_stdin,
+        anchors=_anchors(arguments),
     )
     reporter = _reporter(arguments)
     run_loop(lambda: run_server(options, reporter))

@@ -30,6 +30,9 @@ from dht.standing.work_reader import WorkReader
 from dht.standing.workbook import Contribution, Workbook, contributions
 from dht.swarm import Swarm
 
+MIN_PERIOD_S = 5.0
+"""Two refreshes are never closer, however short epochs are: one costs about a tenth of a second in a swarm of six."""
+
 NOTHING_SETTLED: Settled = MappingProxyType({})
 
 
@@ -82,12 +85,12 @@ class ScoreBoard:
         return self._anchors or anchors_of(self._swarm.parameters)
 
     async def run(self) -> None:
-        """Refresh every 36th of an epoch; returns when our p2pd has ended."""
+        """Refresh every 36th of an epoch, by the monotonic clock; returns when our p2pd has ended."""
         rules = await self._swarm.wait_for_rules()
         while True:
             if not await take_turn(self.refresh(), "computing scores"):
                 return
-            await asyncio.sleep(period_s(rules))
+            await asyncio.sleep(max(MIN_PERIOD_S, period_s(rules)))
 
     async def refresh(self) -> Standings:
         """Read what has come, and compute the scores of the present.

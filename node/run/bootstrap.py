@@ -15,7 +15,7 @@ from typing import Any
 
 from dht.errors import BadRecord
 from dht.identity import Identity
-from dht.parameters import SECRET_BYTES, JoinCode, SwarmParameters, parameters_hash
+from dht.parameters import MAX_ANCHORS, SECRET_BYTES, JoinCode, SwarmParameters, parameters_hash
 from dht.records import Envelope, seal
 from dht.rules import Rules
 from dht.swarm import Swarm
@@ -45,6 +45,8 @@ class BootstrapOptions:
     proof_of_work_bits: int | None
     """Bits that an identity's proof needs there; None: none in a private swarm, 22 in a public one."""
     exit_with_stdin: bool
+    anchors: tuple[str, ...] = ()
+    """Peer ids whose trust counts in the swarm that is founded, beside the founder's own."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,12 @@ class Founding:
             raise ValueError("the parameters do not have the hash that is kept beside them")
         founding.rules()
         return founding
+
+    def anchors(self) -> tuple[str, ...]:
+        """Return the anchors that the parameters name; none without parameters."""
+        if not self.parameters:
+            return ()
+        return SwarmParameters.from_body(Envelope.from_bytes(self.parameters).body).anchors
 
     def rules(self) -> Rules | None:
         """Return the rules that the parameters hold, or None without them; raises BadRecord."""
@@ -139,8 +147,10 @@ def _load_or_found(path: Path, identity: Identity, options: BootstrapOptions) ->
         _check_founded(founding, path.parent, options)
         return founding
     if options.join is not None:
-        if options.epoch_s is not None or options.proof_of_work_bits is not None:
-            raise UserError("The swarm that is joined has its rules already; leave out --epoch and --proof-of-work.")
+        if options.epoch_s is not None or options.proof_of_work_bits is not None or options.anchors:
+            raise UserError(
+                "The swarm that is joined has its rules already; leave out --epoch, --proof-of-work and --anchors."
+            )
         return Founding(options.join.name, options.join.secret, b"", options.join.parameters_hash, ())
     envelope = seal(_parameters(identity.peer_id, options), identity).envelope
     secret = secrets.token_bytes(SECRET_BYTES) if options.private else None
@@ -158,8 +168,17 @@ def _parameters(founder: str, options: BootstrapOptions) -> SwarmParameters:
         name=options.name,
         private=options.private,
         proof_of_work_bits=bits,
+        anchors=_anchors(founder, options.anchors),
     )
     return plain if options.epoch_s is None else replace(plain, epoch_s=options.epoch_s)
+
+
+def _anchors(founder: str, others: Sequence[str]) -> tuple[str, ...]:
+    """Name the founder first: without anybody to begin with, nobody could be trusted."""
+    anchors = tuple(dict.fromkeys((founder, *others)))
+    if len(anchors) > MAX_ANCHORS:
+        raise UserError(f"A swarm has at most {MAX_ANCHORS} anchors, this bootstrap among them; name fewer.")
+    return anchors
 
 
 def _check_founded(founding: Founding, home: Path, options: BootstrapOptions) -> None:
@@ -169,13 +188,15 @@ def _check_founded(founding: Founding, home: Path, options: BootstrapOptions) ->
         raise UserError(f"The swarm founded in {home} is public; use another EFEDLLM_HOME for a private one.")
     rules = founding.rules()
     if rules is None:
-        if options.epoch_s is not None or options.proof_of_work_bits is not None:
+        if options.epoch_s is not None or options.proof_of_work_bits is not None or options.anchors:
             raise UserError(f"The rules of the swarm joined in {home} are its founder's; {mend}.")
         return
     if options.epoch_s not in (None, rules.epoch_s):
         raise UserError(f"The swarm of {home} has epochs of {rules.epoch_s} s; {mend}.")
     if options.proof_of_work_bits not in (None, rules.proof_of_work_bits):
         raise UserError(f"The swarm of {home} asks for {rules.proof_of_work_bits} bits of proof of work; {mend}.")
+    if set(options.anchors) - set(founding.anchors()):
+        raise UserError(f"The anchors of the swarm of {home} were named when it was founded; {mend}.")
 
 
 def _with_ports(listen: Sequence[str], addresses: Sequence[str]) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from node.serve.contracts import Contracts
 from node.serve.handler import Handler
 from node.serve.hours import Hours
 from node.serve.outlets import Dialer
+from node.serve.precedence import Precedence
 from node.serve.prefixes import PrefixStore
 from node.serve.slots import PAGE
 
@@ -59,6 +60,8 @@ class ServeOptions:
     listen: tuple[str, ...]
     announce: tuple[str, ...]
     exit_with_stdin: bool
+    anchors: tuple[str, ...] = ()
+    """Peer ids whose trust counts for this server; none: those of the swarm."""
 
 
 def open_checkpoint(options: ServeOptions, progress: Any) -> Checkpoint:
@@ -108,6 +111,7 @@ def make_handler(
     engine: Engine,
     options: ServeOptions,
     contracts: Contracts | None,
+    precedence: Precedence | None = None,
 ) -> Handler:
     """Return the handler of a loaded span, with what memory is left divided among cache, log and prefixes."""
     spared = plan.memory.end_bytes - (ends.weight_bytes if ends else 0)
@@ -130,7 +134,9 @@ def make_handler(
         shares_prefixes=options.share_prefixes,
     )
     arena = span.new_arena(num_positions)
-    return Handler(served, engine, dial, arena, PrefixStore(prefix_bytes), num_positions * log_bytes, contracts)
+    return Handler(
+        served, engine, dial, arena, PrefixStore(prefix_bytes), num_positions * log_bytes, contracts, precedence
+    )
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -30,7 +30,9 @@ from node.model.checkpoint import Checkpoint
 from node.model.span import Span
 from node.run import control_socket
 from node.run.announcing import Announcing
+from node.run.client_levels import ClientLevels
 from node.run.doors import Doors
+from node.run.duties import in_background
 from node.run.events import Reporter
 from node.run.libraries import silence_libraries
 from node.run.lifetime import STDIN_ENDED, stop_words, until_stdin_ends
@@ -40,11 +42,13 @@ from node.run.network_rate import carried_tokens_per_s, measure_network
 from node.run.receipt_keeping import ReceiptKeeping
 from node.run.serve_plan import ServePlan, plan_serving
 from node.run.server_ends import announced, in_words
+from node.run.standings import board_of
 from node.serve.balance import choose_span
 from node.serve.contracts import Contracts
 from node.serve.handler import Handler
 from node.serve.measure import SpanCost, measure
 from node.serve.patience import Patience
+from node.serve.precedence import Precedence
 from node.serve.statistics import Statistics
 from node.wire import PROTOCOL
 
@@ -88,13 +92,17 @@ async def run_server(options: ServeOptions, reporter: Reporter) -> None:
             announcing.joining(span)
             await exits.enter_async_context(announcing.announcer)
             contracts = await _keep_receipts(exits, options, identity, swarm, checkpoint)
+            levels = ClientLevels(board_of(swarm, options.join, options.anchors))
+            await exits.enter_async_context(in_background({"computing scores": levels.board.run}))
             engine = await exits.enter_async_context(
                 Engine(
                     limits=_GPU_LIMITS if plan.weights.device.type == "cuda" else Limits(),
                     observe=lambda report: statistics.observe(time.monotonic(), report),
                 )
             )
-            server = _Server(options, reporter, plan, manifest, swarm, engine, announcing, statistics, contracts)
+            server = _Server(
+                options, reporter, plan, manifest, swarm, engine, announcing, statistics, contracts, levels
+            )
             await server.load(span)
             bar.__exit__()
             await swarm.serve(PROTOCOL, server.handle)
@@ -140,6 +148,7 @@ class _Server:
         announcing: Announcing,
         statistics: Statistics,
         contracts: Contracts | None,
+        levels: ClientLevels,
     ) -> None:
         self._options = options
         self._reporter = reporter
@@ -150,6 +159,7 @@ class _Server:
         self._announcing = announcing
         self._statistics = statistics
         self._contracts = contracts
+        self._precedence = Precedence(levels.level_of)
         self._handler: Handler | None = None
         """None while blocks are loaded."""
         self._doors = Doors(options.hours, self._enter_state)
@@ -170,8 +180,9 @@ class _Server:
         gc.collect()
         gc.freeze()  # What start-up made stays; the collector need not walk it again between two steps.
         handler = make_handler(
-            plan, loaded, ends, self._manifest, self._swarm.dial, self._engine, self._options, self._contracts
-        )
+            plan, loaded, ends, self._manifest, self._swarm.dial, self._engine, self._options, self._contracts,
+            self._precedence,
+        )  # fmt: skip
         self._announcing.loaded(handler, cost, announced(ends))
         self._handler = handler
         self._say_what_is_served(loaded, cost)

@@ -13,6 +13,7 @@ from node.errors import Refused
 from node.model.ends import Ends
 from node.model.span import Span
 from node.serve.archive import Archive, Archived
+from node.serve.precedence import Precedence
 from node.serve.slots import Slot, Slots
 from node.wire import Open, payload_parts
 
@@ -56,12 +57,16 @@ class Admission:
         served: what is offered.
         num_positions: of the cache.
         log_bytes: memory for what sessions have handed on.
+        precedence: whose sessions come first; None: nobody's.
     """
 
-    def __init__(self, served: Served, num_positions: int, log_bytes: int) -> None:
+    def __init__(
+        self, served: Served, num_positions: int, log_bytes: int, precedence: Precedence | None = None
+    ) -> None:
         self.slots = Slots(num_positions)
         self.closed: Refused | None = None
         """Why new sessions are not taken at all now; None: they are."""
+        self.precedence = precedence or Precedence()
         self._served = served
         self.archive = Archive()
         """Logs of sessions that have ended: their memory is not free, but may become so."""
@@ -102,7 +107,9 @@ class Admission:
     def check_room(self, client: str) -> None:
         """Refuse a client's next session where all are taken that it may have."""
         total = self._served.max_sessions
+        self.precedence.ask(client)
         reserved = -(-total // _RESERVED_SHARE) if total > 1 and self._clients[client] else 0
+        reserved += int(total * self.precedence.kept_from(client))
         if self.num_sessions >= total - reserved:
             raise full(f"{self.num_sessions} of this server's {total} sessions are taken")
 
@@ -127,6 +134,7 @@ class Admission:
             )
             raise Refused("too_long", message)
         reserved = self.slots.total // _RESERVED_SHARE if self._clients[client] else 0
+        reserved += int(self.slots.total * self.precedence.kept_from(client))
         if not self.slots.can_lease(wanted) or wanted > self.slots.free - reserved:
             raise full(f"The cache of this server is taken: {self.slots.free * per_position >> 20} MiB are free")
         return self.slots.lease(wanted)

@@ -136,16 +136,18 @@ class StepJob:
         order: the step, and what changes before it.
         client: peer id of the session's client.
         into: buffers for another number of rows than before; None: as many.
+        priority: higher goes first where not all can.
     """
 
     def __init__(
-        self, group: SpanSteps, computation: Computation, order: Compute, client: str, into: Buffers | None = None
-    ) -> None:
+        self, group: SpanSteps, computation: Computation, order: Compute, client: str, into: Buffers | None = None,
+        priority: int = 0,
+    ) -> None:  # fmt: skip
         self.group = group
         self.session = order.step.session
         self.client = client
         self.rows = order.step.shape[0]
-        self.priority = 0
+        self.priority = priority
         self._computation = computation
         self._order = order
         self._into = into

@@ -29,6 +29,7 @@ from node.serve.bandwidth import Bandwidth
 from node.serve.contract import Contract
 from node.serve.contracts import Contracts
 from node.serve.outlets import Dialer, Live, Outlets, Streams
+from node.serve.precedence import Precedence
 from node.serve.prefixes import PrefixStore
 from node.serve.reveals import Openable, Reveals
 from node.serve.runner import Runner
@@ -88,6 +89,7 @@ class Handler:
         prefixes: remembers common beginnings of sessions; None: every session computes all of its own.
         log_bytes: memory for what sessions have handed on; more of it than this is refused.
         contracts: binds sessions to what is signed for; None: nothing is counted.
+        precedence: whose sessions and steps come first under load; None: nobody's.
     """
 
     def __init__(
@@ -99,9 +101,10 @@ class Handler:
         prefixes: PrefixStore | None = None,
         log_bytes: int = 2**30,
         contracts: Contracts | None = None,
+        precedence: Precedence | None = None,
     ) -> None:
         self.counters = Counters()
-        self._runner = Runner(served, engine, arena, prefixes, log_bytes, self._is_open)
+        self._runner = Runner(served, engine, arena, prefixes, log_bytes, self._is_open, precedence)
         self._served = served
         self._contracts = contracts
         self._engine = engine

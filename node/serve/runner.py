@@ -17,6 +17,7 @@ from node.serve.archive import Archived
 from node.serve.computation import Computation, Output, SpanSteps, StepJob
 from node.serve.end_work import EndWork
 from node.serve.outlets import Live
+from node.serve.precedence import Precedence
 from node.serve.prefixes import PrefixChain, PrefixStore, scope_of
 from node.serve.session import Compute, StageSession
 from node.serve.slots import Slot
@@ -35,6 +36,7 @@ class Runner:
         prefixes: remembers common beginnings of sessions; None: every session computes all of its own.
         log_bytes: memory for what sessions have handed on.
         is_open: says whether a session has not ended.
+        precedence: whose sessions and steps come first; None: nobody's.
     """
 
     def __init__(
@@ -45,8 +47,9 @@ class Runner:
         prefixes: PrefixStore | None,
         log_bytes: int,
         is_open: Callable[[Live], bool],
+        precedence: Precedence | None = None,
     ) -> None:
-        self.admission = Admission(served, arena.num_positions, log_bytes)
+        self.admission = Admission(served, arena.num_positions, log_bytes, precedence)
         self._served = served
         self._engine = engine
         self._arena = arena
@@ -122,7 +125,7 @@ class Runner:
         group = self._groups.setdefault((opened.start, opened.end), SpanSteps(live.computation.span))
         live.is_computing = True
         try:
-            job = StepJob(group, live.computation, order, client, into)
+            job = StepJob(group, live.computation, order, client, into, self.admission.precedence.level_of(client))
             output: Output = await self._engine.run(job)
         except NodeError:
             self._returned(live)

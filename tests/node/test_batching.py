@@ -108,7 +108,7 @@ def test_a_chunk_is_counted_in_tokens_and_has_one_position_at_least():
     assert [positions(rows) for rows in (1, 2, 3, 64, 65, 1000)] == [64, 32, 21, 1, 1, 1]
 
 
-def test_turns_go_round_by_client_then_priority_then_who_waits_longest():
+def test_turns_go_round_by_client_and_priority_and_who_waits_longest():
     waiting = [
         Waiting("all", "greedy", 1, 1, 0),
         Waiting("all", "greedy", 1, 1, 0),
@@ -182,6 +182,14 @@ def test_every_plan_keeps_its_bounds(waiting, limits, is_decoding, chunked):
 def test_the_ends_of_other_long_steps_fill_what_a_chunk_leaves():
     waiting = [Waiting("all", name, 1, positions, 0) for name, positions in zip("abcd", (20, 500, 30, 15), strict=True)]
     assert plan_batch(waiting, LIMITS, is_decoding=True) == (Share(0, 20), Share(2, 30))
+
+
+def test_all_steps_of_a_higher_priority_go_before_a_crowd_of_lower_ones():
+    """Else whoever splits into many clients would be served between two steps of one that has earned more."""
+    crowd = [Waiting("all", f"sybil{number}", 1, 1, 1) for number in range(20)]
+    waiting = [*crowd, *(Waiting("all", "dear", 1, 1, 1, priority=7) for _ in range(3))]
+    plan = plan_batch(waiting, Limits(max_rows=4), is_decoding=True)
+    assert {share.index for share in plan} == {20, 21, 22, 0}
 
 
 def test_a_low_priority_does_not_make_a_step_wait_for_ever():

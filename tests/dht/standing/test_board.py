@@ -132,6 +132,7 @@ async def test_two_bootstraps_that_read_the_same_publish_the_same_scores(nodes):
 
 async def test_a_refresh_that_fails_is_not_the_last_one(nodes, monkeypatch):
     monkeypatch.setattr(board_module, "period_s", lambda _: 0.05)
+    monkeypatch.setattr(board_module, "MIN_PERIOD_S", 0.0)
     watching, heard = board(nodes[0]), asyncio.Event()
     watching.on_refreshed = lambda _: heard.set()
     honest, failures = watching._works.read, [ZeroDivisionError("a defect"), TimeoutError()]

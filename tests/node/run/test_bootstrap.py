@@ -57,6 +57,18 @@ def test_a_swarms_rules_cannot_be_changed_afterwards(tmp_path: Path, changes):
         founded(tmp_path, **changes)
 
 
+def test_a_founder_is_the_first_anchor_of_its_swarm_and_names_others_once(tmp_path: Path):
+    others = tuple(Identity.ephemeral().peer_id for _ in range(2))
+    assert founded(tmp_path / "alone").anchors() == (FOUNDER.peer_id,)
+    first = founded(tmp_path / "with others", anchors=(*others, FOUNDER.peer_id))
+    assert first.anchors() == (FOUNDER.peer_id, *others)
+    assert founded(tmp_path / "with others", anchors=others[:1]) == first, "said again, it is no other wish"
+    with pytest.raises(UserError, match="use another EFEDLLM_HOME"):
+        founded(tmp_path / "with others", anchors=(Identity.ephemeral().peer_id,))
+    with pytest.raises(UserError, match="at most 64 anchors"):
+        founded(tmp_path / "crowd", anchors=tuple(Identity.ephemeral().peer_id for _ in range(64)))
+
+
 def test_a_public_swarm_does_not_become_private(tmp_path: Path):
     founded(tmp_path, private=False)
     with pytest.raises(UserError, match="is public"):
@@ -68,7 +80,7 @@ def test_a_further_bootstrap_takes_the_rules_of_the_swarm_that_it_joins(tmp_path
     code = JoinCode((), first.name, first.parameters_hash, first.secret)
     second = founded(tmp_path / "second", join=code)
     assert (second.parameters_hash, second.parameters, second.rules()) == (first.parameters_hash, b"", None)
-    for changes in ({"epoch_s": 60}, {"proof_of_work_bits": 5}):
+    for changes in ({"epoch_s": 60}, {"proof_of_work_bits": 5}, {"anchors": (FOUNDER.peer_id,)}):
         with pytest.raises(UserError, match="its rules already"):
             founded(tmp_path / "third", join=code, **changes)
         with pytest.raises(UserError, match="its founder's"):
