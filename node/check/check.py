@@ -14,18 +14,20 @@ The bytes may be anybody's: their sizes are checked before anything is allocated
 from __future__ import annotations
 
 import enum
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad
 
 from node.check.calibration import Calibration, Standard
 from node.check.statistics import ChunkStatistics, pooled_ratio, summarise
 from node.errors import BadOpening, CannotCheck
 from node.model.fingerprint import increment_errors
 from node.model.span import Span
-from node.model.tensors import from_payload, to_payload
+from node.model.tensors import BLOCK, from_payload, to_payload
 from node.wire import CODECS, Payload, payload_bytes
 
 WINDOW = 64
@@ -181,9 +183,30 @@ def nearest_arrival(reference: torch.Tensor, outputs: torch.Tensor, codec: str) 
         return reference
     typical = reference.square().mean(dim=-1, keepdim=True).sqrt()
     room = UNDECIDED * (reference.abs() + typical)
-    arrivals = torch.stack([through_codec(reference + shift, codec) for shift in (-room, 0 * room, room)])
-    chosen = outputs.clamp(arrivals.amin(dim=0), arrivals.amax(dim=0))
-    return chosen.where(torch.isfinite(outputs), arrivals[1])
+    rounded = through_codec(reference, codec)
+    below, above = rounded, rounded
+    for shift in _shifts(reference, codec):
+        arrival = through_codec(reference + shift * room, codec)
+        below, above = torch.minimum(below, arrival), torch.maximum(above, arrival)
+    return outputs.clamp(below, above).where(torch.isfinite(outputs), rounded)
+
+
+def _shifts(reference: torch.Tensor, codec: str) -> Iterator[torch.Tensor]:
+    """Yield what to add to the numbers, in units of the room that they have, to find where they may go.
+
+    In int8 the largest number of a block decides the scale of all, so it moves by itself.
+    """
+    signs = (-1, 0, 1)
+    if codec != "int8":
+        yield from (torch.full_like(reference, sign) for sign in signs if sign)
+        return
+    hidden_size = reference.shape[-1]
+    blocks = pad(reference.abs(), (0, -hidden_size % BLOCK)).unflatten(-1, (-1, BLOCK))
+    is_largest = (blocks == blocks.amax(dim=-1, keepdim=True)).flatten(-2)[..., :hidden_size]
+    for of_scale, of_others in itertools.product(signs, signs):
+        if of_scale or of_others:
+            others = torch.full_like(reference, of_others)
+            yield others.masked_fill(is_largest, of_scale)
 
 
 def through_codec(hidden: torch.Tensor, codec: str) -> torch.Tensor:

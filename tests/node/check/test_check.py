@@ -244,3 +244,15 @@ def test_a_server_that_is_always_somewhat_worse_fails_in_the_pool_and_in_no_chun
 
 def test_the_wire_names_the_dtypes_that_calibrations_know():
     assert {codec_of(dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)} <= {*CODECS}
+
+
+@pytest.mark.parametrize("codec", ["float16", "bfloat16", "int8"])
+def test_what_float32_does_not_tell_apart_is_no_error_behind_any_codec(codec):
+    reference = torch.randn(8, 512, 96, generator=torch.Generator().manual_seed(3))
+    noise = torch.randn(reference.shape, generator=torch.Generator().manual_seed(4))
+    arrived = through_codec(reference * (1 + 1e-6 * noise), codec)
+    inputs, ones = torch.zeros(96), torch.ones(96)
+    plain = increment_errors(inputs, arrived, through_codec(reference, codec), ones)
+    errors = increment_errors(inputs, arrived, nearest_arrival(reference, arrived, codec), ones)
+    assert plain.max() > 1e-4  # Some number has gone the other way.
+    assert errors.max() < 1e-5
