@@ -5,7 +5,7 @@ decoded them one by one gets the same answer but for rounding), on the weights t
 sent is compared position by position, and three statistics say pass, fail, or neither.
 
     inputs   |............ 0 to end ............|      as they went over the wire
-    outputs                         |first..end |      likewise; of the reference the codec's rounding is taken, too
+    outputs                         |first..end |      likewise; the reference is rounded as the codec does it, too
 
 The bytes may be anybody's: their sizes are checked before anything is allocated. Whether they are what was signed is
 ``node.check.evidence``'s to say. Runs in the compute thread, or in ``asyncio.to_thread``.
@@ -14,18 +14,20 @@ The bytes may be anybody's: their sizes are checked before anything is allocated
 from __future__ import annotations
 
 import enum
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad
 
 from node.check.calibration import Calibration, Standard
 from node.check.statistics import ChunkStatistics, pooled_ratio, summarise
 from node.errors import BadOpening, CannotCheck
 from node.model.fingerprint import increment_errors
 from node.model.span import Span
-from node.model.tensors import from_payload, to_payload
+from node.model.tensors import BLOCK, from_payload, to_payload
 from node.wire import CODECS, Payload, payload_bytes
 
 WINDOW = 64
@@ -33,6 +35,8 @@ WINDOW = 64
 MAX_CHECK_BYTES = 2**30
 """Memory that a check may take beside the weights, by default."""
 
+UNDECIDED = 1e-5
+"""What honest float32 differs by at most, as a part of a number and of what is typical of its position."""
 _COPIES = 12
 """Hidden states of a step that are in memory at once beside the cache, at most: in the blocks, and in float64."""
 
@@ -120,6 +124,7 @@ def check_span(
         )
     inputs, reference = run_reference(span, work)
     outputs = _read(work.outputs, work, span.device)
+    reference = nearest_arrival(reference, outputs, work.codec)
     return judge(_rows_errors(inputs, outputs, reference, work, standard), standard)
 
 
@@ -153,13 +158,55 @@ def run_reference(span: Span, work: Work) -> tuple[torch.Tensor, torch.Tensor]:
     """Run ``span`` over the inputs; return the chunk's inputs and what should have come out for them.
 
     Returns:
-        ``[rows, positions, hidden]`` float32 both; what should have come out has gone through the codec, too.
+        ``[rows, positions, hidden]`` float32 both; what should have come out has not gone through the codec.
     """
     assert span.dtype == torch.float32
     inputs = _read(work.inputs, work, span.device)
     padding = torch.tensor(work.left_padding, device=span.device) if any(work.left_padding) else None
     outputs = span.forward(inputs, span.new_cache(work.end, work.rows), padding)[:, work.first :]
-    return inputs[:, work.first :], through_codec(outputs, work.codec)
+    return inputs[:, work.first :], outputs
+
+
+def nearest_arrival(reference: torch.Tensor, outputs: torch.Tensor, codec: str) -> torch.Tensor:
+    """Return what may arrive of ``reference`` behind the wire, where there is a choice that which ``outputs`` has.
+
+    A number that lies between two of the codec goes to one or the other by a difference that float32 cannot tell. Once
+    in some thousand positions that is a whole step of the codec in one channel, much more than anything else that
+    honest float32 differs by.
+
+    Args:
+        reference: ``[rows, positions, hidden]`` float32, before the codec.
+        outputs: likewise, as they arrived.
+        codec: of the session.
+    """
+    if codec == "float32":
+        return reference
+    typical = reference.square().mean(dim=-1, keepdim=True).sqrt()
+    room = UNDECIDED * (reference.abs() + typical)
+    rounded = through_codec(reference, codec)
+    below, above = rounded, rounded
+    for shift in _shifts(reference, codec):
+        arrival = through_codec(reference + shift * room, codec)
+        below, above = torch.minimum(below, arrival), torch.maximum(above, arrival)
+    return outputs.clamp(below, above).where(torch.isfinite(outputs), rounded)
+
+
+def _shifts(reference: torch.Tensor, codec: str) -> Iterator[torch.Tensor]:
+    """Yield what to add to the numbers, in units of the room that they have, to find where they may go.
+
+    In int8 the largest number of a block decides the scale of all, so it moves by itself.
+    """
+    signs = (-1, 0, 1)
+    if codec != "int8":
+        yield from (torch.full_like(reference, sign) for sign in signs if sign)
+        return
+    hidden_size = reference.shape[-1]
+    blocks = pad(reference.abs(), (0, -hidden_size % BLOCK)).unflatten(-1, (-1, BLOCK))
+    is_largest = (blocks == blocks.amax(dim=-1, keepdim=True)).flatten(-2)[..., :hidden_size]
+    for of_scale, of_others in itertools.product(signs, signs):
+        if of_scale or of_others:
+            others = torch.full_like(reference, of_others)
+            yield others.masked_fill(is_largest, of_scale)
 
 
 def through_codec(hidden: torch.Tensor, codec: str) -> torch.Tensor:

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import torch
 
-from node.check.check import WINDOW, through_codec
+from node.check.check import WINDOW, nearest_arrival, through_codec
 from node.check.honest import Way, together
 from node.model.fingerprint import increment_errors
 from node.model.span import Span
@@ -34,7 +34,7 @@ class Survey:
     def scene(self, blocks: Blocks, codec: str, scales: torch.Tensor) -> Scene:
         """Return what servers of ``blocks`` are given in ``codec``, and what they should send."""
         given = through_codec(self.entering[blocks[0]], codec)
-        expected = through_codec(together(self.reference.view(*blocks), given), codec)
+        expected = together(self.reference.view(*blocks), given)
         return Scene(blocks, codec, given, expected, scales)
 
 
@@ -47,7 +47,7 @@ class Scene:
     given: torch.Tensor
     """``[texts, positions, hidden]`` float32 as it arrives."""
     expected: torch.Tensor
-    """Likewise, what should arrive behind the span."""
+    """Likewise, what should come out of the span."""
     scales: torch.Tensor
     """``[hidden]`` of each channel."""
 
@@ -60,7 +60,8 @@ class Scene:
         """Return the errors of ``outputs``, of all positions or of the texts' last ones, ``[chunks, 64]``."""
         arrived = through_codec(outputs, self.codec).to(self.given.device)
         first = self.given.shape[1] - arrived.shape[1]
-        rows = zip(self.given[:, first:], arrived, self.expected[:, first:], strict=True)
+        expected = nearest_arrival(self.expected[:, first:], arrived, self.codec)
+        rows = zip(self.given[:, first:], arrived, expected, strict=True)
         errors = torch.stack([increment_errors(given, sent, due, self.scales) for given, sent, due in rows])
         return errors.reshape(-1, WINDOW)
 

@@ -9,7 +9,7 @@ from dht.identity import Identity
 from dht.parameters import JoinCode, SwarmParameters, parameters_hash, parse_join, split_address
 from dht.records import Kind, seal
 
-PEER = Identity.ephemeral().peer_id
+PEER = Identity.from_seed(bytes(range(32))).peer_id
 ADDRESS = f"/ip4/192.168.1.5/tcp/31337/p2p/{PEER}"
 CODE = JoinCode((ADDRESS, f"/dns4/example.org/tcp/1/p2p/{PEER}"), "lab", b"h" * 32, b"s" * 32)
 

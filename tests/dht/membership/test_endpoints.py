@@ -107,7 +107,7 @@ def forged(directory: Path, extension: bytes | None) -> ssl.SSLContext:
     return context
 
 
-VICTIM = Identity.ephemeral()
+VICTIM = Identity.from_seed(bytes(range(32)))
 CLAIMED = b"\x30\x68\x04\x24" + peer_id_to_bytes(VICTIM.peer_id)[2:] + b"\x04\x40"
 
 

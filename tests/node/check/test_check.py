@@ -7,10 +7,21 @@ import math
 import pytest
 import torch
 
-from node.check.check import CheckResult, Piece, Verdict, Work, check_span, judge, judge_pool, through_codec
+from node.check.check import (
+    CheckResult,
+    Piece,
+    Verdict,
+    Work,
+    check_span,
+    judge,
+    judge_pool,
+    nearest_arrival,
+    through_codec,
+)
 from node.check.statistics import MIN_POOLED
 from node.errors import BadOpening, CannotCheck
 from node.model.checkpoint import Checkpoint
+from node.model.fingerprint import increment_errors
 from node.model.span import build_span
 from node.model.tensors import codec_of, to_payload
 from tests.families import FAMILIES, STATEFUL, build
@@ -64,6 +75,33 @@ def test_honest_work_passes_in_every_codec(span, codec):
     result = check_span(span, work_of(inputs[:, :128], outputs, codec, cuts=(30, 64)), FIGURES, "bfloat16")
     assert result.verdict is Verdict.PASS, result
     assert result.statistics.num_positions == 64
+
+
+@pytest.mark.parametrize("codec", ["float16", "bfloat16", "int8"])
+def test_a_number_between_two_of_the_codecs_may_go_to_either(codec):
+    reference = hidden_states(64)
+    inputs, ones = torch.zeros_like(reference), torch.ones(HIDDEN)
+    rounded = through_codec(reference, codec)
+    other = through_codec(reference + 0.02 * (reference - rounded).sign() * reference.abs(), codec)
+    between = (rounded + other) / 2  # Nothing tells to which of both it belongs.
+    for arrived in (through_codec(between * (1 - 1e-7), codec), through_codec(between * (1 + 1e-7), codec)):
+        due = nearest_arrival(between, arrived, codec)
+        plain = increment_errors(inputs[0], arrived[0], through_codec(between, codec)[0], ones)
+        assert increment_errors(inputs[0], arrived[0], due[0], ones).max() <= plain.max()
+    # Whoever is a step off where there is no doubt is as far off as before.
+    off = through_codec(1.05 * reference, codec)
+    before = increment_errors(inputs[0], off[0], rounded[0], ones)
+    after = increment_errors(inputs[0], off[0], nearest_arrival(reference, off, codec)[0], ones)
+    torch.testing.assert_close(after, before, rtol=0.02, atol=1e-4)
+
+
+def test_an_honest_server_is_not_charged_with_a_whole_step_of_the_codec():
+    reference = torch.full((1, 1, HIDDEN), 1 + 2**-8)  # Half way between 1 and the next bfloat16.
+    arrived = through_codec(reference * (1 + 1e-6), "bfloat16")
+    assert float((arrived - through_codec(reference, "bfloat16")).abs().max()) > 0.005
+    assert torch.equal(nearest_arrival(reference, arrived, "bfloat16"), arrived)
+    broken = torch.full_like(arrived, math.nan)
+    assert torch.isfinite(nearest_arrival(reference, broken, "bfloat16")).all()
 
 
 def test_work_decoded_token_by_token_passes(span):
@@ -206,3 +244,15 @@ def test_a_server_that_is_always_somewhat_worse_fails_in_the_pool_and_in_no_chun
 
 def test_the_wire_names_the_dtypes_that_calibrations_know():
     assert {codec_of(dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)} <= {*CODECS}
+
+
+@pytest.mark.parametrize("codec", ["float16", "bfloat16", "int8"])
+def test_what_float32_does_not_tell_apart_is_no_error_behind_any_codec(codec):
+    reference = torch.randn(8, 512, 96, generator=torch.Generator().manual_seed(3))
+    noise = torch.randn(reference.shape, generator=torch.Generator().manual_seed(4))
+    arrived = through_codec(reference * (1 + 1e-6 * noise), codec)
+    inputs, ones = torch.zeros(96), torch.ones(96)
+    plain = increment_errors(inputs, arrived, through_codec(reference, codec), ones)
+    errors = increment_errors(inputs, arrived, nearest_arrival(reference, arrived, codec), ones)
+    assert plain.max() > 1e-4  # Some number has gone the other way.
+    assert errors.max() < 1e-5

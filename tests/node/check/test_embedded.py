@@ -61,7 +61,7 @@ def test_no_chunk_of_200_of_honest_servers_fails(embedded):
 @pytest.mark.full
 @pytest.mark.timeout(5400)
 def test_no_chunk_of_10000_of_honest_servers_fails():
-    embedded, total = Embedded(num_texts=4, positions=512), 0
+    embedded, total = Embedded(num_texts=2, positions=512), 0
     for held_in in HELD_IN:
         embedded.load_whole(held_in)
         for index, server in enumerate(servers_of(held_in, [CPU])):
