@@ -132,8 +132,10 @@ class Ticks:
     def __init__(self):
         self.began, self.may_run = threading.Semaphore(0), threading.Semaphore(0)
         self.num_run = 0
+        self.running = ()
 
     def run(self, shares):
+        self.running = {job.session for job, _ in shares}
         self.began.release()
         assert self.may_run.acquire(timeout=10)
         for job, _ in shares:
@@ -168,8 +170,8 @@ async def step(levels, load=1.0, num_ticks=200, rows=8, patience=5, seed=2):
             while due <= tick:
                 wait, client = next(coming)
                 due += wait / rows
-                task = asyncio.create_task(engine.run(Job(group, client, next(numbers), levels)))
-                waiting.append((tick, client, task))
+                job = Job(group, client, next(numbers), levels)
+                waiting.append((tick, job, asyncio.create_task(engine.run(job))))
                 asked[client.split()[0]] += tick < num_ticks - 2 * patience
             await asyncio.sleep(0)
             if waiting:
@@ -180,13 +182,13 @@ async def step(levels, load=1.0, num_ticks=200, rows=8, patience=5, seed=2):
                     await asyncio.sleep(0)
                 await asyncio.sleep(0.001)  # What it came to is delivered.
             kept = []
-            for since, client, task in waiting:
+            for since, job, task in waiting:
                 if task.done():
-                    served[client.split()[0]] += since < num_ticks - 2 * patience
-                elif tick - since >= patience:
+                    served[job.client.split()[0]] += since < num_ticks - 2 * patience
+                elif tick - since >= patience and job.session not in group.running:
                     task.cancel()
                 else:
-                    kept.append((since, client, task))
+                    kept.append((since, job, task))
             waiting = kept
         for _, _, task in waiting:
             task.cancel()
