@@ -1,6 +1,7 @@
 """Under load contributors are served before those who only take, in admission and in the engine; else nobody waits."""
 
 import asyncio
+import heapq
 import itertools
 import random
 import threading
@@ -66,10 +67,10 @@ def attend(levels, load=1.0, num_sessions=256, until=16.0, seed=1):
         now += wait / num_sessions
         if now > until:
             return shares(asked, served)
-        for end in sorted(end for end in ends if end[0] <= now):
-            ends.remove(end)
-            books.leave(end[1])
-            books.slots.release(end[2])
+        while ends and ends[0][0] <= now:
+            _, _, gone, given = heapq.heappop(ends)
+            books.leave(gone)
+            books.slots.release(given)
         is_counted = now > until / 4
         asked[client.split()[0]] += is_counted
         try:
@@ -78,7 +79,7 @@ def attend(levels, load=1.0, num_sessions=256, until=16.0, seed=1):
         except Refused:
             continue
         books.enter(client)
-        ends.append((now + rng.expovariate(1.0), client, slot))
+        heapq.heappush(ends, (now + rng.expovariate(1.0), slot.start, client, slot))
         served[client.split()[0]] += is_counted
     return None
 
@@ -179,7 +180,7 @@ async def step(levels, load=1.0, num_ticks=200, rows=8, patience=5, seed=2):
                 num_run = group.num_run
                 group.may_run.release()
                 while group.num_run == num_run:
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(0.0002)
                 await asyncio.sleep(0.001)  # What it came to is delivered.
             kept = []
             for since, job, task in waiting:
