@@ -1,6 +1,7 @@
 """Under load contributors are served before those who only take, in admission and in the engine; else nobody waits."""
 
 import asyncio
+import heapq
 import itertools
 import random
 import threading
@@ -66,10 +67,10 @@ def attend(levels, load=1.0, num_sessions=256, until=16.0, seed=1):
         now += wait / num_sessions
         if now > until:
             return shares(asked, served)
-        for end in sorted(end for end in ends if end[0] <= now):
-            ends.remove(end)
-            books.leave(end[1])
-            books.slots.release(end[2])
+        while ends and ends[0][0] <= now:
+            _, _, gone, given = heapq.heappop(ends)
+            books.leave(gone)
+            books.slots.release(given)
         is_counted = now > until / 4
         asked[client.split()[0]] += is_counted
         try:
@@ -78,7 +79,7 @@ def attend(levels, load=1.0, num_sessions=256, until=16.0, seed=1):
         except Refused:
             continue
         books.enter(client)
-        ends.append((now + rng.expovariate(1.0), client, slot))
+        heapq.heappush(ends, (now + rng.expovariate(1.0), slot.start, client, slot))
         served[client.split()[0]] += is_counted
     return None
 
@@ -132,8 +133,10 @@ class Ticks:
     def __init__(self):
         self.began, self.may_run = threading.Semaphore(0), threading.Semaphore(0)
         self.num_run = 0
+        self.running = ()
 
     def run(self, shares):
+        self.running = {job.session for job, _ in shares}
         self.began.release()
         assert self.may_run.acquire(timeout=10)
         for job, _ in shares:
@@ -168,8 +171,8 @@ async def step(levels, load=1.0, num_ticks=200, rows=8, patience=5, seed=2):
             while due <= tick:
                 wait, client = next(coming)
                 due += wait / rows
-                task = asyncio.create_task(engine.run(Job(group, client, next(numbers), levels)))
-                waiting.append((tick, client, task))
+                job = Job(group, client, next(numbers), levels)
+                waiting.append((tick, job, asyncio.create_task(engine.run(job))))
                 asked[client.split()[0]] += tick < num_ticks - 2 * patience
             await asyncio.sleep(0)
             if waiting:
@@ -177,16 +180,16 @@ async def step(levels, load=1.0, num_ticks=200, rows=8, patience=5, seed=2):
                 num_run = group.num_run
                 group.may_run.release()
                 while group.num_run == num_run:
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(0.0002)
                 await asyncio.sleep(0.001)  # What it came to is delivered.
             kept = []
-            for since, client, task in waiting:
+            for since, job, task in waiting:
                 if task.done():
-                    served[client.split()[0]] += since < num_ticks - 2 * patience
-                elif tick - since >= patience:
+                    served[job.client.split()[0]] += since < num_ticks - 2 * patience
+                elif tick - since >= patience and job.session not in group.running:
                     task.cancel()
                 else:
-                    kept.append((since, client, task))
+                    kept.append((since, job, task))
             waiting = kept
         for _, _, task in waiting:
             task.cancel()
