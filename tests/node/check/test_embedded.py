@@ -6,12 +6,17 @@ import random
 import pytest
 import torch
 
+from node.check.calibrate import load_ends
 from node.check.calibration_file import SHIPPED
-from node.check.cheats import SPOILED
+from node.check.cheats import SPOILED, spoil
 from node.check.check import Verdict, judge_pool
+from node.check.final_token import check_greedy, check_logits, head_limit
 from node.check.honest import CPU, WAYS, servers_of
 from node.check.reference import DTYPES, HELD_IN
 from node.check.survey import spans_of
+from node.model.end_parameters import find_end_parameters
+from node.model.ends import build_ends
+from node.model.sampling import top_logits
 from node.model.tensors import codec_of
 from node.wire import CODECS
 from tests.node.check.embedded import Cheating, Embedded
@@ -157,6 +162,27 @@ def test_a_declared_artefact_passes_and_the_same_one_undeclared_does_not(embedde
         assert Verdict.PASS in verdicts
         undeclared = embedded.scene("float32", codec, BLOCKS).run(span, WAYS["8 rows"])
         assert {result.verdict for result in embedded.judge("float32", codec, BLOCKS, undeclared)} == {Verdict.FAIL}
+
+
+@pytest.mark.parametrize("held_in", DTYPES)
+def test_an_honest_head_passes_and_one_with_weights_in_4_bits_fails(embedded, held_in):
+    checkpoint, dtype = embedded.checkpoint, DTYPES[held_in]
+    parameters = find_end_parameters(checkpoint.config)
+    exact, honest = (load_ends(checkpoint, parameters, kind) for kind in (torch.float32, dtype))
+    hidden = embedded.entering[-1][0, :64].to(dtype)
+    limit = head_limit(embedded.calibration, held_in, codec_of(dtype))
+    for ends, verdict in ((honest, Verdict.PASS), (_coarse(checkpoint, parameters), Verdict.FAIL)):
+        ids, logits = top_logits(ends.logits(hidden.unsqueeze(0))[0], 64)
+        assert check_logits(exact, hidden.float(), ids, logits, limit)[0] is verdict
+    greedy = honest.logits(hidden.unsqueeze(0))[0].argmax(dim=-1)
+    assert check_greedy(exact, hidden.float(), greedy, limit)[0] is not Verdict.FAIL
+    second = exact.logits(hidden.float().unsqueeze(0))[0].topk(2).indices[:, 1]
+    assert check_greedy(exact, hidden.float(), second, limit)[0] is Verdict.FAIL
+
+
+def _coarse(checkpoint, parameters):
+    tensors = spoil(checkpoint.load_client(dtype=torch.float32), SPOILED["nf4"], torch.Generator())
+    return build_ends(checkpoint.config, tensors, parameters, embeds=True, heads=True, dtype=torch.float32, device=CPU)
 
 
 def test_the_shipped_file_is_of_the_shipped_model_and_small(embedded):
