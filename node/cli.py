@@ -433,6 +433,7 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
         help="share of what servers sign for that they must open again to this client, by its own draw; 0: nothing "
         "(default: as the swarm has it, 0.02)",
     )  # fmt: skip
+    _add_calibration(parser)
     thin = parser.add_argument_group(
         "without weights",
         "The first server then reads the token ids of your prompt, and the last one every token that is generated.",
@@ -452,8 +453,19 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
     _add_events(parser)
 
 
+def _add_calibration(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="what `efedllm calibrate` wrote of MODEL, to judge by what servers open (default: the bundled model's)",
+    )
+
+
 def _generation_options(arguments: Arguments, prompt: str) -> GenerateOptions:
     sampling = arguments.temperature is not None or arguments.top_p is not None
+    if arguments.thin and arguments.calibration:
+        raise UserError("A client without weights judges nothing; leave out --thin, or --calibration.")
     if arguments.greedy and sampling:
         raise UserError("--greedy samples nothing; leave it out, or leave out --temperature and --top-p.")
     join = _join_text(arguments)
@@ -481,6 +493,7 @@ def _generation_options(arguments: Arguments, prompt: str) -> GenerateOptions:
         explain=getattr(arguments, "explain", False),
         anchors=_anchors(arguments),
         audit_rate=arguments.audit_rate,
+        calibration=arguments.calibration,
     )
 
 
