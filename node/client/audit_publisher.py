@@ -74,8 +74,11 @@ class AuditPublisher:
             now_s = int(self._clock())
             audits = self._tally.take(self._rules.epoch_of(now_s), now_s)
             signed = [seal(audit, self._identity, rules=self._rules) for audit in audits]
-            num_holding = await self._swarm.store_many(signed)
-            self._tally.give_back([audit for audit, num in zip(audits, num_holding, strict=True) if not num])
+            num_holding = [0] * len(audits)
+            try:
+                num_holding = await self._swarm.store_many(signed)
+            finally:
+                self._tally.give_back([audit for audit, num in zip(audits, num_holding, strict=True) if not num])
             return sum(num > 0 for num in num_holding)
 
     async def _publish_again(self) -> None:
