@@ -10,7 +10,6 @@ from node.client.audit_book import AuditResult, Outcome
 from node.errors import MissingBlocks
 from node.verify.canary import Canary
 from node.verify.canary_text import Script
-from tests.node.verify.tiny import Tiny
 
 SCRIPT = Script((1, 2, 3), 5)
 
@@ -61,6 +60,6 @@ def test_one_that_is_stopped_generates_no_further_and_waits_for_nothing():
     assert Canary().run(Model(stopped, lambda timeout_s: pytest.fail("it waits")), {"peer"}, SCRIPT).text == (1, 2, 3)
 
 
-def test_what_is_opened_is_kept_and_says_nothing_yet(tmp_path):
-    verdict = Canary().take_opening(Tiny(tmp_path).opening())
+def test_what_is_opened_is_kept_and_says_nothing_yet():
+    verdict = Canary().take_opening(SimpleNamespace())
     assert (verdict.outcome, verdict.measured) == (Outcome.INCONCLUSIVE, None)

@@ -1,5 +1,8 @@
 """Honest work passes, false work fails, and what cannot be judged is nobody's fault and is said once."""
 
+import os
+import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -102,3 +105,11 @@ def test_what_no_single_chunk_shows_fails_in_the_pool(tiny):
     assert {ruling.outcome for ruling in rulings[:7]} == {Outcome.PASS}
     assert rulings[7].outcome is Outcome.FAIL
     assert rulings[7].why.startswith("over 8 chunks errors are ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
+def test_the_judge_gives_way_to_everything_else(judge):
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    of_judge = judge._thread.submit(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())).result()
+    assert of_judge == 19
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
