@@ -103,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_statement,
         _add_identity,
         _add_calibrate,
+        _add_verify,
     ):
         add(commands)
     return parser
@@ -440,6 +441,7 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
         help="share of what servers sign for that they must open again to this client, by its own draw; 0: nothing "
         "(default: as the swarm has it, 0.02)",
     )  # fmt: skip
+    _add_calibration(parser)
     thin = parser.add_argument_group(
         "without weights",
         "The first server then reads the token ids of your prompt, and the last one every token that is generated.",
@@ -459,8 +461,19 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
     _add_events(parser)
 
 
+def _add_calibration(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="what `efedllm calibrate` wrote of MODEL, to judge by what servers open (default: the bundled model's)",
+    )
+
+
 def _generation_options(arguments: Arguments, prompt: str) -> GenerateOptions:
     sampling = arguments.temperature is not None or arguments.top_p is not None
+    if arguments.thin and arguments.calibration:
+        raise UserError("A client without weights judges nothing; leave out --thin, or --calibration.")
     if arguments.greedy and sampling:
         raise UserError("--greedy samples nothing; leave it out, or leave out --temperature and --top-p.")
     join = _join_text(arguments)
@@ -488,6 +501,7 @@ def _generation_options(arguments: Arguments, prompt: str) -> GenerateOptions:
         explain=getattr(arguments, "explain", False),
         anchors=_anchors(arguments),
         audit_rate=arguments.audit_rate,
+        calibration=arguments.calibration,
     )
 
 
@@ -784,6 +798,53 @@ def _calibrate(arguments: Arguments) -> int:
         num_threads=arguments.num_threads,
     )
     run_calibrate(options, _reporter(arguments))
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------- verify
+
+
+def _add_verify(commands: Commands) -> None:
+    summary = "check the servers of a model by sessions of your own, and publish what was found"
+    parser = _command(commands, "verify", _verify, summary)
+    _add_model(parser)
+    _add_join(parser)
+    _add_calibration(parser)
+    parser.add_argument(
+        "--max-memory", type=given.size, metavar="SIZE",
+        help="bound for the blocks that work is checked with, such as 6GiB (default: half of what is free)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--canaries-per-epoch", type=given.count, default=24, metavar="N",
+        help="sessions to run in an epoch, at drawn times (default: 24; an epoch has 6 hours unless its founder said "
+        "otherwise)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--num-threads", type=given.threads, metavar="N", help="threads to compute with (default: torch's)"
+    )
+    _add_events(parser)
+    parser.add_argument("--exit-with-stdin", action="store_true", help="end when standard input ends")
+
+
+def _verify(arguments: Arguments) -> int:
+    join = _join_text(arguments)
+    _join(arguments)  # A damaged code is said before anything heavy is imported.
+    from node.run.lifetime import run_loop
+    from node.run.verifier import VerifyOptions, run_verifier
+
+    options = VerifyOptions(
+        model=arguments.model,
+        revision=arguments.revision,
+        home=default_home(),
+        join=join,
+        calibration=arguments.calibration,
+        max_memory_bytes=arguments.max_memory,
+        canaries_per_epoch=arguments.canaries_per_epoch,
+        num_threads=arguments.num_threads,
+        exit_with_stdin=arguments.exit_with_stdin,
+    )
+    reporter = _reporter(arguments)
+    run_loop(lambda: run_verifier(options, reporter))
     return 0
 
 

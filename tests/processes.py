@@ -44,7 +44,7 @@ class NodeProcess:
     ) -> None:
         self.arguments = list(arguments)
         self.home = home
-        bound = ["--exit-with-stdin"] if arguments[0] in ("bootstrap", "serve") else []
+        bound = ["--exit-with-stdin"] if arguments[0] in ("bootstrap", "serve", "verify") else []
         words = [*program, *arguments, *bound, "--events", "json"]
         variables = {**os.environ, "EFEDLLM_HOME": str(home), "OMP_NUM_THREADS": "1", **(environment or {})}
         can_fork = is_forked and not environment and list(program) == ["node"]  # Others change what is imported.

@@ -35,6 +35,17 @@ def read_calibration(path: Path, manifest: bytes | None = None) -> Calibration:
     return decode_calibration(data, manifest=manifest)
 
 
+def find_calibration(manifest: bytes, path: Path | None) -> Calibration | None:
+    """Return the calibration of the model ``manifest``: from a file, or the one in this package; None: there is none.
+
+    Raises:
+        BadCalibration: the file cannot be read, or is not a calibration of that model.
+    """
+    if path is not None:
+        return read_calibration(path, manifest)
+    return shipped_calibration(manifest) if SHIPPED.is_file() else None
+
+
 def shipped_calibration(manifest: bytes) -> Calibration | None:
     """Return the calibration that comes with this package for the model ``manifest``; None: there is none."""
     shipped = _shipped()

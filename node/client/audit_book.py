@@ -26,11 +26,27 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """What a judge has measured of a chunk."""
+
+    median_ppm: int
+    """Median error of its positions, millionths of the span's increment."""
+    upper_ppm: int
+    """Their upper quantile, likewise."""
+    max_ppm: int
+    """Their largest."""
+    calibration: bytes
+    """sha256 of the calibration that it was judged by, 32 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What a judge says of an opening."""
 
     outcome: Outcome
     why: str = ""
+    measured: Measured | None = None
+    """None: it was not run again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +65,8 @@ class AuditResult:
     """Whose doing it is that it failed, or came to nothing: of the stage or the one before; empty: nobody's."""
     opening: Opening | None = None
     """What was judged."""
+    measured: Measured | None = None
+    """What the judge has measured; None: nobody has run it again."""
 
 
 class AuditBook:

@@ -14,7 +14,7 @@ import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import TypeAlias
 
@@ -94,6 +94,12 @@ class AuditedSession:
         return True
 
 
+def judged(result: AuditResult, verdict: Verdict) -> AuditResult:
+    """Return a result with what a judge says of its opening."""
+    owner = result.peer_id if verdict.outcome is Outcome.FAIL else ""
+    return replace(result, outcome=verdict.outcome, why=verdict.why, owner=owner, measured=verdict.measured)
+
+
 class InVain(UnavailableError):
     """An audit comes to nothing."""
 
@@ -166,6 +172,11 @@ class Auditor:
             self._enter(result)
         self._inputs.clear()
 
+    async def drained(self) -> None:
+        """Wait until no audit waits."""
+        while self._working is not None and not self._working.done():
+            await asyncio.wait({self._working})
+
     async def close(self, patience_s: float) -> None:
         """Wait for the audits that are under way, for a while; those that are not done come to nothing."""
         self._is_closed = True
@@ -198,8 +209,8 @@ class Auditor:
         except Exception as error:  # Whatever a judge raises, it has not judged.
             logger.warning("a chunk could not be judged", exc_info=True)
             verdict = Verdict(Outcome.INCONCLUSIVE, f"it could not be judged: {error}")
-        owner = due.peer_id if verdict.outcome is Outcome.FAIL else ""
-        return _result(due, session, verdict.outcome, verdict.why, owner, opening)
+        unjudged = _result(due, session, Outcome.INCONCLUSIVE, "", "", opening)
+        return judged(unjudged, verdict)
 
     async def _open_inputs(self, due: DueAudit, session: AuditedSession) -> Given:
         """Return what went in at all positions up to the chunk's end."""

@@ -20,6 +20,7 @@ from dht.directory import Directory
 from dht.parameters import parse_join, split_address
 from dht.swarm import Swarm
 from node.client.audit_book import AuditBook, AuditResult, Outcome
+from node.client.audit_publisher import AuditPublisher
 from node.client.auditor import Auditor, Judge
 from node.client.chain import Chain, SessionShape, StageFailed, open_chain
 from node.client.dealings import Dealings
@@ -63,7 +64,7 @@ class Network:
     def __init__(
         self, loop: LoopThread, swarm: Swarm, exits: contextlib.AsyncExitStack, *, manifest: bytes, num_blocks: int,
         step_timeout_s: float, policy: Policy = FASTEST, dealings: Dealings | None = None, hidden_size: int = 0,
-        watch: RankWatch | None = None,
+        watch: RankWatch | None = None, publisher: AuditPublisher | None = None,
         audit_per_mille: int | None = None, judge: Judge | None = None,
     ) -> None:  # fmt: skip
         self._loop = loop
@@ -72,6 +73,7 @@ class Network:
         self._num_blocks = num_blocks
         self._step_timeout_s = step_timeout_s
         self._dealings = dealings
+        self._publisher = publisher
         self._hidden_size = hidden_size
         self.outlook = Outlook(swarm, manifest, num_blocks, policy)
         """What is known of the servers; only the loop's thread uses it."""
@@ -133,16 +135,19 @@ class Network:
 
         shunned: dict[str, float] = {}
 
-        async def enter() -> tuple[Swarm, RankWatch, Dealings | None]:
+        async def enter() -> tuple[Swarm, RankWatch, Dealings | None, AuditPublisher | None]:
             try:
                 swarm, identity = await enter_swarm(exits, code, home if signs else None)
                 bootstraps = [split_address(address)[1] for address in code.addresses]
                 watch = await exits.enter_async_context(RankWatch(swarm, bootstraps, anchors, home))
                 if not signs:
-                    return swarm, watch, None
+                    return swarm, watch, None, None
                 dealings = await open_dealings(exits, swarm, identity, home, manifest, name)
                 shunned.update(await dealings.distrusted())
-                return swarm, watch, dealings
+                if identity.path is None:  # Nobody will be this client again, so its word counts for nothing.
+                    return swarm, watch, dealings, None
+                publisher = await exits.enter_async_context(AuditPublisher(swarm, identity, dealings.rules))
+                return swarm, watch, dealings, publisher
             finally:
                 has_entered.set()
 
@@ -152,14 +157,15 @@ class Network:
             await exits.aclose()
 
         try:
-            swarm, watch, dealings = loop.run(enter())
+            swarm, watch, dealings, publisher = loop.run(enter())
         except BaseException:
             loop.run(leave())
             loop.stop()
             raise
         made = cls(
             loop, swarm, exits, manifest=manifest, num_blocks=num_blocks, step_timeout_s=step_timeout_s, policy=policy,
-            dealings=dealings, hidden_size=hidden_size, watch=watch, audit_per_mille=audit_per_mille, judge=judge,
+            dealings=dealings, hidden_size=hidden_size, watch=watch, publisher=publisher,
+            audit_per_mille=audit_per_mille, judge=judge,
         )  # fmt: skip
         made._shun(shunned)
         return made
@@ -245,6 +251,8 @@ class Network:
 
     def _audited(self, result: AuditResult) -> None:
         """Act on an audit: who has failed is not used any more, neither now nor later."""
+        if self._publisher is not None:
+            self._publisher.enter(result)
         if result.outcome is Outcome.FAIL:
             self.outlook.distrust(result.owner, result.why)
             for chain in list(self._chains):
@@ -327,6 +335,19 @@ class Network:
     async def _close_chain(self, chain: Chain) -> None:
         await chain.close()
         self._chains.discard(chain)
+
+    def settle(self, timeout_s: float) -> bool:
+        """End all sessions and wait until nothing of them is left to audit, for a while; say whether that is so."""
+
+        async def settled() -> None:
+            await asyncio.gather(*(chain.close() for chain in list(self._chains)), return_exceptions=True)
+            await self._auditor.drained()
+
+        try:
+            self._loop.run(asyncio.wait_for(settled(), timeout_s))
+        except TimeoutError:
+            return False
+        return True
 
     def close(self) -> None:
         """Leave the swarm; doing so twice is fine."""

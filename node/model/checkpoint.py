@@ -92,6 +92,11 @@ class Checkpoint:
         return self._files.name
 
     @property
+    def is_local(self) -> bool:
+        """Whether the weights, as far as there are any, lie in a directory of this machine."""
+        return isinstance(self._files, LocalFiles)
+
+    @property
     def num_blocks(self) -> int:
         """Number of transformer blocks that the config asks for."""
         return int(self.config.get_text_config().num_hidden_layers)

@@ -6,6 +6,19 @@ from node.client.audit_book import AuditResult, Outcome
 from node.run.events import Reporter
 
 
+def audited_fields(result: AuditResult) -> dict[str, object]:
+    """Return the fields of the event ``audited``."""
+    return {
+        "peer_id": result.peer_id,
+        "outcome": result.outcome.value,
+        "why": result.why,
+        "owner": result.owner or None,
+        "session": result.session.hex(),
+        "segment": result.segment,
+        "chunk": result.index,
+    }
+
+
 class AuditTeller:
     """Tells of audits; called in the client's loop thread."""
 
@@ -14,16 +27,7 @@ class AuditTeller:
 
     def __call__(self, result: AuditResult) -> None:
         """Say it."""
-        fields = {
-            "peer_id": result.peer_id,
-            "outcome": result.outcome.value,
-            "why": result.why,
-            "owner": result.owner or None,
-            "session": result.session.hex(),
-            "segment": result.segment,
-            "chunk": result.index,
-        }
-        self._reporter.event("audited", fields)
+        self._reporter.event("audited", audited_fields(result))
         if result.outcome is Outcome.FAIL:
             self._reporter.say(
                 f"The server {result.owner} has failed an audit ({result.why}) and is not used any more. Do not trust "

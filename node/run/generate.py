@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from node.client.model_sessions import InferenceSession
 from node.client.offers import Objective
 from node.client.repair import Repaired
 from node.client.thin_model import DEFAULT_TOP
+from node.config import default_home
 from node.errors import ModelNotFound, PromptTooLong, UnavailableError
 from node.model.checkpoint import Checkpoint
 from node.model.families import check_family
@@ -23,6 +25,8 @@ from node.run.events import Reporter
 from node.run.explanation import tell_explanation
 from node.run.libraries import silence_libraries
 from node.run.lifetime import end_on_terminate_as_on_interrupt, end_with_stdin
+from node.verify.client_judge import judge_for_client
+from node.verify.span_judge import SpanJudge
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class GenerateOptions:
     """Peer ids whose trust counts; none: those of the swarm."""
     audit_rate: float | None = None
     """Share of what servers sign for that is audited; None: as the swarm has it."""
+    calibration: Path | None = None
+    """By which audits are judged; None: by the one that this package has for the model, if any."""
 
 
 class Printer(TextStreamer):
@@ -193,7 +199,15 @@ def connect(options: GenerateOptions) -> Any:
         only_peers=options.only_peers,
         anchors=options.anchors,
         audit_rate=options.audit_rate,
+        judge=_judge(options),
     )
+
+
+def _judge(options: GenerateOptions) -> SpanJudge | None:
+    """Return who judges what audits open; None: nobody can."""
+    if options.thin is not None or options.audit_rate == 0:
+        return None
+    return judge_for_client(options.model, options.revision, options.calibration, default_home())
 
 
 def encode(tokenizer: Any, text: str, *, add_special_tokens: bool = True) -> Any:

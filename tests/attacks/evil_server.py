@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import random
 import struct
 import sys
 import time
@@ -121,6 +122,19 @@ def _dawdles() -> None:
     Contract.allow, Contract.count, Contract.check = allow, count, check  # type: ignore[method-assign]
 
 
+def _noises() -> None:
+    """Add a tenth of their size to the hidden states that it computes, sign for that and open it: float32 alone."""
+    genuine = Outlets.hand_on
+
+    async def hand_on(self: Outlets, live: Any, order: Any, output: Any, known_positions: int = 0) -> None:
+        payload, shape = output
+        hidden = struct.unpack(f"<{len(payload) // 4}f", payload)
+        noisy = struct.pack(f"<{len(hidden)}f", *(value * random.gauss(1.0, 0.1) for value in hidden))
+        await genuine(self, live, order, (noisy, shape), known_positions)
+
+    Outlets.hand_on = hand_on  # type: ignore[method-assign]
+
+
 def _audited() -> None:
     """Do what stands in the file ``behaviour`` at home, so that one process serves for every kind of evil.
 
@@ -164,6 +178,7 @@ _BEHAVIOURS: dict[str, Callable[[], None]] = {
     "lies": _lies,
     "dawdles": _dawdles,
     "audited": _audited,
+    "noises": _noises,
 }
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from dht.identity import Identity
 from node.cli import _generation_options, _parser
+from node.errors import UserError
 from node.wire import CODECS
 
 SWARM = f"/ip4/127.0.0.1/tcp/31337/p2p/{Identity.ephemeral().peer_id}"
@@ -68,3 +69,20 @@ def test_how_much_is_audited_can_be_asked_for_and_switched_off(capsys):
     with pytest.raises(SystemExit):
         options_of("chat", "--audit-rate", "2")
     assert "from 0 to 1" in capsys.readouterr().err
+
+
+def test_a_calibration_to_judge_by_can_be_named_and_not_by_a_client_without_weights():
+    assert options_of("chat").calibration is None
+    assert str(options_of("chat", "--calibration", "x.json").calibration) == "x.json"
+    with pytest.raises(UserError, match="judges nothing"):
+        options_of("generate", "--prompt", "x", "--thin", "--calibration", "x.json")
+
+
+def test_a_verifier_can_be_asked_for():
+    asked = _parser().parse_args(["verify", "embedded", "--max-memory", "1GiB", "--canaries-per-epoch", "9"])
+    assert (asked.max_memory, asked.canaries_per_epoch, asked.calibration) == (2**30, 9, None)
+    assert _parser().parse_args(["verify", "embedded"]).canaries_per_epoch == 24
+    for wrong in (["--canaries-per-epoch", "0"], ["--max-memory", "much"]):
+        with pytest.raises(SystemExit) as caught:
+            _parser().parse_args(["verify", "embedded", *wrong])
+        assert caught.value.code == 2

@@ -1,0 +1,115 @@
+"""Honest work passes, false work fails, and what cannot be judged is nobody's fault and is said once."""
+
+import os
+import sys
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+from node.check.honest import together
+from node.client.audit_book import Outcome
+from node.verify.span_judge import SpanJudge
+from tests.node.verify.tiny import Tiny, adds_noise, given, skips_a_layer
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return Tiny(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def told():
+    return []
+
+
+@pytest.fixture
+def judge(tiny, told):
+    return SpanJudge(tiny.checkpoint, tiny.calibration, tell=told.append)
+
+
+def test_honest_work_passes_with_its_errors_and_the_calibration(tiny, judge, told):
+    ruling = judge(tiny.opening())
+    assert ruling.outcome is Outcome.PASS
+    assert ruling.measured.calibration == tiny.calibration.digest
+    assert 0 <= ruling.measured.median_ppm <= ruling.measured.upper_ppm <= ruling.measured.max_ppm < 1000
+    assert not told
+
+
+@pytest.mark.parametrize("cheat", [skips_a_layer, adds_noise(0.05), lambda span, inputs: inputs])
+def test_who_skips_a_layer_adds_noise_or_does_nothing_fails(tiny, judge, cheat):
+    ruling = judge(tiny.opening(cheat))
+    assert ruling.outcome is Outcome.FAIL
+    assert ruling.measured.median_ppm > 10_000
+
+
+def test_the_bytes_that_came_in_pieces_are_judged_like_one(tiny, judge):
+    whole = tiny.opening()
+    inputs = torch.frombuffer(bytearray(whole.inputs.payload), dtype=torch.float32).reshape(1, 64, 64)
+    outputs = together(tiny.span, inputs)
+    parts = tuple(given(part) for part in outputs.split(10, dim=1))
+    assert judge(replace(whole, outputs=parts)).outcome is Outcome.PASS
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"manifest": bytes(32)}, "another model"),
+        ({"inputs": replace(given(torch.zeros(1, 64, 64)), codec="ids")}, "ends of a client without weights"),
+        ({"codec": "int8"}, "ends of a client without weights"),
+        ({"outputs": (given(torch.zeros(1, 63, 63)),)}, "another size"),
+    ],
+)
+def test_what_cannot_be_judged_is_nobodys_fault_and_is_said_once(tiny, judge, told, changes, why):
+    for _ in range(2):
+        ruling = judge(tiny.opening(**changes))
+        assert (ruling.outcome, ruling.measured) == (Outcome.INCONCLUSIVE, None)
+        assert why in ruling.why
+    assert len(told) == 1
+
+
+def test_weights_that_the_calibration_says_nothing_of_are_not_judged(tiny, judge):
+    opening = tiny.opening()
+    ruling = judge(replace(opening, stage=replace(opening.stage, weights="int4")))
+    assert ruling.outcome is Outcome.INCONCLUSIVE
+    assert "says nothing of weights in int4" in ruling.why
+
+
+def test_a_span_that_takes_more_memory_than_allowed_is_not_loaded(tiny, told):
+    judge = SpanJudge(tiny.checkpoint, tiny.calibration, max_bytes=100_000, tell=told.append)
+    assert "more than the 100,000 that a judge may take" in judge(tiny.opening()).why
+    assert judge._loaded is None
+
+
+def test_infinite_inputs_blame_nobody(tiny, judge):
+    inputs = torch.full((1, 64, 64), float("inf"))
+    opening = replace(tiny.opening(), inputs=given(inputs), outputs=(given(torch.zeros(1, 64, 64)),))
+    assert judge(opening).outcome is Outcome.INCONCLUSIVE
+
+
+def test_what_no_single_chunk_shows_fails_in_the_pool(tiny):
+    """Errors of twice the honest mean, where a chunk fails at three times: only the mean of eight says so."""
+    mean = 1e-4
+    honest = tuple(
+        replace(
+            each,
+            means=tuple((start, end, mean) for start, end, _ in each.means),
+            tails=tuple((n, replace(tail, median=(3.0,) * 4, high=9.0, largest=99.0)) for n, tail in each.tails),
+            pooled=1.0,
+        )
+        for each in tiny.calibration.honest
+    )
+    judge = SpanJudge(tiny.checkpoint, replace(tiny.calibration, honest=honest))
+    rulings = [judge(tiny.opening(adds_noise(2 * mean), seed=seed)) for seed in range(8)]
+    assert {ruling.outcome for ruling in rulings[:7]} == {Outcome.PASS}
+    assert rulings[7].outcome is Outcome.FAIL
+    assert rulings[7].why.startswith("over 8 chunks errors are ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
+def test_the_judge_gives_way_to_everything_else(judge):
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    of_judge = judge._thread.submit(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())).result()
+    assert of_judge == 19
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
