@@ -21,6 +21,7 @@ from dht.claim import Claim
 from dht.verdict import Opinion
 from dht.work import MAX_ERROR_PPM
 from node.check.calibration import Calibration
+from node.check.calibration_file import shipped_calibration
 from node.check.check import CheckResult, Verdict, check_span
 from node.check.evidence import Evidence
 from node.check.reference import HELD_IN, reference_span
@@ -73,6 +74,11 @@ class CheckpointExaminer:
             return cannot_tell("The blocks take more memory than an examination may.")
         span = reference_span(self.checkpoint, evidence.weights, start, end, self.device)
         return finding_of(check_span(span, work, calibration, evidence.weights, max_bytes=room))
+
+
+def examiner_of(checkpoint: Checkpoint, device: torch.device) -> CheckpointExaminer:
+    """Return who examines claims about a model, by the calibration that comes with this package; reads files."""
+    return CheckpointExaminer(checkpoint, shipped_calibration(checkpoint.manifest32), device)
 
 
 def finding_of(result: CheckResult) -> Finding:

@@ -1,6 +1,6 @@
 """Take part in the trials of a swarm for as long as a node runs: watch, judge, sign, accuse, hand evidence out.
 
-    ScoreBoard ──refresh──> records, outcomes ──> Desk           every 36th of an epoch, a third of a trial's unit
+    ScoreBoard ──refresh──> records, outcomes ──> Desk           every quarter of a trial's unit
         └── sightings ──> Notebook                               so what comes late is known to
 
 Scores on that board follow from what this node has seen come. Runs in the event loop.
@@ -19,7 +19,6 @@ from dht.claim import CLAIM_EPOCHS
 from dht.hardening.duty import take_turn
 from dht.identity import Identity
 from dht.judgement.docket import open_cases
-from dht.receipts.publisher import period_s
 from dht.rules import Rules
 from dht.standing.board import ScoreBoard, Standings
 from dht.standing.sightings import Sightings, half_unit_s
@@ -35,6 +34,8 @@ NOTEBOOK = "claims.sqlite"
 """In a node's home: what it must not forget about claims."""
 SHELF = "evidence"
 """Beside it: what it has claimed with."""
+REST = 4
+"""So many times as long as a turn has taken, nothing is done after it: a node has its own work."""
 
 
 class ClaimsKeeping:
@@ -104,10 +105,14 @@ class ClaimsKeeping:
         since = rules.epoch_of(self._clock()) - CLAIM_EPOCHS
         if not await take_turn(self.accuser.publish_again(rules, since), "publishing claims"):
             return
+        took_s = 0.0
         while True:
+            # At first, too: a node that starts has other things to do.
+            await asyncio.sleep(max(half_unit_s(rules) / 2, REST * took_s))
+            began_s = time.monotonic()
             if not await take_turn(self.turn(rules), "attending to claims"):
                 return
-            await asyncio.sleep(min(period_s(rules), half_unit_s(rules) / 2))
+            took_s = time.monotonic() - began_s
 
     async def turn(self, rules: Rules) -> Standings:
         """Read what has come, and do what is due.

@@ -24,6 +24,7 @@ from dht.identity import Identity
 from dht.records import ServerState
 from dht.swarm import Stream, Swarm
 from node.batching import Limits
+from node.claims.examiner import examiner_of
 from node.engine import Engine
 from node.errors import NodeError, Refused
 from node.model.checkpoint import Checkpoint
@@ -40,6 +41,7 @@ from node.run.network_rate import carried_tokens_per_s, measure_network
 from node.run.receipt_keeping import ReceiptKeeping
 from node.run.serve_plan import ServePlan, plan_serving
 from node.run.server_ends import announced, in_words
+from node.run.trials import trials
 from node.serve.balance import choose_span
 from node.serve.contracts import Contracts
 from node.serve.handler import Handler
@@ -88,6 +90,9 @@ async def run_server(options: ServeOptions, reporter: Reporter) -> None:
             announcing.joining(span)
             await exits.enter_async_context(announcing.announcer)
             contracts = await _keep_receipts(exits, options, identity, swarm, checkpoint)
+            if contracts is not None:  # Who signs for nothing can be accused of nothing.
+                examiner = await asyncio.to_thread(examiner_of, checkpoint, plan.weights.device)
+                await exits.enter_async_context(trials(options.home, options.join, swarm, identity, examiner))
             engine = await exits.enter_async_context(
                 Engine(
                     limits=_GPU_LIMITS if plan.weights.device.type == "cuda" else Limits(),
