@@ -10,6 +10,7 @@ its own, at the lowest priority that the system gives a thread.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import threading
@@ -27,8 +28,10 @@ from node.check.evidence import Evidence
 from node.check.reference import HELD_IN, reference_span
 from node.claims.findings import Finding, cannot_tell
 from node.claims.rerun import work_of
-from node.errors import BadOpening, CannotCheck, NodeError
+from node.errors import BadCalibration, BadOpening, CannotCheck, NodeError
 from node.model.checkpoint import Checkpoint
+
+logger = logging.getLogger(__name__)
 
 MAX_EXAMINATION_BYTES = 4 * 2**30
 """Memory that an examination may take, weights included."""
@@ -78,7 +81,12 @@ class CheckpointExaminer:
 
 def examiner_of(checkpoint: Checkpoint, device: torch.device) -> CheckpointExaminer:
     """Return who examines claims about a model, by the calibration that comes with this package; reads files."""
-    return CheckpointExaminer(checkpoint, shipped_calibration(checkpoint.manifest32), device)
+    calibration = None
+    try:
+        calibration = shipped_calibration(checkpoint.manifest32)
+    except BadCalibration as error:  # A node serves without it; it just cannot tell.
+        logger.warning("claims cannot be examined here: %s", error)
+    return CheckpointExaminer(checkpoint, calibration, device)
 
 
 def finding_of(result: CheckResult) -> Finding:
