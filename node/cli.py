@@ -98,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_chat,
         _add_status,
         _add_score,
+        _add_claims,
         _add_doctor,
         _add_receipts,
         _add_statement,
@@ -590,6 +591,22 @@ def _score(arguments: Arguments) -> int:
 
     options = ScoreOptions(arguments.peer, join, _anchors(arguments), arguments.why, arguments.json)
     run_loop(lambda: run_score(options))
+    return 0
+
+
+def _add_claims(commands: Commands) -> None:
+    parser = _command(commands, "claims", _claims, "who accuses whom of false work in a swarm, and what came of it")
+    _add_join(parser)
+    _add_anchors(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _claims(arguments: Arguments) -> int:
+    join = _join(arguments)
+    from node.run.claims import run_claims
+    from node.run.lifetime import run_loop
+
+    run_loop(lambda: run_claims(join, _anchors(arguments), as_json=arguments.json))
     return 0
 
 

@@ -17,15 +17,18 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from dht.hardening.duty import take_turn
+from dht.judgement.docket import FirstSeen
+from dht.judgement.outcomes import Outcomes
 from dht.parameters import SwarmParameters
 from dht.receipts.checking import SignatureChecker
 from dht.receipts.publisher import period_s
 from dht.reputation import DEFAULT_SCORE_RULES, Evidence, ScoreRules, Scores, score
 from dht.rules import Rules
 from dht.standing.gathering import evidence_of
-from dht.standing.hearing import Settled, hear
+from dht.standing.hearing import NO_OUTCOMES, NOTHING_SEEN, Settled, hear
 from dht.standing.proof_reader import ProofReader
 from dht.standing.proofs import Judged, Proofs
+from dht.standing.sightings import Sightings, half_unit_s
 from dht.standing.work_reader import WorkReader
 from dht.standing.workbook import Contribution, Workbook, contributions
 from dht.swarm import Swarm
@@ -34,6 +37,11 @@ MIN_PERIOD_S = 5.0
 """Two refreshes are never closer, however short epochs are: one costs about a tenth of a second in a swarm of six."""
 
 NOTHING_SETTLED: Settled = MappingProxyType({})
+
+
+COUNTS_CLAIMS = False
+"""Whether verdicts move scores: not yet, because nobody answers claims by itself, and what is not answered is believed;
+and because evidence lacks the left padding of rows, with which an honest answer can be made to look false."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,7 @@ class Standings:
     judged: Judged  # what has become of the claims among these
     settled: Settled  # rulings that stand, for the next time
     contributions: Mapping[str, Contribution]  # by peer: what it gave and took in the window
+    outcomes: Outcomes = NO_OUTCOMES  # what follows from the claims, ruling by ruling
 
 
 class ScoreBoard:
@@ -59,6 +68,8 @@ class ScoreBoard:
         anchors: Sequence[str] = (),
         clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
+        sightings: Sightings | None = None,
+        counts_claims: bool = COUNTS_CLAIMS,
     ) -> None:
         """Describe the board; nothing is read yet.
 
@@ -68,12 +79,16 @@ class ScoreBoard:
             anchors: Peer ids whose trust counts for this node; none: those that the swarm's founder named.
             clock: Unix seconds.
             rng: Draws what snapshots are compared at; None: the system's.
+            sightings: Remembers when what is about claims came; None: signed times are believed.
+            counts_claims: Whether verdicts move scores.
         """
         self._swarm = swarm
         self._anchors = tuple(anchors)
         self._clock = clock
         self._works = WorkReader(swarm, bootstraps, rng or random.SystemRandom())
         self._proofs = ProofReader(swarm)
+        self._sightings = sightings
+        self._counts_claims = counts_claims
         self.standings: Standings | None = None
         """What is known; None: nothing yet."""
         self.on_refreshed: Callable[[Standings], None] = _ignore
@@ -101,18 +116,27 @@ class ScoreBoard:
         rules = await self._swarm.wait_for_rules()
         present = rules.epoch_of(self._clock())
         window = range(max(0, present + 1 - rules.window_epochs), present + 1)
+        began_s = self._clock()
         async with SignatureChecker() as checker:
             await self._works.read(window, checker)
             peers = self._works.peers | set(self.anchors)
             proofs = await self._proofs.read(peers, window, rules.evidence_epochs, checker)
-        terms = Terms(self.anchors, rules, score_rules_of(self._swarm.parameters, rules))
+        seen = self._look(proofs, began_s, rules)
+        score_rules = score_rules_of(self._swarm.parameters, rules)
+        terms = Terms(self.anchors, rules, score_rules, counts_claims=self._counts_claims)
         settled = self.standings.settled if self.standings is not None else {}
         now_s = self._clock()
         self.standings = await asyncio.to_thread(
-            standings_of, self._works.book.copy(), proofs, terms, present, now_s, settled
+            standings_of, self._works.book.copy(), proofs, terms, present, now_s, settled, seen
         )
         self.on_refreshed(self.standings)
         return self.standings
+
+    def _look(self, proofs: Proofs, began_s: float, rules: Rules) -> FirstSeen:
+        if self._sightings is None:
+            return NOTHING_SEEN
+        self._sightings.look(self._proofs.asked, proofs, began_s, half_unit_s(rules))
+        return self._sightings.first_seen_s
 
 
 class Terms(NamedTuple):
@@ -121,10 +145,17 @@ class Terms(NamedTuple):
     anchors: tuple[str, ...]  # whose trust it is
     rules: Rules  # of the swarm
     score_rules: ScoreRules
+    counts_claims: bool = COUNTS_CLAIMS  # whether verdicts move scores
 
 
 def standings_of(
-    book: Workbook, proofs: Proofs, terms: Terms, epoch: int, now_s: float, settled: Settled = NOTHING_SETTLED
+    book: Workbook,
+    proofs: Proofs,
+    terms: Terms,
+    epoch: int,
+    now_s: float,
+    settled: Settled = NOTHING_SETTLED,
+    first_seen_s: FirstSeen = NOTHING_SEEN,
 ) -> Standings:
     """Compute what follows from records: pure, and seconds where there are many.
 
@@ -135,11 +166,14 @@ def standings_of(
         epoch: The last one that counts.
         now_s: By when claims are judged, unix seconds.
         settled: Rulings that stand already.
+        first_seen_s: What this node has seen come.
     """
-    heard = hear(book, proofs, terms.anchors, terms.rules, terms.score_rules, now_s, settled)
-    evidence = evidence_of(book, proofs, heard.judged, epoch)
+    heard = hear(book, proofs, terms.anchors, terms.rules, terms.score_rules, now_s, settled, first_seen_s)
+    evidence = evidence_of(book, proofs, heard.judged if terms.counts_claims else Judged(), epoch)
     scores = score(evidence, terms.anchors, epoch, terms.score_rules)
-    return Standings(scores, evidence, proofs, heard.judged, heard.settled, contributions(evidence.works))
+    return Standings(
+        scores, evidence, proofs, heard.judged, heard.settled, contributions(evidence.works), heard.outcomes
+    )
 
 
 def anchors_of(parameters: SwarmParameters | None) -> tuple[str, ...]:

@@ -33,6 +33,8 @@ class EpochReader(Generic[R]):
         self._num_unsettled = num_unsettled
         self._read: dict[int, set[str]] = {}  # by epoch: peers that have been read since it settled
         self._found: dict[int, set[R]] = {}
+        self.asked: frozenset[tuple[str, int]] = frozenset()
+        """Peers and epochs under which the last call has read."""
 
     async def read(
         self, peers: Collection[str], epochs: Iterable[int], present: int, oldest: int, checker: SignatureChecker
@@ -57,7 +59,8 @@ class EpochReader(Generic[R]):
         async def forestall(envelopes: Sequence[bytes]) -> None:
             await checker.forestall(self._swarm.validator, envelopes)
 
-        keys = [(peer_id_to_bytes(peer), epoch) for epoch, unread in missing.items() for peer in unread]
+        self.asked = frozenset((peer, epoch) for epoch, unread in missing.items() for peer in unread)
+        keys = [(peer_id_to_bytes(peer), epoch) for peer, epoch in self.asked]
         async for found in self._swarm.read_many(self._kind.KIND, keys, forestall=forestall):
             for signed in found:
                 if isinstance(signed.record, self._kind):

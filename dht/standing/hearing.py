@@ -9,9 +9,10 @@ draw the committee of an old claim again. Pure; seconds where there are many epo
 """
 
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
-from dht.judgement.docket import open_cases
+from dht.judgement.docket import FirstSeen, open_cases
 from dht.judgement.holdings import Holdings
 from dht.judgement.judge import Court, judge
 from dht.judgement.outcomes import Outcomes, Ruling, State
@@ -24,6 +25,10 @@ from dht.standing.workbook import Workbook
 Settled = Mapping[bytes, Ruling]
 """Rulings that stand, by the hash of their claim."""
 
+NOTHING_SEEN: FirstSeen = MappingProxyType({})
+
+NO_OUTCOMES = Outcomes((), (), (), (), ())
+
 _DECIDED = frozenset({State.UPHELD, State.REJECTED, State.UNRESOLVED})
 
 
@@ -32,6 +37,7 @@ class Heard(NamedTuple):
 
     judged: Judged
     settled: Settled
+    outcomes: Outcomes = NO_OUTCOMES
 
 
 def hear(
@@ -42,6 +48,7 @@ def hear(
     score_rules: ScoreRules,
     now_s: float,
     settled: Settled,
+    first_seen_s: FirstSeen = NOTHING_SEEN,
 ) -> Heard:
     """Judge claims.
 
@@ -53,12 +60,13 @@ def hear(
         score_rules: Its constants.
         now_s: Unix seconds.
         settled: What stands already.
+        first_seen_s: What this node has seen come.
     """
     if not proofs.claims:
         return Heard(Judged(), settled)
     holdings = Holdings(book.spans())
     credibility: dict[int, dict[str, int]] = {}
-    court = Court(rules, holdings, credibility, tuple(anchors))
+    court = Court(rules, holdings, credibility, tuple(anchors), first_seen_s)
     for epoch in sorted({claim.epoch for claim in proofs.claims if claim.hash not in settled}):
         start_s = rules.start_of(epoch)
         before = until(proofs, epoch - 1, start_s)
@@ -67,7 +75,7 @@ def hear(
         credibility[epoch] = {peer: standing.credibility for peer, standing in scores.standings.items()}
     outcomes = _outcomes(proofs, court, now_s, settled)
     decided = {each.claim: each for each in outcomes.rulings if each.is_final and each.state in _DECIDED}
-    return Heard(_judged(outcomes), {**settled, **decided})
+    return Heard(_judged(outcomes), {**settled, **decided}, outcomes)
 
 
 def _outcomes(proofs: Proofs, court: Court, now_s: float, settled: Settled) -> Outcomes:

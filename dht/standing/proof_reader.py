@@ -35,6 +35,15 @@ class ProofReader:
         self._contests = EpochReader(swarm, Contest, TRIAL_EPOCHS + 1)
         self._verdicts = EpochReader(swarm, Verdict, TRIAL_EPOCHS + 1)
 
+    @property
+    def asked(self) -> dict[int, frozenset[tuple[str, int]]]:
+        """By kind: peers and epochs under which the last call has read, of claims and what is about them."""
+        return {
+            Kind.CLAIM: self._claims.asked,
+            Kind.CONTEST: self._contests.asked,
+            Kind.VERDICT: self._verdicts.asked,
+        }
+
     async def read(
         self, peers: Collection[str], window: range, evidence_epochs: int, checker: SignatureChecker
     ) -> Proofs:

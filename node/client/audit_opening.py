@@ -5,6 +5,7 @@ Every byte has been compared with the hashes that stand under the stage's own si
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from node.client.route import Stage
@@ -64,3 +65,8 @@ class Opening:
     """Body of the offer that it has accepted."""
     offer_signature: bytes
     """The client's."""
+    accept_signature: bytes
+    """The stage's, over the offer."""
+    headers: Mapping[tuple[int, int], bytes]
+    """For each chunk of the history up to this one, by segment and index: the headers of its pieces, as they are hashed
+    behind the session's codec."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from node.commitment.chunks import WINDOW
+from node.commitment.chunks import WINDOW, piece_header
 from node.wire import Step
 
 
@@ -33,6 +33,8 @@ class Tile:
     """One past its last position so far."""
     runs: list[list[int]] = field(default_factory=list)
     """Its pieces: pairs of a number of positions, and how many pieces have so many, one behind the other."""
+    headers: bytearray = field(default_factory=bytearray)
+    """Headers of its pieces, as they are hashed."""
 
     @property
     def place(self) -> tuple[int, int]:
@@ -83,6 +85,7 @@ class Trail:
             if tile is None or tile.first // WINDOW != window:
                 tile = self._begin(position, step.shape[0])
             last = min(end, (window + 1) * WINDOW, position + WINDOW - self._filled)
+            tile.headers += piece_header(step, position, last)
             tile.grow(last - position)
             touched.append((tile, position, last))
             self._filled += last - position

@@ -55,6 +55,8 @@ class AuditedStage:
     stage: Stage
     dtype: str
     deal: Deal
+    agreement: bytes = b""
+    """Its signature over the deal's offer."""
 
 
 @dataclass(slots=True)
@@ -352,6 +354,8 @@ def _opening(due: DueAudit, session: AuditedSession, inputs: Given, outputs: tup
         receipt=due.receipt,
         offer=audited.deal.body,
         offer_signature=audited.deal.signature,
+        accept_signature=audited.agreement,
+        headers={tile.place: bytes(tile.headers) for tile in due.tiles},
     )
 
 

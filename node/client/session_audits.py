@@ -43,7 +43,7 @@ class SessionAudits:
         """Note stages that are open."""
         for link in links:
             if link.deal is not None:
-                self._facts.stages[link.stage.peer_id] = AuditedStage(link.stage, link.dtype, link.deal)
+                self._facts.stages[link.stage.peer_id] = AuditedStage(link.stage, link.dtype, link.deal, link.agreement)
 
     def begun(self, log: StepLog) -> None:
         """Note where what is sent to the first stage is kept."""

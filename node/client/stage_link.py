@@ -61,10 +61,20 @@ class StageFailed(UnavailableError):
 class StageLink:
     """An open stage. Made by ``open_link``; ended by ``close`` or ``cut``."""
 
-    def __init__(self, stage: Stage, session: bytes, frames: FrameStream, dtype: str, deal: Deal | None = None) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        session: bytes,
+        frames: FrameStream,
+        dtype: str,
+        deal: Deal | None = None,
+        agreement: bytes = b"",
+    ) -> None:
         self.stage = stage
         self.deal = deal
         """What it has agreed to; None: nothing is signed for."""
+        self.agreement = agreement
+        """Its signature that it takes that, 64 bytes."""
         self.dtype = dtype
         """What the stage computes in."""
         self.alive: Alive | None = None
@@ -273,7 +283,7 @@ async def _open_link(
             case Accept() if answer.session == session:
                 if deal is not None and not deal.is_accepted(answer.agreement):
                     raise SessionError(f"The stage {stage} does not sign what it takes on.")
-                return StageLink(stage, session, frames, answer.dtype, deal)
+                return StageLink(stage, session, frames, answer.dtype, deal, answer.agreement)
             case Refuse():
                 raise as_error(stage, answer)
             case None:

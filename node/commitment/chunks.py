@@ -175,7 +175,7 @@ class Tap:
             if not self._filled:
                 self._open(position)
             last = min(end, (window + 1) * WINDOW, position + WINDOW - self._filled)
-            self._header += _piece_header(step, position, last)
+            self._header += piece_header(step, position, last)
             if last - position == tokens:
                 self._hash(payload)
             else:
@@ -223,7 +223,7 @@ class Tap:
         return chunk
 
 
-def _piece_header(step: Step, first: int, last: int) -> bytes:
+def piece_header(step: Step, first: int, last: int) -> bytes:
     """Return the header of the positions ``[first, last)`` of a step; what changes before it stands at the first."""
     is_first = first == step.position
     crop = step.crop if is_first else None

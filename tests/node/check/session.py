@@ -59,7 +59,13 @@ class Session:
         return blob, replace(made, **changes)
 
 
-def held(session: bytes = b"evidence session", lengths: tuple[int, ...] = (70, 1, 60, 70), lane: int = 7) -> Session:
+def held(
+    session: bytes = b"evidence session",
+    lengths: tuple[int, ...] = (70, 1, 60, 70),
+    lane: int = 7,
+    provider: Identity = PROVIDER,
+    epoch: int = EPOCH,
+) -> Session:
     """Run a session of some steps of one row, and keep what is claimed of its third chunk."""
     stage = StageCommitment(session, CODEC, verify)
     pieces: dict[int, list[Piece]] = {}
@@ -79,8 +85,12 @@ def held(session: bytes = b"evidence session", lengths: tuple[int, ...] = (70, 1
         position += tokens
     stage.seal()
     leaves, root = stage.report()
-    offer = Offer(session, CONSUMER.peer_id, PROVIDER.peer_id, bytes(32), 0, 4, PROFILE, lane, 1000, 0)
-    counted = receipt(PROVIDER, CONSUMER, manifest=bytes(32), profile=PROFILE, lane=lane, commitment=root)
+    offer = Offer(session, CONSUMER.peer_id, provider.peer_id, bytes(32), 0, 4, PROFILE, lane, 1000, 0)
+    began = DEFAULT_RULES.start_of(epoch)
+    counted = receipt(
+        provider, CONSUMER, epoch=epoch, manifest=bytes(32), profile=PROFILE, lane=lane, commitment=root,
+        t_first=began + 60, t_last=began + 62,
+    )  # fmt: skip
     opened = []
     for number, leaf in enumerate(leaves[:3]):
         header = Header(CODEC, tuple(pieces[number])).to_bytes()
@@ -88,7 +98,7 @@ def held(session: bytes = b"evidence session", lengths: tuple[int, ...] = (70, 1
     evidence = Evidence(
         offer=offer.to_body(),
         offer_signature=CONSUMER.sign(128, offer.to_body()),
-        accept_signature=accept(offer.to_body(), PROVIDER.sign),
+        accept_signature=accept(offer.to_body(), provider.sign),
         weights="float32",
         adapter="",
         chunks=tuple(opened),

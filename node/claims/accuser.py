@@ -1,0 +1,149 @@
+"""Make claims of failed work: at most three in an epoch, the worst first, each with evidence that is handed out.
+
+    failed audits ──hold──> candidates ──worst first──> evidence on the shelf, number and claim in the notebook ──> DHT
+
+One of the three places of an epoch opens in each third of it, so that something worse that is found later has one.
+Handing evidence out publishes the session that it is of: whoever holds an accusation here has the user's leave. Runs
+in the event loop; the disk in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dht.claim import CLAIM_EPOCHS, MAX_CLAIMS, Claim, ClaimedChunk
+from dht.identity import Identity, peer_id_to_bytes
+from dht.records import Envelope, place, seal
+from dht.rules import Rules
+from dht.swarm import Swarm
+from dht.work import Receipt
+from node.check.evidence import Evidence, pack
+from node.claims.notebook import Notebook
+from node.claims.shelf import Shelf
+
+logger = logging.getLogger(__name__)
+
+MAX_HELD = 16
+"""Accusations that wait for a place; the least wrong are let go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accusation:
+    """A chunk that was found false."""
+
+    evidence: Evidence
+    session: bytes
+    """Id of it, 16 bytes."""
+    receipt: bytes
+    """Body of the receipt whose commitment the chunk stands under."""
+    receipt_signature: bytes
+    """The accused's, 64 bytes."""
+    error_ppm: int
+    """Median error that was found, millionths of the span's increment."""
+
+    @property
+    def chunk(self) -> ClaimedChunk:
+        """What it is about."""
+        last = self.evidence.chunks[-1].leaf
+        return ClaimedChunk(Receipt.from_body(self.receipt).slot, self.session, last.segment, last.index)
+
+
+class Accuser:
+    """One node's accusations.
+
+    Args:
+        swarm: entered.
+        identity: who accuses.
+        shelf: keeps what is handed out.
+        notebook: keeps which numbers were given away.
+        clock: unix time, s.
+    """
+
+    def __init__(
+        self, swarm: Swarm, identity: Identity, shelf: Shelf, notebook: Notebook, clock: Callable[[], float]
+    ) -> None:
+        self._swarm = swarm
+        self._identity = identity
+        self._shelf = shelf
+        self._notebook = notebook
+        self._clock = clock
+        self._held: dict[ClaimedChunk, Accusation] = {}
+
+    def hold(self, accusation: Accusation) -> None:
+        """Take an accusation on; what is wrong most will be claimed first."""
+        self._held.setdefault(accusation.chunk, accusation)
+        worst = sorted(self._held.values(), key=_badness, reverse=True)[:MAX_HELD]
+        self._held = {each.chunk: each for each in worst}
+
+    async def claim(self, rules: Rules) -> list[Claim]:
+        """Publish what there is a place for now; return it.
+
+        Raises:
+            DaemonDied: our own p2pd has ended.
+        """
+        now_s = self._clock()
+        epoch = rules.epoch_of(now_s)
+        self._held = {chunk: each for chunk, each in self._held.items() if chunk.slot.epoch + CLAIM_EPOCHS >= epoch}
+        left = await asyncio.to_thread(self._notebook.numbers_left, epoch)
+        passed = now_s - rules.start_of(epoch)
+        num_open = min(MAX_CLAIMS, 1 + int(MAX_CLAIMS * passed / rules.epoch_s)) - (MAX_CLAIMS - len(left))
+        made = []
+        for number in left[: max(0, num_open)]:
+            if not self._held:
+                break
+            worst = max(self._held.values(), key=_badness)
+            del self._held[worst.chunk]
+            claim = await self._claim(worst, rules, epoch, number)
+            made += [claim] if claim is not None else []
+        return made
+
+    async def _claim(self, accusation: Accusation, rules: Rules, epoch: int, number: int) -> Claim | None:
+        """Write everything down, then publish; None: there is a claim about that chunk, or of that number."""
+        try:
+            blob = await asyncio.to_thread(pack, accusation.evidence)
+        except ValueError as error:
+            logger.warning("false work is not claimed: %s", error)
+            return None
+        name = await asyncio.to_thread(self._shelf.put, blob, rules.end_of_evidence(epoch))
+        last = accusation.evidence.chunks[-1].leaf
+        claim = Claim(
+            accuser=self._identity.peer_id,
+            epoch=epoch,
+            number=number,
+            receipt=accusation.receipt,
+            receipt_signature=accusation.receipt_signature,
+            session=accusation.session,
+            segment=last.segment,
+            index=last.index,
+            error_ppm=accusation.error_ppm,
+            evidence=name,
+            evidence_bytes=len(blob),
+            t=int(self._clock()),
+        )
+        signed = seal(claim, self._identity, rules=rules)
+        chunk = _name_of(claim)
+        if not await asyncio.to_thread(self._notebook.keep_claim, epoch, number, chunk, signed.envelope):
+            return None
+        await self._swarm.store(signed)
+        return claim
+
+    async def publish_again(self, rules: Rules, since: int) -> None:
+        """Publish the claims of the epochs from ``since`` on, as they were signed: a crash may have come between.
+
+        Raises:
+            DaemonDied: our own p2pd has ended.
+        """
+        for envelope in await asyncio.to_thread(self._notebook.claims_since, since):
+            await self._swarm.store(place(Claim.from_body(Envelope.from_bytes(envelope).body), envelope, rules))
+
+
+def _name_of(claim: Claim) -> bytes:
+    numbers = claim.segment.to_bytes(4, "big") + claim.index.to_bytes(4, "big")
+    return peer_id_to_bytes(claim.accused) + claim.session + numbers
+
+
+def _badness(accusation: Accusation) -> tuple[int, bytes]:
+    return accusation.error_ppm, accusation.session

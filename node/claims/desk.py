@@ -1,0 +1,207 @@
+"""Do what is due about claims: deny, appeal, commit, open. Whether work was right is for an examiner to say.
+
+    outcomes ──> duties ──┬── open          from the notebook
+                          ├── commit        from the notebook, or with a finding: first written down, then published
+                          ├── deny          unless this node finds itself guilty; near the end also without a finding
+                          ├── appeal        if it finds otherwise than what stands
+                          └── no finding? ──> evidence fetched, verified, run again: one at a time, beside all this
+
+Evidence that does not hold is refuted without being run. Runs in the event loop; examinations in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeAlias
+
+from dht.claim import Claim
+from dht.contest import Contest
+from dht.errors import DaemonDied, DhtError
+from dht.identity import Identity
+from dht.judgement.docket import Case
+from dht.judgement.duties import Duty, duties
+from dht.judgement.outcomes import Outcomes
+from dht.judgement.timeline import Act, Timeline, phase_of
+from dht.records import Envelope, Record, place, seal
+from dht.rules import Rules
+from dht.swarm import Swarm
+from dht.verdict import SALT_BYTES, Opinion, Verdict, commit, reveal
+from node.check.evidence import unpack_and_verify
+from node.claims.findings import Examine, Finding, cannot_tell
+from node.claims.notebook import Ballot, Notebook
+from node.errors import FalseEvidence
+
+logger = logging.getLogger(__name__)
+
+Fetch: TypeAlias = Callable[[Claim], Awaitable[bytes]]
+"""Has the evidence of a claim; raises as ``fetch_evidence`` does."""
+
+MAX_FINDINGS = 256
+"""That are remembered; what was signed stands in the notebook."""
+MIN_LEFT = 0.5
+"""Units of a trial before a window's end in which whoever has no finding yet does without."""
+
+
+class Desk:
+    """One node's part in trials. Closed by ``close``.
+
+    Args:
+        swarm: entered.
+        identity: who signs.
+        notebook: keeps votes.
+        fetch: has evidence.
+        examine: runs it again.
+        clock: unix time, s.
+        draw: returns so many random bytes.
+    """
+
+    def __init__(
+        self,
+        swarm: Swarm,
+        identity: Identity,
+        notebook: Notebook,
+        fetch: Fetch,
+        examine: Examine,
+        *,
+        clock: Callable[[], float],
+        draw: Callable[[int], bytes],
+    ) -> None:
+        self._swarm = swarm
+        self._identity = identity
+        self._notebook = notebook
+        self._fetch = fetch
+        self._examine = examine
+        self._clock = clock
+        self._draw = draw
+        self._findings: OrderedDict[bytes, Finding] = OrderedDict()
+        self._examining: asyncio.Task[None] | None = None
+
+    def finding(self, claim: bytes) -> Finding | None:
+        """Return what this node found of a claim, by its hash; None: nothing yet."""
+        return self._findings.get(claim)
+
+    async def attend(self, cases: Sequence[Case], outcomes: Outcomes, rules: Rules) -> None:
+        """Sign what is due and can be signed; begin to find out what else must be known.
+
+        Args:
+            cases: as ``open_cases`` orders them.
+            outcomes: what ``judge`` says of them just now.
+            rules: of the swarm.
+
+        Raises:
+            DaemonDied: our own p2pd has ended.
+        """
+        by_hash = {case.hash: case.claim for case in cases}
+        due = duties(self._identity.peer_id, cases, outcomes, rules, self._clock())
+        for duty in due:
+            if duty.until_s > self._clock():
+                await self._do(duty, by_hash[duty.claim], outcomes, rules)
+        await self._examine_next(due, by_hash)
+
+    async def close(self) -> None:
+        """Give up the examination that is under way; a thread that computes ends by itself."""
+        if self._examining is not None:
+            self._examining.cancel()
+            await asyncio.gather(self._examining, return_exceptions=True)
+
+    async def settle(self) -> None:
+        """Wait until the examination that is under way has ended."""
+        if self._examining is not None:
+            await self._examining
+
+    async def _do(self, duty: Duty, claim: Claim, outcomes: Outcomes, rules: Rules) -> None:
+        match duty.act:
+            case Act.REVEAL:
+                await self._open(duty, claim, rules)
+            case Act.COMMIT:
+                await self._commit(duty, claim, rules)
+            case Act.CONTEST | Act.APPEAL:
+                if self._objects(duty, claim, outcomes, rules):
+                    contester, t = self._identity.peer_id, int(self._clock())
+                    contest = Contest(contester, claim.epoch, claim.hash, claim.accuser, duty.level, t)
+                    logger.info("level %d is asked to judge the claim %s", duty.level, claim.hash.hex()[:16])
+                    await self._publish(contest, rules)
+
+    def _objects(self, duty: Duty, claim: Claim, outcomes: Outcomes, rules: Rules) -> bool:
+        """Say whether this node denies a claim, or appeals against what stands, now."""
+        if claim.accuser == self._identity.peer_id:
+            return True  # It has found the work false itself, before it made the claim.
+        found = self._findings.get(claim.hash)
+        if found is not None:
+            return found.opinion is not Opinion.UPHELD
+        unit_s = Timeline.of(claim.t, rules).unit_s
+        return duty.until_s - self._clock() < MIN_LEFT * unit_s  # Who does not know of any guilt is innocent.
+
+    async def _commit(self, duty: Duty, claim: Claim, rules: Rules) -> None:
+        ballot = await asyncio.to_thread(self._notebook.ballot, claim.hash, duty.level)
+        if ballot is None:
+            found = self._findings.get(claim.hash)
+            if found is None:
+                return
+            ballot = await self._decide(duty, claim, found, rules)
+        signed = Verdict.from_body(Envelope.from_bytes(ballot.commitment).body)
+        await self._swarm.store(place(signed, ballot.commitment, rules))
+
+    async def _decide(self, duty: Duty, claim: Claim, found: Finding, rules: Rules) -> Ballot:
+        salt = self._draw(SALT_BYTES)
+        words = (self._identity.peer_id, claim.epoch, claim.hash, duty.level, found.opinion, salt)
+        sealed = seal(commit(*words, int(self._clock())), self._identity, rules=rules)
+        ballot = Ballot(
+            claim.hash, duty.level, claim.epoch, found.opinion, salt, found.error_ppm, commitment=sealed.envelope
+        )
+        return await asyncio.to_thread(self._notebook.keep_ballot, ballot)
+
+    async def _open(self, duty: Duty, claim: Claim, rules: Rules) -> None:
+        ballot = await asyncio.to_thread(self._notebook.ballot, claim.hash, duty.level)
+        if ballot is None:
+            logger.warning("a commitment cannot be opened: the notebook that it stood in is gone")
+            return
+        words = (self._identity.peer_id, claim.epoch, claim.hash, duty.level, ballot.opinion, ballot.salt)
+        opens_s = Timeline.of(claim.t, rules).opens_s(phase_of(duty.level, Act.REVEAL))
+        await self._publish(reveal(*words, ballot.error_ppm, max(opens_s, int(self._clock()))), rules)
+
+    async def _publish(self, record: Record, rules: Rules) -> None:
+        await self._swarm.store(seal(record, self._identity, rules=rules))
+
+    async def _examine_next(self, due: Sequence[Duty], by_hash: Mapping[bytes, Claim]) -> None:
+        """Begin the examination that is needed first, unless one is under way."""
+        if self._examining is not None and not self._examining.done():
+            return
+        for duty in due:
+            claim = by_hash[duty.claim]
+            is_own = claim.accuser == self._identity.peer_id
+            if duty.act is Act.REVEAL or is_own or claim.hash in self._findings:
+                continue
+            if duty.act is Act.COMMIT and await self._has_voted(duty):
+                continue
+            self._examining = asyncio.create_task(self._find_out(claim))
+            return
+
+    async def _has_voted(self, duty: Duty) -> bool:
+        return await asyncio.to_thread(self._notebook.ballot, duty.claim, duty.level) is not None
+
+    async def _find_out(self, claim: Claim) -> None:
+        try:
+            found = await self._found(claim)
+        except DaemonDied:
+            return  # Whoever runs the node notices.
+        except DhtError as error:
+            logger.info("the evidence of a claim cannot be had: %s", error)
+            found = cannot_tell(f"The evidence cannot be had: {error}")
+        except Exception:
+            logger.exception("a claim could not be examined by a defect of this program; please report it")
+            found = cannot_tell("It could not be examined.")
+        self._findings[claim.hash] = found
+        while len(self._findings) > MAX_FINDINGS:
+            self._findings.popitem(last=False)
+
+    async def _found(self, claim: Claim) -> Finding:
+        try:
+            blob = await self._fetch(claim)
+            evidence = await asyncio.to_thread(unpack_and_verify, blob, claim)
+        except FalseEvidence as error:
+            return Finding(Opinion.REFUTED, 0, f"The evidence does not hold: {error}")
+        return await asyncio.to_thread(self._examine, evidence, claim)

@@ -1,0 +1,103 @@
+"""Run verified evidence again on the blocks of one model, whose weights are at hand, and say what follows.
+
+    evidence ──rerun──> work ──check──> pass, fail, neither ──> refuted, upheld, inconclusive
+
+The blocks are loaded in float32 for one examination and let go: it takes memory for them and for the session, bounded
+together, and where that is not enough this node cannot tell. Loads and computes for seconds to minutes in a thread of
+its own, at the lowest priority that the system gives a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+from dataclasses import dataclass
+
+import torch
+
+from dht.claim import Claim
+from dht.verdict import Opinion
+from dht.work import MAX_ERROR_PPM
+from node.check.calibration import Calibration
+from node.check.calibration_file import shipped_calibration
+from node.check.check import CheckResult, Verdict, check_span
+from node.check.evidence import Evidence
+from node.check.reference import HELD_IN, reference_span
+from node.claims.findings import Finding, cannot_tell
+from node.claims.rerun import work_of
+from node.errors import BadCalibration, BadOpening, CannotCheck, NodeError
+from node.model.checkpoint import Checkpoint
+
+logger = logging.getLogger(__name__)
+
+MAX_EXAMINATION_BYTES = 4 * 2**30
+"""Memory that an examination may take, weights included."""
+
+_OPINIONS = {
+    Verdict.PASS: Opinion.REFUTED,
+    Verdict.FAIL: Opinion.UPHELD,
+    Verdict.INCONCLUSIVE: Opinion.INCONCLUSIVE,
+}
+
+
+@dataclass(frozen=True)
+class CheckpointExaminer:
+    """Examines claims about one model; an ``Examine``."""
+
+    checkpoint: Checkpoint
+    calibration: Calibration | None
+    """None: nobody can say what is honest, so this node cannot tell."""
+    device: torch.device
+    max_bytes: int = MAX_EXAMINATION_BYTES
+
+    def __call__(self, evidence: Evidence, claim: Claim) -> Finding:
+        """Examine; a node that cannot says so."""
+        receipt = claim.work
+        if self.calibration is None:
+            return cannot_tell("No calibration of the model is at hand.")
+        if receipt.manifest != self.checkpoint.manifest32:
+            return cannot_tell("It is about another model than this node has.")
+        if evidence.adapter or evidence.weights not in HELD_IN:
+            return cannot_tell("The weights are held in a way that this node does not know.")
+        _be_patient()
+        try:
+            return self._run(evidence, receipt.start, receipt.end, self.calibration)
+        except (CannotCheck, BadOpening) as error:
+            return cannot_tell(str(error))
+        except (NodeError, OSError, RuntimeError, MemoryError) as error:  # torch raises RuntimeError without memory.
+            return cannot_tell(f"The blocks could not be run: {error}")
+
+    def _run(self, evidence: Evidence, start: int, end: int, calibration: Calibration) -> Finding:
+        work = work_of(evidence, calibration.hidden_size)
+        room = self.max_bytes - 2 * self.checkpoint.span_bytes(start, end, torch.float32)  # As stored, and in float32.
+        if room <= 0:
+            return cannot_tell("The blocks take more memory than an examination may.")
+        span = reference_span(self.checkpoint, evidence.weights, start, end, self.device)
+        return finding_of(check_span(span, work, calibration, evidence.weights, max_bytes=room))
+
+
+def examiner_of(checkpoint: Checkpoint, device: torch.device) -> CheckpointExaminer:
+    """Return who examines claims about a model, by the calibration that comes with this package; reads files."""
+    calibration = None
+    try:
+        calibration = shipped_calibration(checkpoint.manifest32)
+    except BadCalibration as error:  # A node serves without it; it just cannot tell.
+        logger.warning("claims cannot be examined here: %s", error)
+    return CheckpointExaminer(checkpoint, calibration, device)
+
+
+def finding_of(result: CheckResult) -> Finding:
+    """Say what a check comes to."""
+    median = result.statistics.median if result.statistics is not None else 0.0
+    error_ppm = min(MAX_ERROR_PPM, int(median * 1e6)) if median < MAX_ERROR_PPM else MAX_ERROR_PPM
+    return Finding(_OPINIONS[result.verdict], error_ppm, result.reason)
+
+
+def _be_patient() -> None:
+    """Let everything else go first; on Linux a thread has a priority of its own."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)

@@ -1,0 +1,130 @@
+"""Take part in the trials of a swarm for as long as a node runs: watch, judge, sign, accuse, hand evidence out.
+
+    ScoreBoard ──refresh──> records, outcomes ──> Desk           every quarter of a trial's unit
+        └── sightings ──> Notebook                               so what comes late is known to
+
+Scores on that board follow from what this node has seen come. Runs in the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Self
+
+from dht.claim import CLAIM_EPOCHS
+from dht.hardening.duty import take_turn
+from dht.identity import Identity
+from dht.judgement.docket import open_cases
+from dht.rules import Rules
+from dht.standing.board import ScoreBoard, Standings
+from dht.standing.sightings import Sightings, half_unit_s
+from dht.swarm import Swarm
+from node.claims.accuser import Accuser
+from node.claims.desk import Desk
+from node.claims.findings import Examine
+from node.claims.notebook import Notebook
+from node.claims.shelf import Shelf
+from node.claims.stream import EvidenceServer, fetch_evidence
+
+NOTEBOOK = "claims.sqlite"
+"""In a node's home: what it must not forget about claims."""
+SHELF = "evidence"
+"""Beside it: what it has claimed with."""
+REST = 4
+"""So many times as long as a turn has taken, nothing is done after it: a node has its own work."""
+
+
+class ClaimsKeeping:
+    """An async context manager; inside it, ``run`` is this node's duty, and ``accuser`` takes what it has found false.
+
+    Args:
+        home: the node's state directory.
+        swarm: entered.
+        identity: who signs.
+        examine: runs evidence again.
+        bootstraps: peer ids whose snapshots are asked for first.
+        anchors: whose trust counts for this node; none: those of the swarm.
+        clock: unix time, s.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        swarm: Swarm,
+        identity: Identity,
+        examine: Examine,
+        *,
+        bootstraps: Sequence[str] = (),
+        anchors: Sequence[str] = (),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._home = home
+        self._swarm = swarm
+        self._identity = identity
+        self._examine = examine
+        self._bootstraps = bootstraps
+        self._anchors = anchors
+        self._clock = clock
+        self.board: ScoreBoard
+        """Set inside the context, as what follows is."""
+        self.accuser: Accuser
+        self.desk: Desk
+
+    async def __aenter__(self) -> Self:
+        self._notebook = await asyncio.to_thread(Notebook.open, self._home / NOTEBOOK)
+        self._sightings = Sightings(await asyncio.to_thread(self._notebook.sightings))
+        self._shelf = Shelf(self._home / SHELF)
+        await asyncio.to_thread(self._shelf.tidy, self._clock())
+        self.board = ScoreBoard(
+            self._swarm, self._bootstraps, anchors=self._anchors, clock=self._clock, sightings=self._sightings
+        )
+        self.accuser = Accuser(self._swarm, self._identity, self._shelf, self._notebook, self._clock)
+        self.desk = Desk(
+            self._swarm,
+            self._identity,
+            self._notebook,
+            lambda claim: fetch_evidence(self._swarm, claim),
+            self._examine,
+            clock=self._clock,
+            draw=secrets.token_bytes,
+        )
+        await EvidenceServer(self._shelf.get).start(self._swarm)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.desk.close()
+        await asyncio.to_thread(self._notebook.close)
+
+    async def run(self) -> None:
+        """Take part until our p2pd has ended."""
+        rules = await self._swarm.wait_for_rules()
+        since = rules.epoch_of(self._clock()) - CLAIM_EPOCHS
+        if not await take_turn(self.accuser.publish_again(rules, since), "publishing claims"):
+            return
+        took_s = 0.0
+        while True:
+            # At first, too: a node that starts has other things to do.
+            await asyncio.sleep(max(half_unit_s(rules) / 2, REST * took_s))
+            began_s = time.monotonic()
+            if not await take_turn(self.turn(rules), "attending to claims"):
+                return
+            took_s = time.monotonic() - began_s
+
+    async def turn(self, rules: Rules) -> Standings:
+        """Read what has come, and do what is due.
+
+        Raises:
+            DaemonDied: our own p2pd has ended.
+        """
+        known = await self.board.refresh()
+        self._sightings.forget_before(rules.epoch_of(self._clock()) - rules.window_epochs)
+        await asyncio.to_thread(self._notebook.note_sightings, self._sightings.take_new())
+        proofs = known.proofs
+        cases = open_cases(proofs.claims, proofs.contests, proofs.verdicts)
+        await self.desk.attend(cases, known.outcomes, rules)
+        await self.accuser.claim(rules)
+        return known
