@@ -7,8 +7,8 @@
     pooled   the 99.9th percentile of the mean of 8 chunks, likewise
 
 and of each block the second moments of what it adds, from which the channel scales of any span follow by one sum. A
-statistic passes below 1.25 times its percentile and fails above 2 times (the largest error: 2 and 4). One file, canonical, so that its SHA-256
-names it. Pure but for nothing: text in and out; who reads files is elsewhere. Runs anywhere.
+statistic passes below 1.25 times its percentile and fails above 2 times; the largest error, 2 and 4. One file,
+canonical, so that its SHA-256 names it. Pure: text in and out; who reads files is elsewhere. Runs anywhere.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FAIL_FACTOR = 2.0
 LARGEST_PASS_FACTOR = 2.0
 LARGEST_FAIL_FACTOR = 4.0
 """Of the largest error of a chunk: its tail is heavy, and a percentile of some hundred chunks is not its end. On another
-text one honest chunk of some thousands came to 2.1 times; a position that is not computed at all is ten times above."""
+text one honest chunk of some thousands came to 2.1 times. A position that was not computed has an error of 0.3 to 1."""
 POOLED_FACTOR = 1.25
 """Of the pooled percentile: a mean of 8 chunks varies less than a chunk, so it needs less room."""
 LEAST_PASS = 1e-4
