@@ -33,8 +33,8 @@ PASS_FACTOR = 1.25
 FAIL_FACTOR = 2.0
 LARGEST_PASS_FACTOR = 2.0
 LARGEST_FAIL_FACTOR = 4.0
-"""Of the largest error of a chunk: its tail is heavy, and a percentile of some hundred chunks is not its end. On another
-text one honest chunk of some thousands came to 2.1 times. A position that was not computed has an error of 0.3 to 1."""
+"""Of the largest error of a chunk: its tail is heavy, and a percentile of some hundred chunks is not its end. On
+another text one honest chunk of some thousands came to 2.1 times. A position not computed has an error of 0.3 to 1."""
 POOLED_FACTOR = 1.25
 """Of the pooled percentile: a mean of 8 chunks varies less than a chunk, so it needs less room."""
 LEAST_PASS = 1e-4
