@@ -24,13 +24,13 @@ PROSE = Path(__file__).parents[3] / "LICENSE"
 class Embedded:
     """The model, some texts on their way through it, and what the calibration says of servers' chunks."""
 
-    def __init__(self, num_texts: int, positions: int) -> None:
+    def __init__(self, num_texts: int, positions: int, first: int = 0) -> None:
         self.checkpoint = Checkpoint.open(EMBEDDED)
         self.calibration = shipped_calibration(self.checkpoint.manifest32)
         assert self.calibration is not None
         tokenizer = AutoTokenizer.from_pretrained(self.checkpoint.tokenizer_dir, local_files_only=True)
         ids = tokenizer(PROSE.read_text("utf-8"), return_tensors="pt", verbose=False).input_ids[0]
-        self.ids = ids[: num_texts * positions].reshape(num_texts, positions)
+        self.ids = ids[first : first + num_texts * positions].reshape(num_texts, positions)
         self._reference = reference_span(self.checkpoint, "float32", 0, self.checkpoint.num_blocks, CPU)
         ends = load_ends(self.checkpoint, find_end_parameters(self.checkpoint.config), torch.float32)
         self.entering = walk(self._reference, ends.embed(self.ids, 0))

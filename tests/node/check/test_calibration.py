@@ -117,7 +117,8 @@ def test_thresholds_are_multiples_of_the_percentiles_of_the_spans_own_mean():
     standard = calibration().standard("bfloat16", "float32", 1, 2)
     median, high, largest = standard.limits(64)
     assert (median.passes, median.fails) == pytest.approx((0.01 * 1.4 * 1.25, 0.01 * 1.4 * 2))
-    assert (high.fails, largest.fails) == pytest.approx((0.04, 0.06))
+    assert (high.fails, largest.passes, largest.fails) == pytest.approx((0.04, 0.06, 0.12))
+    assert standard.limits(63)[1] == largest
     assert standard.pooled_limit == pytest.approx(1.05 * 1.25)
     assert standard.ratio(summarise([0.02] * 64)) == pytest.approx(2)
 
