@@ -28,7 +28,7 @@ def result(outcome=Outcome.PASS, index=0, median=10, *, provider=PROVIDER, sessi
     nothing = Given(0, "float32", (1, 64, 1), b"")
     opening = Opening(
         MANIFEST, Stage(provider.peer_id, 0, 4, ()), "", "float32", made.profile, "float32", session, 0, index, 0, 64,
-        (), None, nothing, (nothing,), (), seal(made, provider, CONSUMER).envelope, b"", b"",
+        (), None, nothing, (nothing,), (), seal(made, provider, CONSUMER).envelope, b"", b"", b"", {},
     )  # fmt: skip
     owner = provider.peer_id if outcome is Outcome.FAIL else ""
     measured = Measured(median, 2 * median, 3 * median, CALIBRATION)

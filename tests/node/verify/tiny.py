@@ -68,6 +68,8 @@ class Tiny:
             receipt=seal(made, provider, CONSUMER).envelope,
             offer=b"",
             offer_signature=b"",
+            accept_signature=b"",
+            headers={},
         )
         return replace(opening, **changes)
 
