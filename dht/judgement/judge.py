@@ -11,9 +11,10 @@ from types import MappingProxyType
 from dht.claim import Claim
 from dht.judgement.docket import Case, FirstSeen
 from dht.judgement.holdings import Holdings
-from dht.judgement.outcomes import Conviction, OpenFail, Outcomes, Rejection, Ruling, State
+from dht.judgement.outcomes import Outcomes, Ruling, State
 from dht.judgement.proceedings import Bench, rule
 from dht.judgement.timeline import Timeline
+from dht.reputation import Conviction, OpenFail, Rejection
 from dht.rules import Rules
 
 MAX_REJECTIONS = 2

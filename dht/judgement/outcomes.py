@@ -6,27 +6,7 @@ from typing import NamedTuple
 from dht.claim import ClaimedChunk
 from dht.judgement.timeline import Phase
 from dht.judgement.votes import Tally
-
-
-class Conviction(NamedTuple):
-    """False work, found so in the end; once for each chunk, whoever claimed it."""
-
-    peer: str  # whose it was
-    epoch: int  # of the first claim about it that was upheld
-
-
-class Rejection(NamedTuple):
-    """A claim that was found false."""
-
-    accuser: str
-    epoch: int  # of the claim
-
-
-class OpenFail(NamedTuple):
-    """A claim that was not found false: its author vouches for the accused no more, whatever others do."""
-
-    accuser: str
-    accused: str
+from dht.reputation import Conviction, OpenFail, Rejection
 
 
 class State(Enum):
@@ -68,7 +48,9 @@ class Ruling(NamedTuple):
 class Outcomes(NamedTuple):
     """What follows from all claims, as of one moment; every part in one order, whatever order the records came in."""
 
-    convictions: tuple[Conviction, ...]
+    convictions: tuple[
+        Conviction, ...
+    ]  # once for each chunk, whoever claimed it, in the epoch of the first upheld claim
     rejections: tuple[Rejection, ...]
     open_fails: tuple[OpenFail, ...]
     undecided: tuple[bytes, ...]  # hashes of claims that are not final

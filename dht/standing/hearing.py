@@ -16,7 +16,7 @@ from dht.judgement.docket import FirstSeen, open_cases
 from dht.judgement.holdings import Holdings
 from dht.judgement.judge import Court, judge
 from dht.judgement.outcomes import Outcomes, Ruling, State
-from dht.reputation import Conviction, OpenFail, Rejection, ScoreRules, score
+from dht.reputation import OpenFail, ScoreRules, score
 from dht.rules import Rules
 from dht.standing.gathering import evidence_of, until
 from dht.standing.proofs import Case, Judged, Proofs
@@ -87,9 +87,9 @@ def _outcomes(proofs: Proofs, court: Court, now_s: float, settled: Settled) -> O
 def _judged(outcomes: Outcomes) -> Judged:
     rejected = [each for each in outcomes.rulings if each.state is State.REJECTED]
     return Judged(
-        convictions=tuple(Conviction(*each) for each in outcomes.convictions),
-        rejections=tuple(Rejection(*each) for each in outcomes.rejections),
-        open_fails=tuple(OpenFail(*each) for each in outcomes.open_fails),
+        convictions=outcomes.convictions,
+        rejections=outcomes.rejections,
+        open_fails=outcomes.open_fails,
         refuted=frozenset(OpenFail(each.accuser, each.accused) for each in rejected),
         cases=tuple(
             Case(each.accuser, each.accused, each.epoch, _in_a_word(each), each.why) for each in outcomes.rulings

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from dht.contest import Contest
 from dht.judgement.docket import Case, open_cases
 from dht.judgement.judge import MEMORY_EPOCHS, judge
-from dht.judgement.outcomes import Conviction, State
+from dht.judgement.outcomes import State
+from dht.reputation import Conviction
 from tests.dht.judgement.town import (
     ACCUSED,
     ACCUSER,

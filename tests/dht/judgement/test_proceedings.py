@@ -7,9 +7,10 @@ import pytest
 
 from dht.contest import Contest
 from dht.judgement.docket import Case, open_cases, record_id
-from dht.judgement.outcomes import Conviction, OpenFail, Rejection, State
+from dht.judgement.outcomes import State
 from dht.judgement.proceedings import rule
 from dht.judgement.timeline import Act, Timeline, phase_of
+from dht.reputation import Conviction, OpenFail, Rejection
 from tests.dht.judgement.town import (
     ACCUSED,
     ACCUSER,

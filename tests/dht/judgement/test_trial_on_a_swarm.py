@@ -10,9 +10,10 @@ from dht.identity import peer_id_to_bytes
 from dht.judgement.docket import open_cases
 from dht.judgement.holdings import Holdings
 from dht.judgement.judge import Court, judge
-from dht.judgement.outcomes import Conviction, State
+from dht.judgement.outcomes import State
 from dht.judgement.timeline import Act, Timeline, phase_of
 from dht.records import Envelope, Kind, place, seal
+from dht.reputation import Conviction
 from dht.rules import DEFAULT_RULES
 from dht.testnet import testnet
 from dht.verdict import Opinion, commit, reveal
