@@ -4,7 +4,8 @@
 
 A half at r = 2, where everybody begins: a new identity stands where one stands that took twice what it may, and falls
 with the first token that it takes. Bitswap's curve, on co-signed receipts. What was done for peers that nobody trusts
-counts nothing, or else a free rider would sign for itself under another name. Pure.
+counts nothing, or else a free rider would sign for itself under another name; while nobody is trusted at all, receipts
+are all there is, and everybody's count. What a convict has done counts as little as its score. Pure.
 """
 
 from collections import defaultdict
@@ -30,7 +31,7 @@ MIDDLE = 2
 class Contribution(NamedTuple):
     """What receipts say of one peer, block-tokens, halved with age."""
 
-    provided: int  # for peers that are trusted, and of each pair no more than counts for the score
+    provided: int  # for peers that are trusted, of each pair no more than counts for the score, less its penalty
     consumed: int  # from anybody
 
 
@@ -50,11 +51,11 @@ def contributions(scores: Scores, evidence: Evidence) -> dict[str, Contribution]
             pairs[consumer, provider] += work * table[age]
     provided: defaultdict[str, int] = defaultdict(int)
     consumed: defaultdict[str, int] = defaultdict(int)
-    trusted = {peer for peer in scores.peers if peer in scores.anchors or scores.weight(peer)}
     most = rules.max_work_units * rules.unit_work * ONE
     for (consumer, provider), total in pairs.items():
         consumed[consumer] += total
-        provided[provider] += min(most, total) if consumer in trusted else 0
+        if not scores.has_flow or consumer in scores.anchors or scores.weight(consumer):
+            provided[provider] += min(most, total) * scores.standing(provider).penalty >> BITS
     names = provided.keys() | consumed.keys()
     return {peer: Contribution(provided[peer] >> BITS, consumed[peer] >> BITS) for peer in names}
 

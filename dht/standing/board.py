@@ -22,7 +22,15 @@ from dht.judgement.outcomes import Outcomes
 from dht.parameters import SwarmParameters
 from dht.receipts.checking import SignatureChecker
 from dht.receipts.publisher import period_s
-from dht.reputation import DEFAULT_SCORE_RULES, Evidence, ScoreRules, Scores, score
+from dht.reputation import (
+    DEFAULT_SCORE_RULES,
+    Contribution,
+    Evidence,
+    ScoreRules,
+    Scores,
+    contributions,
+    score,
+)
 from dht.rules import Rules
 from dht.standing.gathering import evidence_of
 from dht.standing.hearing import NO_OUTCOMES, NOTHING_SEEN, Settled, hear
@@ -30,7 +38,7 @@ from dht.standing.proof_reader import ProofReader
 from dht.standing.proofs import Judged, Proofs
 from dht.standing.sightings import Sightings, half_unit_s
 from dht.standing.work_reader import WorkReader
-from dht.standing.workbook import Contribution, Workbook, contributions
+from dht.standing.workbook import Workbook
 from dht.swarm import Swarm
 
 MIN_PERIOD_S = 5.0
@@ -53,7 +61,7 @@ class Standings:
     proofs: Proofs  # the records behind it, besides receipts
     judged: Judged  # what has become of the claims among these
     settled: Settled  # rulings that stand, for the next time
-    contributions: Mapping[str, Contribution]  # by peer: what it gave and took in the window
+    contributions: Mapping[str, Contribution]  # by peer: what it gave and took that counts where not all can be served
     outcomes: Outcomes = NO_OUTCOMES  # what follows from the claims, ruling by ruling
 
 
@@ -172,7 +180,7 @@ def standings_of(
     evidence = evidence_of(book, proofs, heard.judged if terms.counts_claims else Judged(), epoch)
     scores = score(evidence, terms.anchors, epoch, terms.score_rules)
     return Standings(
-        scores, evidence, proofs, heard.judged, heard.settled, contributions(evidence.works), heard.outcomes
+        scores, evidence, proofs, heard.judged, heard.settled, contributions(scores, evidence), heard.outcomes
     )
 
 

@@ -6,17 +6,9 @@ checked the signatures. Pure.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from dht.reputation import Work
 from dht.work import Receipt, Slot, WorkKind
-
-
-class Contribution(NamedTuple):
-    """What one peer gave and took, block-tokens."""
-
-    provided: int
-    consumed: int
 
 
 class Workbook:
@@ -70,13 +62,3 @@ class Workbook:
     def spans(self) -> tuple[Receipt, ...]:
         """Give one receipt for each span of a model that a provider worked on in an epoch."""
         return tuple(self._spans.values())
-
-
-def contributions(works: Iterable[Work]) -> dict[str, Contribution]:
-    """Say what everyone gave and took in all."""
-    provided: dict[str, int] = {}
-    consumed: dict[str, int] = {}
-    for work in works:
-        provided[work.provider] = provided.get(work.provider, 0) + work.work
-        consumed[work.consumer] = consumed.get(work.consumer, 0) + work.work
-    return {peer: Contribution(provided.get(peer, 0), consumed.get(peer, 0)) for peer in {*provided, *consumed}}

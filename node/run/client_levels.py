@@ -5,10 +5,9 @@ Runs in the event loop. It does not know what is done with a level.
 
 from __future__ import annotations
 
+from dht.reputation import Contribution
 from dht.standing.board import ScoreBoard
 from dht.standing.precedence import NEW_LEVEL, level_of
-from dht.standing.ranks import rank_of
-from dht.standing.workbook import Contribution
 
 _NOTHING = Contribution(0, 0)
 _MAX_KEPT = 2**14
@@ -37,9 +36,7 @@ class ClientLevels:
             self._of, self._levels = standings, {}
         level = self._levels.get(client)
         if level is None:
-            scores = standings.scores
-            given = standings.contributions.get(client, _NOTHING)
-            level = level_of(given, rank_of(scores, client), scores.rules, has_flow=scores.has_flow)
+            level = level_of(standings.contributions.get(client, _NOTHING), standings.scores.rules)
             if len(self._levels) < _MAX_KEPT:
                 self._levels[client] = level
         return level

@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from dht.reputation import ONE, Explanation, ScoreRules, Weight, decay
+from dht.reputation import ONE, Contribution, Explanation, ScoreRules, Weight, decay
 from dht.standing.board import Standings
 from dht.standing.precedence import NEW_LEVEL, level_of
 from dht.standing.proofs import Case
 from dht.standing.ranks import Rank, rank_of
-from dht.standing.workbook import Contribution
 from node.run.receipt_forms import counted
 
 _MOST = 10
@@ -35,7 +34,8 @@ class Story:
     epoch_s: int  # length of an epoch, seconds
     explanation: Explanation
     typical_flow: int  # Q40
-    contribution: Contribution
+    provided: int  # what it did for others in the window, block-tokens, by receipts
+    consumed: int  # what it took
     consumers: tuple[tuple[str, int], ...]  # whom it worked for, and how much, block-tokens; most first
     num_passes: int  # audits that found nothing wrong, one of each auditor and epoch
     auditors: tuple[str, ...]  # of these
@@ -61,25 +61,25 @@ def story_of(peer: str, standings: Standings, epoch_s: int, explanation: Explana
         if work.provider == peer:
             worked[work.consumer] = worked.get(work.consumer, 0) + work.work
     passes = [each for each in evidence.passes if each.provider == peer]
-    rank, contribution = rank_of(scores, peer), standings.contributions.get(peer, _NOTHING)
     cases = sorted(standings.judged.cases, key=lambda case: (-case.epoch, case))
     return Story(
         peer=peer,
-        rank=rank,
+        rank=rank_of(scores, peer),
         has_flow=scores.has_flow,
         is_anchor=peer in scores.anchors,
         epoch=scores.epoch,
         epoch_s=epoch_s,
         explanation=explanation,
         typical_flow=scores.typical_flow,
-        contribution=contribution,
+        provided=sum(worked.values()),
+        consumed=sum(work.work for work in evidence.works if work.consumer == peer),
         consumers=tuple(sorted(worked.items(), key=lambda item: (-item[1], item[0]))),
         num_passes=len(passes),
         auditors=tuple(sorted({each.auditor for each in passes})),
         cases=tuple(case for case in cases if case.accused == peer),
         own_cases=tuple(case for case in cases if case.accuser == peer),
         contradictions=tuple(sorted({one.slot.epoch for one in standings.proofs.equivocations if one.accused == peer})),
-        level=level_of(contribution, rank, scores.rules, has_flow=scores.has_flow),
+        level=level_of(standings.contributions.get(peer, _NOTHING), scores.rules),
         rules=scores.rules,
     )
 
@@ -97,8 +97,8 @@ def as_json(story: Story) -> dict[str, Any]:
         "is_anchor": story.is_anchor,
         "epoch": story.epoch,
         "epoch_s": story.epoch_s,
-        "provided": story.contribution.provided,
-        "consumed": story.contribution.consumed,
+        "provided": story.provided,
+        "consumed": story.consumed,
         "level": story.level,
         "consumers": [{"peer_id": peer, "work": work} for peer, work in story.consumers],
         "inflows": [{"peer_id": each.peer, "flow": _share(each.flow)} for each in explanation.inflows],
@@ -207,7 +207,7 @@ def _until_again_s(story: Story) -> int | None:
 
 def _work(story: Story) -> list[str]:
     window = _span(story.rules.window_epochs * story.epoch_s)
-    provided, consumed = story.contribution
+    provided, consumed = story.provided, story.consumed
     if not provided and not consumed:
         return [f"In the last {window} nobody has signed for work that it did, or took."]
     gave = f"it did {counted(provided, 'block-token')} for {counted(len(story.consumers), 'peer')}"

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from dht.reputation import (
     ONE,
     Contribution,
+    Conviction,
     Evidence,
     Succeeded,
     Work,
@@ -69,6 +70,18 @@ def test_a_free_rider_that_signs_for_itself_under_other_names_has_given_nothing(
     found = contributed(replace(HONEST, works=HONEST.works + ring + taken))["rider"]
     assert found == Contribution(0, 50 * UNIT)
     assert priority(*found) == 0
+
+
+def test_while_nobody_is_trusted_receipts_are_all_there_is():
+    alone = Evidence(works=(Work("c", "h", EPOCH, 5 * UNIT),))
+    assert not score(alone, ANCHORS, EPOCH).has_flow
+    assert contributed(alone) == {"h": Contribution(5 * UNIT, 0), "c": Contribution(0, 5 * UNIT)}
+
+
+def test_what_a_convict_has_done_counts_as_little_as_its_score_and_what_an_equivocator_has_done_not_at_all():
+    given = contributed(HONEST)["h"].provided
+    assert contributed(replace(HONEST, convictions=(Conviction("h", EPOCH),)))["h"].provided == given // 16
+    assert contributed(replace(HONEST, equivocators=frozenset({"h"})))["h"].provided == 0
 
 
 @given(st.integers(1, 10**12))

@@ -112,7 +112,7 @@ async def test_settled_epochs_are_read_once_and_newcomers_in_full(nodes, monkeyp
     await nodes[1].store(enrolled(NEW))
     standings = await watching.refresh()
     assert standings.scores.standing(NEW.peer_id).flow > 0
-    assert standings.contributions[NEW.peer_id].provided == BIG["work"]
+    assert 0 < standings.contributions[NEW.peer_id].provided < BIG["work"], "less with age"
 
 
 async def test_two_bootstraps_that_read_the_same_publish_the_same_scores(nodes):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dht.identity import Identity
 from dht.reputation import Work
-from dht.standing.workbook import Contribution, Workbook, contributions
+from dht.standing.workbook import Workbook
 from dht.work import WorkKind, work_of
 from tests.dht.samples import EPOCH, receipt
 
@@ -73,12 +73,3 @@ def test_relayed_weights_and_audits_count_as_their_receipts_have_it():
     book = Workbook([made(PAIRS[0], kind=WorkKind.RELAY), made(PAIRS[0], kind=WorkKind.AUDIT)])
     (work,) = book.works(EPOCH)
     assert work.work == 10 + 4 * 10
-
-
-def test_contributions_are_what_was_given_and_taken_in_all():
-    provider, consumer = PAIRS[0]
-    given_and_taken = contributions(Workbook([made(PAIRS[0]), made(PAIRS[0], ago=1)]).works(EPOCH))
-    assert given_and_taken == {
-        provider.peer_id: Contribution(provided=80, consumed=0),
-        consumer.peer_id: Contribution(provided=0, consumed=80),
-    }

@@ -5,12 +5,12 @@ import json
 from dht.equivocation import find_equivocations
 from dht.identity import Identity
 from dht.records import Envelope, seal
-from dht.reputation import DEFAULT_SCORE_RULES, Conviction, OpenFail, Rejection, score, why
+from dht.reputation import DEFAULT_SCORE_RULES, Conviction, OpenFail, Rejection, contributions, score, why
 from dht.standing.board import Standings
 from dht.standing.gathering import evidence_of
 from dht.standing.proofs import Case, Judged, Proofs
 from dht.standing.ranks import Rank
-from dht.standing.workbook import Workbook, contributions
+from dht.standing.workbook import Workbook
 from dht.work import WorkKind
 from node.run.score_words import as_json, as_lines, story_of
 from tests.dht.samples import EPOCH, EPOCH_BEGAN, receipt
@@ -53,7 +53,7 @@ def told(receipts, *, judged=Judged(), proofs=Proofs(), peer=PEER):  # noqa: B00
     book, anchors = Workbook(receipts), (ANCHOR.peer_id,)
     evidence = evidence_of(book, proofs, judged, EPOCH)
     scores = score(evidence, anchors, EPOCH, DEFAULT_SCORE_RULES)
-    standings = Standings(scores, evidence, proofs, judged, {}, contributions(evidence.works))
+    standings = Standings(scores, evidence, proofs, judged, {}, contributions(scores, evidence))
     explanation = why(standings.scores, standings.evidence, peer.peer_id)
     return story_of(peer.peer_id, standings, EPOCH_S, explanation)
 

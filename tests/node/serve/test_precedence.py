@@ -10,10 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from dht.reputation import DEFAULT_SCORE_RULES
+from dht.reputation import DEFAULT_SCORE_RULES, Contribution
 from dht.standing.precedence import NEW_LEVEL, level_of
-from dht.standing.ranks import Rank
-from dht.standing.workbook import Contribution
 from node.batching import Limits
 from node.engine import Engine
 from node.errors import Refused
@@ -34,8 +32,7 @@ def level(client):
     """Contributors have given what a server can do in a window; everybody has had what it asks for."""
     kind = client.split()[0]
     given = 0 if kind == "rider" else 1000 * UNIT
-    rank = Rank.NEWCOMER if kind == "rider" else Rank.ESTABLISHED
-    return level_of(Contribution(given, int(1000 * DEMAND[kind] * UNIT)), rank, DEFAULT_SCORE_RULES, has_flow=True)
+    return level_of(Contribution(given, int(1000 * DEMAND[kind] * UNIT)), DEFAULT_SCORE_RULES)
 
 
 def arrivals(rng, load=1.0):
