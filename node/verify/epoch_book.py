@@ -25,13 +25,13 @@ class Report:
         who = f"Epoch {self.epoch}: {self.held.peer_id} (blocks {self.held.start}:{self.held.end})"
         num_failed, num_passed = self.counts[Outcome.FAIL], self.counts[Outcome.PASS]
         num_others = self.counts.total() - num_failed - num_passed
-        broken = f"; {self.num_broken} sessions broke" if self.num_broken else ""
+        broken = f"; sessions broken off: {self.num_broken}" if self.num_broken else ""
         if not self.counts.total():
             return f"{who} was not checked{broken}."
         verdict = "FAILED" if num_failed else ("passed" if num_passed else "is undecided")
         return (
-            f"{who} {verdict}: of {self.counts.total()} chunks {num_passed} passed, {num_failed} failed, "
-            f"{num_others} said nothing{broken}."
+            f"{who} {verdict}; chunks that passed: {num_passed}, that failed: {num_failed}, "
+            f"that said nothing: {num_others}{broken}."
         )
 
     def as_fields(self) -> dict[str, object]:

@@ -25,7 +25,8 @@ def test_what_was_found_is_said_in_a_sentence_and_a_fail_is_new_once():
     book.broke(7, ONE)
     (report,) = book.take()
     assert report.in_words() == (
-        "Epoch 7: one (blocks 0:2) FAILED: of 4 chunks 1 passed, 2 failed, 1 said nothing; 1 sessions broke."
+        "Epoch 7: one (blocks 0:2) FAILED; chunks that passed: 1, that failed: 2, that said nothing: 1; "
+        "sessions broken off: 1."
     )
     assert report.as_fields() == {
         "epoch": 7, "peer_id": "one", "blocks": "0:2",
@@ -39,6 +40,6 @@ def test_who_was_not_checked_has_not_passed():
     book.enter(7, OTHER, Outcome.NOT_AUDITABLE)
     said = [report.in_words() for report in book.take()]
     assert said == [
-        "Epoch 7: one (blocks 0:2) was not checked; 1 sessions broke.",
-        "Epoch 7: other (blocks 2:4) is undecided: of 1 chunks 0 passed, 0 failed, 1 said nothing.",
+        "Epoch 7: one (blocks 0:2) was not checked; sessions broken off: 1.",
+        "Epoch 7: other (blocks 2:4) is undecided; chunks that passed: 0, that failed: 0, that said nothing: 1.",
     ]
