@@ -101,17 +101,23 @@ def as_stored_by(chance):
 
 
 def grown_bytes(work, warm_up):
-    """Bytes that are held after ``work`` and were not before, once ``warm_up`` has filled what is kept by design."""
+    """Bytes that are held after ``work`` and were not before, once ``warm_up`` has filled what is kept by design.
+
+    Whatever leaks does so each time, so the least of three is told: other threads of this process allocate, too.
+    """
     warm_up()
-    gc.collect()
-    tracemalloc.start()
-    try:
-        work()
+    held = []
+    for _ in range(3):
         gc.collect()
-        held, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    return held
+        tracemalloc.start()
+        try:
+            work()
+            gc.collect()
+            held.append(tracemalloc.get_traced_memory()[0])
+        finally:
+            tracemalloc.stop()
+    print(f"held after three times: {held}")
+    return min(held)
 
 
 def test_a_node_of_the_dht_does_not_grow_by_calls_and_answers():

@@ -23,7 +23,8 @@ ALLOWED_STARTS = 5
 an idle machine that is less than a second."""
 TRIES = 3
 SEEN_SHARE = 0.9
-"""Of the announcements: nodes that come all at once do not all agree at once on who stores a key."""
+"""Of the announcements: nodes that come all at once do not all agree at once on who stores a key, the less the busier
+the machine is. A reader of such a swarm has seen 26 of 50 after they had announced themselves twice."""
 
 
 def announcement_of(node, number):
@@ -32,8 +33,14 @@ def announcement_of(node, number):
     return seal(offer, node._identity)
 
 
+async def announce(nodes):
+    told = await asyncio.gather(*(node.store(announcement_of(node, at)) for at, node in enumerate(nodes)))
+    assert all(told)
+    await asyncio.sleep(1.1)  # A later announcement has a later second.
+
+
 def join_and_plan(code):
-    """Return when the client had joined, had seen the directory, and had its route, s after it began."""
+    """Return how many servers the client saw, and when it had joined, had seen them, and had its route, s from now."""
     began_s = time.perf_counter()
     network = Network.connect(
         manifest=MANIFEST, num_blocks=NUM_BLOCKS, join=None, initial_peers=code, step_timeout_s=10.0
@@ -44,9 +51,8 @@ def join_and_plan(code):
         seen_s = time.perf_counter()
         route = network.route()
         planned_s = time.perf_counter()
-        assert len(directory.servers) >= SEEN_SHARE * NUM_NODES
         assert [stage.end for stage in route.stages][-1] == NUM_BLOCKS
-        return joined_s - began_s, seen_s - began_s, planned_s - began_s
+        return len(directory.servers), joined_s - began_s, seen_s - began_s, planned_s - began_s
     finally:
         network.close()
 
@@ -72,16 +78,17 @@ def frozen_garbage():
 async def test_a_client_that_joins_fifty_nodes_has_a_route_within_a_second():
     began_s = time.perf_counter()
     async with testnet(NUM_NODES, name=PUBLIC_NAME) as nodes:
-        for _ in range(2):  # Once when they come, and once more as every server refreshes, when they know each other.
-            told = await asyncio.gather(*(node.store(announcement_of(node, at)) for at, node in enumerate(nodes)))
-            assert all(told)
-            await asyncio.sleep(1.1)  # A later announcement has a later second.
+        await announce(nodes)  # As they come, and in each try once more, as every server does when its time is up.
         print(f"{NUM_NODES} nodes stand and have announced themselves after {time.perf_counter() - began_s:.1f} s")
-        tries = []
-        while len(tries) < TRIES and (not tries or tries[-1] > 0):
+        was_good = False
+        for _ in range(TRIES):
+            await announce(nodes)
             start_s = await start_alone()
-            joined_s, seen_s, planned_s = await asyncio.to_thread(join_and_plan, nodes[0].addresses)
-            print(f"joined after {joined_s:.2f} s, directory {seen_s:.2f} s, route {planned_s:.2f} s")
+            num_seen, joined_s, seen_s, planned_s = await asyncio.to_thread(join_and_plan, nodes[0].addresses)
+            print(f"joined after {joined_s:.2f} s, directory of {num_seen} {seen_s:.2f} s, route {planned_s:.2f} s")
             print(f"a bare p2pd starts in {start_s:.2f} s")
-            tries.append(planned_s - max(ALLOWED_S, ALLOWED_STARTS * start_s))
-    assert min(tries) <= 0
+            was_in_time = planned_s <= max(ALLOWED_S, ALLOWED_STARTS * start_s)
+            was_good = was_in_time and num_seen >= SEEN_SHARE * NUM_NODES
+            if was_good:
+                break
+    assert was_good
