@@ -9,8 +9,8 @@ Pure: randomness and time are passed in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from random import Random
 from typing import ClassVar, Self, TypeAlias
@@ -48,6 +48,20 @@ def profile_digest(weights: str, codec: str, adapter: str = "") -> bytes:
     return sha256(encode(["efedllm/profile/1", weights, codec, adapter])).digest()
 
 
+def padding_digest(left_padding: Sequence[int]) -> bytes:
+    """Return the digest of how many positions at the start of each row are no text, 32 bytes.
+
+    Args:
+        left_padding: one count per row, as the session is opened; empty, or all zeros: there are none.
+    """
+    return sha256(encode(["efedllm/padding/1", pack_padding(left_padding)])).digest()
+
+
+def pack_padding(left_padding: Sequence[int]) -> bytes:
+    """Write counts of padding, as evidence has them: four bytes, big endian, for each row; none where all are zero."""
+    return b"".join(count.to_bytes(4, "big") for count in left_padding) if any(left_padding) else b""
+
+
 @dataclass(frozen=True, slots=True)
 class Offer:
     """What a consumer asks for; signed by it as ``Domain.OFFER``."""
@@ -61,6 +75,7 @@ class Offer:
     start: int  # first block
     end: int  # one past the last block
     profile: bytes  # ``profile_digest``, 32 bytes
+    padding: bytes  # ``padding_digest``, 32 bytes: without it nobody could run the session again
     lane: int  # in which the session's work is counted
     max_tokens: int  # rows times positions that the session may reach
     t: int  # when it was signed, unix seconds
@@ -73,7 +88,7 @@ class Offer:
     def to_body(self) -> bytes:
         """Encode canonically."""
         consumer, provider = peer_id_to_bytes(self.consumer), peer_id_to_bytes(self.provider)
-        return encode([self.session, consumer, provider, *self.terms, self.lane, self.max_tokens, self.t])
+        return encode([self.session, consumer, provider, *self.terms, self.padding, self.lane, self.max_tokens, self.t])
 
     @classmethod
     def from_body(cls, body: bytes) -> Self:
@@ -87,6 +102,7 @@ class Offer:
             start=fields.uint("start", MAX_BLOCKS),
             end=fields.uint("end", MAX_BLOCKS),
             profile=fields.blob("profile", 32),
+            padding=fields.blob("padding", 32),
             lane=fields.uint("lane", MAX_LANE),
             max_tokens=fields.uint("max_tokens", MAX_COUNT),
             t=fields.uint("t", MAX_TIME_S),
@@ -127,9 +143,7 @@ def read_offer(body: bytes, signature: bytes, wanted: Offer, verify: Verify, now
         raise Refused(
             "bad_offer", f"The offer cannot be read: {error}; send the one that the protocol describes."
         ) from error
-    if (offer.session, offer.consumer, offer.provider, offer.terms, offer.max_tokens) != (
-        wanted.session, wanted.consumer, wanted.provider, wanted.terms, wanted.max_tokens,
-    ):  # fmt: skip
+    if replace(offer, lane=wanted.lane, t=wanted.t) != wanted:
         raise Refused("bad_offer", "The offer is for something else than the session; make it from what you open.")
     if abs(offer.t - now_s) > MAX_SKEW_S:
         off = f"{abs(offer.t - now_s):.0f} s {'ahead of' if offer.t > now_s else 'behind'}"

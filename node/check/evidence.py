@@ -25,11 +25,12 @@ from dht.domains import Domain
 from dht.errors import BadRecord
 from dht.identity import peer_id_to_bytes, verify
 from dht.work import Receipt
-from node.agreement.offers import Offer, is_accepted, profile_digest
+from node.agreement.offers import Offer, is_accepted, pack_padding, padding_digest, profile_digest
 from node.check.headers import MAX_HEADER_BYTES, Header
 from node.commitment.chunks import Leaf
 from node.errors import FalseEvidence
 from node.merkle import root_of
+from node.wire import MAX_BATCH
 
 MAX_CHUNKS = MAX_ITEMS
 """Chunks that one piece of evidence opens: of a session with one row, 16,384 positions."""
@@ -66,6 +67,8 @@ class Evidence:
     """What the accused held its weights in, as it announced; the receipt's profile is over this, codec and adapter."""
     adapter: str
     """Name of the adapter that was applied; empty: none."""
+    left_padding: tuple[int, ...]
+    """Positions at the start of each row that are no text; empty: there are none."""
     chunks: tuple[OpenedChunk, ...]
     """All chunks of the session's tree from the first to the claimed one, in the tree's order."""
     given: bytes
@@ -107,6 +110,7 @@ def pack(evidence: Evidence) -> bytes:
             evidence.accept_signature,
             evidence.weights,
             evidence.adapter,
+            pack_padding(evidence.left_padding),
             opened,
             evidence.given,
             b"".join(evidence.rest),
@@ -157,12 +161,19 @@ def _read(blob: bytes) -> Evidence:
         accept_signature=fields.blob("accept_signature", 64),
         weights=fields.text("weights", MAX_NAME_BYTES),
         adapter=fields.text("adapter", MAX_NAME_BYTES),
+        left_padding=_read_padding(fields.some_bytes("left_padding", 4 * MAX_BATCH)),
         chunks=tuple(_read_chunks(fields.items("chunks", MAX_CHUNKS))),
         given=fields.some_bytes("given", MAX_EVIDENCE_BYTES),
         rest=tuple(_cut(fields.some_bytes("rest", MAX_EVIDENCE_BYTES))),
     )
     fields.end()
     return evidence
+
+
+def _read_padding(counts: bytes) -> tuple[int, ...]:
+    if len(counts) % 4:
+        raise BadRecord("counts of padding of other lengths than 4 bytes")
+    return tuple(int.from_bytes(counts[at : at + 4], "big") for at in range(0, len(counts), 4))
 
 
 def _read_chunks(items: list[object]) -> Iterator[OpenedChunk]:
@@ -193,6 +204,7 @@ def _check_terms(evidence: Evidence, offer: Offer, claim: Claim, receipt: Receip
     _need(terms, "The offer is for other work than the receipt.")
     consumer = peer_id_to_bytes(offer.consumer)
     _need(verify(consumer, Domain.OFFER, evidence.offer, evidence.offer_signature), "The offer is not signed.")
+    _need(padding_digest(evidence.left_padding) == offer.padding, "The offer is for rows of another padding.")
     _need(is_accepted(offer, evidence.accept_signature, verify), "The accused did not accept the offer.")
 
 

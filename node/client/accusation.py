@@ -40,6 +40,7 @@ def accusation_of(opening: Opening, error_ppm: int) -> Accusation:
         accept_signature=opening.accept_signature,
         weights=opening.stage.weights,
         adapter="",
+        left_padding=opening.left_padding if any(opening.left_padding) else (),
         chunks=chunks,
         given=_given(opening, Header.from_bytes(chunks[-1].header)),
         rest=tuple(leaf.hash(opening.session) for leaf in opening.leaves[claimed + 1 :]),

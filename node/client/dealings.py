@@ -20,7 +20,7 @@ from dht.rules import Rules
 from dht.work import Receipt, Slot, WorkKind
 from node.agreement.checkpoint import Checkpoint
 from node.agreement.consumer import ConsumerAccount
-from node.agreement.offers import ConsumerLane, ConsumerLanes, Offer, is_accepted, profile_digest
+from node.agreement.offers import ConsumerLane, ConsumerLanes, Offer, is_accepted, padding_digest, profile_digest
 from node.client.route import Stage
 from node.errors import CannotSign, LocalError
 from node.receipt_desk import ReceiptDesk
@@ -85,13 +85,21 @@ class Dealings:
         free = [FreeLane(provider, *terms, lane.number) for provider, terms, lane in self._lanes.free()]
         await self._desk.noted(lambda held: held.put_lanes(self._desk.own, free))
 
-    def offer(self, session: bytes, manifest: bytes, codec: str, stage: Stage, max_tokens: int) -> Deal:
-        """Make an offer to the server of ``stage``."""
+    def offer(
+        self,
+        session: bytes,
+        manifest: bytes,
+        codec: str,
+        stage: Stage,
+        max_tokens: int,
+        left_padding: Sequence[int] = (),
+    ) -> Deal:
+        """Make an offer to the server of ``stage``, for what its session is opened with."""
         profile = profile_digest(stage.weights, codec)
         terms = (manifest, stage.start, stage.end, profile)
         lane = self._lanes.take(stage.peer_id, terms)
         own, now_s = self._identity.peer_id, int(self._clock())
-        offer = Offer(session, own, stage.peer_id, *terms, lane.number, max_tokens, now_s)
+        offer = Offer(session, own, stage.peer_id, *terms, padding_digest(left_padding), lane.number, max_tokens, now_s)
         body = offer.to_body()
         return Deal(offer, lane, body, self._identity.sign(Domain.OFFER, body))
 

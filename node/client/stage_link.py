@@ -248,7 +248,9 @@ async def _open_link(
         StageFailed: it is not reachable, or refuses.
     """
     max_tokens = shape.batch * shape.max_length
-    deal = dealings.offer(session, shape.manifest, shape.codec, stage, max_tokens) if dealings is not None else None
+    deal = None
+    if dealings is not None:
+        deal = dealings.offer(session, shape.manifest, shape.codec, stage, max_tokens, shape.left_padding)
     try:
         frames = FrameStream(await swarm.dial(stage.peer_id, PROTOCOL, addresses=stage.addresses))
     except PeerUnavailable as error:

@@ -17,7 +17,7 @@ from dht.receipts.reservation_table import UnsignedEnd
 from dht.rules import Rules
 from dht.work import Slot, WorkKind
 from node.agreement.exposure import UNITS, Standing, exposure_of, tokens_between_checkpoints
-from node.agreement.offers import Lane, LaneBook, Offer, profile_digest, read_offer
+from node.agreement.offers import Lane, LaneBook, Offer, padding_digest, profile_digest, read_offer
 from node.agreement.provider import ProviderAccount
 from node.errors import Refused
 from node.receipt_desk import ReceiptDesk
@@ -72,6 +72,7 @@ class Contracts:
             start=opened.start,
             end=opened.end,
             profile=profile_digest(weights, opened.codec, opened.adapter),
+            padding=padding_digest(opened.left_padding),
             lane=0,
             max_tokens=opened.batch * opened.max_length,
             t=0,

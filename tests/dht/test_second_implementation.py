@@ -239,7 +239,7 @@ def test_a_snapshot_is_placed_by_the_page_alone():
 def test_an_offer_and_its_acceptance_are_checked_by_the_page_alone():
     offer, fields = COMMITMENTS["offer"], COMMITMENTS["offer"]["fields"]
     body = bytes.fromhex(offer["body"])
-    session, consumer, provider, manifest, start, end, profile, lane, max_tokens, t = unpacked(body)
+    session, consumer, provider, manifest, start, end, profile, padding, lane, max_tokens, t = unpacked(body)
     assert (consumer, provider) == (from_base58(fields["consumer"]), from_base58(fields["provider"]))
     assert (session.hex(), manifest.hex(), profile.hex()) == (fields["session"], fields["manifest"], fields["profile"])
     numbers = [start, end, lane, max_tokens, t]
@@ -251,6 +251,10 @@ def test_an_offer_and_its_acceptance_are_checked_by_the_page_alone():
     terms = [COMMITMENTS["profile"][name] for name in ("weights", "codec", "adapter")]
     digest = hashlib.sha256(packed(["efedllm/profile/1", *terms])).hexdigest()
     assert digest == COMMITMENTS["profile"]["digest"] == profile.hex()
+    counts = struct.pack(">2I", *COMMITMENTS["padding"]["counts"])
+    digests = [hashlib.sha256(packed(["efedllm/padding/1", each])).hexdigest() for each in (counts, b"")]
+    assert digests == [COMMITMENTS["padding"][name] for name in ("digest", "none")]
+    assert padding.hex() == digests[0]
 
 
 def tree_hash(leaves: list[bytes]) -> bytes:

@@ -9,7 +9,7 @@ from dht.records import Kind
 from dht.work import Receipt
 from node.agreement.checkpoint import Checkpoint as CheckpointBody
 from node.agreement.checkpoint import Cosign as CosignBody
-from node.agreement.offers import Offer, profile_digest
+from node.agreement.offers import Offer, padding_digest, profile_digest
 from node.commitment.chunks import Tap
 from node.errors import Refused, SessionError
 from node.serve.session import Compute
@@ -151,6 +151,7 @@ class Peers:
             start=opened.start,
             end=max(opened.end, opened.start + 1),
             profile=profile_digest("float32", opened.codec),
+            padding=padding_digest(opened.left_padding if not draw.rarely() else (3,)),
             lane=self._lane,
             max_tokens=opened.batch * opened.max_length,
             t=int(self.serving.clock.time()) + (draw.number(400) - 200 if draw.rarely() else 0),

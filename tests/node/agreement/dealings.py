@@ -8,7 +8,7 @@ from dht.identity import Identity, verify
 from dht.rules import Rules
 from node.agreement.consumer import ConsumerAccount
 from node.agreement.exposure import UNITS
-from node.agreement.offers import ConsumerLanes, LaneBook, Offer, profile_digest
+from node.agreement.offers import ConsumerLanes, LaneBook, Offer, padding_digest, profile_digest
 from node.agreement.provider import ProviderAccount
 
 PROVIDER, CONSUMER, OTHER = (Identity.ephemeral() for _ in range(3))
@@ -22,7 +22,8 @@ NOW = BEGAN + 100.0
 def offer(provider=PROVIDER, consumer=CONSUMER, *, lane=7, session=b"s" * 16, t=int(NOW), **changes):
     fields = {
         "session": session, "consumer": consumer.peer_id, "provider": provider.peer_id, "manifest": MANIFEST,
-        "start": 0, "end": 4, "profile": PROFILE, "lane": lane, "max_tokens": 1024, "t": t,
+        "start": 0, "end": 4, "profile": PROFILE, "padding": padding_digest(()), "lane": lane, "max_tokens": 1024,
+        "t": t,
     }  # fmt: skip
     return Offer(**(fields | changes))
 

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dht.domains import Domain
 from dht.identity import Identity, peer_id_to_bytes, verify
 from node.agreement.checkpoint import Checkpoint, Cosign
-from node.agreement.offers import Offer, accept, profile_digest
+from node.agreement.offers import Offer, accept, padding_digest, profile_digest
 from node.commitment.chunks import Chunk, Leaf, Tap
 from node.merkle import hash_leaf, prove, root_of
 from node.wire import Step
@@ -36,9 +36,15 @@ def test_the_profile():
     assert profile_digest(made["weights"], made["codec"], made["adapter"]).hex() == made["digest"]
 
 
+def test_the_padding():
+    made = VECTORS["padding"]
+    assert padding_digest(made["counts"]).hex() == made["digest"]
+    assert padding_digest(()).hex() == padding_digest((0, 0)).hex() == made["none"]
+
+
 def test_the_offer_and_its_acceptance():
     made, fields = VECTORS["offer"], VECTORS["offer"]["fields"]
-    raw = {name: bytes.fromhex(fields[name]) for name in ("session", "manifest", "profile")}
+    raw = {name: bytes.fromhex(fields[name]) for name in ("session", "manifest", "profile", "padding")}
     offer = Offer(**(fields | raw))
     assert offer.to_body().hex() == made["body"]
     assert identity("consumer").sign(Domain.OFFER, offer.to_body()).hex() == made["signature"]

@@ -7,7 +7,7 @@ from dht.claim import Claim
 from dht.identity import Identity, verify
 from dht.rules import DEFAULT_RULES
 from dht.work import Receipt
-from node.agreement.offers import Offer, accept, profile_digest
+from node.agreement.offers import Offer, accept, padding_digest, profile_digest
 from node.check.evidence import Evidence, OpenedChunk, pack
 from node.check.headers import Header, Piece
 from node.commitment.chunks import WINDOW
@@ -85,7 +85,8 @@ def held(
         position += tokens
     stage.seal()
     leaves, root = stage.report()
-    offer = Offer(session, CONSUMER.peer_id, provider.peer_id, bytes(32), 0, 4, PROFILE, lane, 1000, 0)
+    parties = (session, CONSUMER.peer_id, provider.peer_id)
+    offer = Offer(*parties, bytes(32), 0, 4, PROFILE, padding_digest(()), lane, 1000, 0)
     began = DEFAULT_RULES.start_of(epoch)
     counted = receipt(
         provider, CONSUMER, epoch=epoch, manifest=bytes(32), profile=PROFILE, lane=lane, commitment=root,
@@ -101,6 +102,7 @@ def held(
         accept_signature=accept(offer.to_body(), provider.sign),
         weights="float32",
         adapter="",
+        left_padding=(),
         chunks=tuple(opened),
         given=outputs(2 * WINDOW, WINDOW),
         rest=tuple(leaf.hash(session) for leaf in leaves[3:]),

@@ -101,6 +101,11 @@ def test_other_weights_than_were_declared_are_refused():
     assert "held in another way" in refused(replace(GOOD, adapter="a"))
 
 
+def test_another_padding_than_the_session_was_opened_with_is_refused():
+    for counts in ((1,), (0, 1), (2**32 - 1,)):
+        assert "rows of another padding" in refused(replace(GOOD, left_padding=counts))
+
+
 def test_evidence_is_the_one_that_the_claim_names():
     blob, claim = HELD.claim()
     for other, changed in (

@@ -49,7 +49,7 @@ def evidence_of(inputs, given):
         taken = bytes(to_payload(inputs[:, 64 * index : 64 * index + 64], "float32"))
         leaf = Leaf(0, index, 64 * index, sha256(header).digest(), sha256(taken).digest(), bytes(32))
         chunks.append(OpenedChunk(leaf, header, taken))
-    return Evidence(b"", b"", b"", "float32", "", tuple(chunks), bytes(to_payload(given[:, 64:], "float32")))
+    return Evidence(b"", b"", b"", "float32", "", (), tuple(chunks), bytes(to_payload(given[:, 64:], "float32")))
 
 
 def claim_of(examiner, **changes):

@@ -7,7 +7,7 @@ from dht.errors import LedgerNotWritten, SeqsSpent
 from dht.records import Kind
 from node.agreement.checkpoint import Checkpoint as CheckpointBody
 from node.agreement.checkpoint import Cosign as CosignBody
-from node.agreement.offers import Offer, profile_digest
+from node.agreement.offers import Offer, padding_digest, profile_digest
 from node.errors import Refused
 from node.wire import Accept, Checkpoint, Close, Cosign, Open, Refuse, Replay, Result, Step
 from tests.fuzz.serving import CLIENT, HIDDEN, MANIFEST, NUM_BLOCKS, SERVER, STAGE, Serving, framed
@@ -30,7 +30,10 @@ def opening(serving, client=CLIENT, session=SESSION, lane=7, **changes):
     fields |= {"previous": client.peer_id, "next": "", "next_addresses": (), **changes}
     profile, now = profile_digest("float32", "float32"), int(serving.clock.time())
     most = fields["batch"] * fields["max_length"]
-    offer = Offer(session, client.peer_id, SERVER.peer_id, MANIFEST, 0, NUM_BLOCKS, profile, lane, most, now).to_body()
+    padding = padding_digest(fields["left_padding"])
+    offer = Offer(
+        session, client.peer_id, SERVER.peer_id, MANIFEST, 0, NUM_BLOCKS, profile, padding, lane, most, now
+    ).to_body()
     return Open(session, MANIFEST, offer=offer, offer_signature=client.sign(Domain.OFFER, offer), **fields)
 
 
