@@ -1,7 +1,7 @@
-"""CONTEST: the accused denies a claim, or whoever a verdict goes against asks for the next level.
+"""CONTEST: the accused, or an anchor for it, denies a claim; or who a verdict goes against asks for the next level.
 
-Who is silent is judged by default. Whether a contest came in time and from whom it must come is for ``dht.judgement``,
-which knows the claim. This file does no I/O and reads no clock. Pure.
+What nobody denies is judged by default. Whether a contest came in time and from whom it must come is for
+``dht.judgement``, which knows the claim. This file does no I/O and reads no clock. Pure.
 """
 
 from dataclasses import dataclass

@@ -269,6 +269,7 @@ def _add_serve(commands: Commands) -> None:
     _add_join(parser)
     _add_wanted(parser)
     _add_anchors(parser)
+    _add_calibration(parser)
     parser.add_argument(
         "--no-receipts",
         action="store_true",
@@ -376,6 +377,7 @@ def _serve(arguments: Arguments) -> int:
         announce=tuple(arguments.announce),
         exit_with_stdin=arguments.exit_with_stdin,
         anchors=_anchors(arguments),
+        calibration=arguments.calibration,
     )
     reporter = _reporter(arguments)
     run_loop(lambda: run_server(options, reporter))
@@ -467,7 +469,7 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
         "--calibration",
         type=Path,
         metavar="FILE",
-        help="what `efedllm calibrate` wrote of MODEL, to judge by what servers open (default: the bundled model's)",
+        help="what `efedllm calibrate` wrote of MODEL, to judge work by (default: the bundled model's)",
     )
 
 
@@ -839,6 +841,7 @@ def _add_verify(commands: Commands) -> None:
     parser.add_argument(
         "--num-threads", type=given.threads, metavar="N", help="threads to compute with (default: torch's)"
     )
+    _add_addresses(parser)
     _add_events(parser)
     parser.add_argument("--exit-with-stdin", action="store_true", help="end when standard input ends")
 
@@ -858,6 +861,8 @@ def _verify(arguments: Arguments) -> int:
         max_memory_bytes=arguments.max_memory,
         canaries_per_epoch=arguments.canaries_per_epoch,
         num_threads=arguments.num_threads,
+        listen=tuple(arguments.listen or (DEFAULT_LISTEN,)),
+        announce=tuple(arguments.announce),
         exit_with_stdin=arguments.exit_with_stdin,
     )
     reporter = _reporter(arguments)

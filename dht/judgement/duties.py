@@ -17,7 +17,7 @@ from dht.verdict import VerdictPhase
 class Duty(NamedTuple):
     """One thing to sign."""
 
-    act: Act  # commit and reveal are a member's duty; contest and appeal are a party's right
+    act: Act  # commit and reveal are duties; contest and appeal rights: of a party, or of an anchor for the accused
     claim: bytes  # hash of the claim, 32 bytes
     level: int  # 1 to 3
     until_s: int  # unix second from which on it is too late
@@ -48,8 +48,8 @@ def _is_due(member: str, case: Case, ruling: Ruling) -> bool:
     phase = ruling.phase
     assert phase is not None
     if phase.act is Act.CONTEST:
-        is_open = ruling.state in (State.PENDING, State.LOCAL) and member == ruling.accused
-        return is_open and not _has_asked(member, case, phase.level)
+        is_open = ruling.state in (State.PENDING, State.LOCAL)
+        return is_open and member in (ruling.accused, *ruling.defenders) and not _has_asked(member, case, phase.level)
     if phase.act is Act.APPEAL:
         return member == ruling.loser and not _has_asked(member, case, phase.level)
     if member not in ruling.committee(phase.level):

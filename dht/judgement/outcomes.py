@@ -38,6 +38,7 @@ class Ruling(NamedTuple):
     committees: tuple[tuple[str, ...], ...] = ()  # of the levels that were called, from the first; () where one was not
     tallies: tuple[Tally | None, ...] = ()  # of the same levels; None: not closed, or not called
     loser: str = ""  # who may appeal now; empty: nobody
+    defenders: tuple[str, ...] = ()  # anchors that may deny it for an accused that is away
     backed_by: str = ""  # who forced the last level with its bond; empty: nobody
 
     def committee(self, level: int) -> tuple[str, ...]:

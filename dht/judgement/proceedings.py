@@ -1,7 +1,7 @@
 """One case, from the claim through as many levels as it takes. Pure; the phases are those of ``timeline``.
 
     claim ──nobody denies it──> upheld by default ──────────────┐ the accused appeals
-      │ denied                                                  v
+      │ denied, by the accused or by an anchor for it           v
     level 1: 7 holders of the blocks ──decided──> settled ──loser appeals──> level 2: 15 of the whole swarm
       └──────────────── unresolved ──────────────────────────────────────────^   │      │
                                         settled <──decided clearly───────────────┘      │ unresolved, close, or the
@@ -69,6 +69,7 @@ class _Trial:
         self._committees: list[tuple[str, ...]] = []
         self._tallies: list[Tally | None] = []
         self._backed_by = ""
+        self._defenders = panel(case.claim, bench.anchors)
 
     def run(self) -> Ruling:
         """Go as far as time has come."""
@@ -101,7 +102,7 @@ class _Trial:
     def _first(self) -> tuple[Decision | None, int]:
         """Return what holds before anybody appeals, and the level that says so; None: not yet known."""
         denial = phase_of(1, Act.CONTEST)
-        if self._is_asked(1, self._case.accused, denial):
+        if any(self._is_asked(1, peer, denial) for peer in (self._case.accused, *self._defenders)):
             return self._vote(1), 1
         return (Decision.UPHELD if self._is_settled(denial) else None), 0
 
@@ -150,7 +151,7 @@ class _Trial:
 
     def _pending(self) -> Ruling:
         level = len(self._committees)
-        why = f"It is with {_BODIES[level]}." if level else "The accused can still deny it."
+        why = f"It is with {_BODIES[level]}." if level else "It can still be denied."
         return self._ruling(State.PENDING, why, self._clock.ends_all_s, is_final=False)
 
     def _standing(self, decision: Decision, level: int, appeal: Phase) -> Ruling:
@@ -172,7 +173,7 @@ class _Trial:
 
     def _said(self, level: int) -> str:
         if not level:
-            return "The accused did not deny it in time."
+            return "Nobody denied it in time."
         tally = self._tallies[level - 1]
         assert tally is not None
         return (
@@ -197,5 +198,6 @@ class _Trial:
             phase=self._clock.open_phase(self._now_s),
             committees=tuple(self._committees),
             tallies=tuple(self._tallies),
+            defenders=self._defenders,
             backed_by=self._backed_by,
         )

@@ -36,7 +36,7 @@ MAX_UNITS = 24
 class Act(Enum):
     """What is signed in a phase."""
 
-    CONTEST = "contest"  # the accused denies the claim; who is silent is judged by default
+    CONTEST = "contest"  # the claim is denied; what nobody denies is judged by default
     COMMIT = "commit"
     REVEAL = "reveal"
     APPEAL = "appeal"  # who has lost so far asks for this level

@@ -47,11 +47,6 @@ MIN_PERIOD_S = 5.0
 NOTHING_SETTLED: Settled = MappingProxyType({})
 
 
-COUNTS_CLAIMS = False
-"""Whether verdicts move scores: not yet, because nobody answers claims by itself, and what is not answered is believed;
-and because evidence lacks the left padding of rows, with which an honest answer can be made to look false."""
-
-
 @dataclass(frozen=True, slots=True)
 class Standings:
     """What a board knows at one moment."""
@@ -77,7 +72,7 @@ class ScoreBoard:
         clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
         sightings: Sightings | None = None,
-        counts_claims: bool = COUNTS_CLAIMS,
+        settled: Settled = NOTHING_SETTLED,
     ) -> None:
         """Describe the board; nothing is read yet.
 
@@ -88,7 +83,7 @@ class ScoreBoard:
             clock: Unix seconds.
             rng: Draws what snapshots are compared at; None: the system's.
             sightings: Remembers when what is about claims came; None: signed times are believed.
-            counts_claims: Whether verdicts move scores.
+            settled: Rulings that stood for an earlier process of this node.
         """
         self._swarm = swarm
         self._anchors = tuple(anchors)
@@ -96,7 +91,7 @@ class ScoreBoard:
         self._works = WorkReader(swarm, bootstraps, rng or random.SystemRandom())
         self._proofs = ProofReader(swarm)
         self._sightings = sightings
-        self._counts_claims = counts_claims
+        self._settled = settled
         self.standings: Standings | None = None
         """What is known; None: nothing yet."""
         self.on_refreshed: Callable[[Standings], None] = _ignore
@@ -131,8 +126,8 @@ class ScoreBoard:
             proofs = await self._proofs.read(peers, window, rules.evidence_epochs, checker)
         seen = self._look(proofs, began_s, rules)
         score_rules = score_rules_of(self._swarm.parameters, rules)
-        terms = Terms(self.anchors, rules, score_rules, counts_claims=self._counts_claims)
-        settled = self.standings.settled if self.standings is not None else {}
+        terms = Terms(self.anchors, rules, score_rules)
+        settled = self.standings.settled if self.standings is not None else self._settled
         now_s = self._clock()
         self.standings = await asyncio.to_thread(
             standings_of, self._works.book.copy(), proofs, terms, present, now_s, settled, seen
@@ -153,7 +148,6 @@ class Terms(NamedTuple):
     anchors: tuple[str, ...]  # whose trust it is
     rules: Rules  # of the swarm
     score_rules: ScoreRules
-    counts_claims: bool = COUNTS_CLAIMS  # whether verdicts move scores
 
 
 def standings_of(
@@ -177,7 +171,7 @@ def standings_of(
         first_seen_s: What this node has seen come.
     """
     heard = hear(book, proofs, terms.anchors, terms.rules, terms.score_rules, now_s, settled, first_seen_s)
-    evidence = evidence_of(book, proofs, heard.judged if terms.counts_claims else Judged(), epoch)
+    evidence = evidence_of(book, proofs, heard.judged, epoch)
     scores = score(evidence, terms.anchors, epoch, terms.score_rules)
     return Standings(
         scores, evidence, proofs, heard.judged, heard.settled, contributions(scores, evidence), heard.outcomes

@@ -2,7 +2,8 @@
 
     outcomes ──> duties ──┬── open          from the notebook
                           ├── commit        from the notebook, or with a finding: first written down, then published
-                          ├── deny          unless this node finds itself guilty; near the end also without a finding
+                          ├── deny          unless this node finds itself guilty, near the end also without a finding;
+          │                 an anchor, for others: if it finds their work right, or the evidence false
                           ├── appeal        if it finds otherwise than what stands
                           └── no finding? ──> evidence fetched, verified, run again: one at a time, beside all this
 
@@ -130,6 +131,8 @@ class Desk:
         if claim.accuser == self._identity.peer_id:
             return True  # It has found the work false itself, before it made the claim.
         found = self._findings.get(claim.hash)
+        if duty.act is Act.CONTEST and claim.accused != self._identity.peer_id:
+            return found is not None and found.opinion is Opinion.REFUTED
         if found is not None:
             return found.opinion is not Opinion.UPHELD
         unit_s = Timeline.of(claim.t, rules).unit_s

@@ -15,6 +15,7 @@ import os
 import sys
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -22,7 +23,7 @@ from dht.claim import Claim
 from dht.verdict import Opinion
 from dht.work import MAX_ERROR_PPM
 from node.check.calibration import Calibration
-from node.check.calibration_file import shipped_calibration
+from node.check.calibration_file import read_calibration, shipped_calibration
 from node.check.check import CheckResult, Verdict, check_span
 from node.check.evidence import Evidence
 from node.check.reference import HELD_IN, reference_span
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 MAX_EXAMINATION_BYTES = 4 * 2**30
 """Memory that an examination may take, weights included."""
+
+CPU = torch.device("cpu")
 
 _OPINIONS = {
     Verdict.PASS: Opinion.REFUTED,
@@ -50,7 +53,8 @@ class CheckpointExaminer:
     checkpoint: Checkpoint
     calibration: Calibration | None
     """None: nobody can say what is honest, so this node cannot tell."""
-    device: torch.device
+    device: torch.device = CPU
+    """Not a GPU, where work that is being done may need all memory."""
     max_bytes: int = MAX_EXAMINATION_BYTES
 
     def __call__(self, evidence: Evidence, claim: Claim) -> Finding:
@@ -79,14 +83,24 @@ class CheckpointExaminer:
         return finding_of(check_span(span, work, calibration, evidence.weights, max_bytes=room))
 
 
-def examiner_of(checkpoint: Checkpoint, device: torch.device) -> CheckpointExaminer:
-    """Return who examines claims about a model, by the calibration that comes with this package; reads files."""
-    calibration = None
+def examiner_of(checkpoint: Checkpoint, calibration: Path | None = None) -> CheckpointExaminer:
+    """Return who examines claims about a model; reads files.
+
+    Args:
+        checkpoint: the model.
+        calibration: file by which is judged; None: the one that comes with this package, if there is one.
+
+    Raises:
+        BadCalibration: the file that was named is none, or of another model.
+    """
+    if calibration is not None:
+        return CheckpointExaminer(checkpoint, read_calibration(calibration, checkpoint.manifest32))
+    shipped = None
     try:
-        calibration = shipped_calibration(checkpoint.manifest32)
+        shipped = shipped_calibration(checkpoint.manifest32)
     except BadCalibration as error:  # A node serves without it; it just cannot tell.
         logger.warning("claims cannot be examined here: %s", error)
-    return CheckpointExaminer(checkpoint, calibration, device)
+    return CheckpointExaminer(checkpoint, shipped)
 
 
 def finding_of(result: CheckResult) -> Finding:

@@ -19,6 +19,7 @@ from dht.claim import CLAIM_EPOCHS
 from dht.hardening.duty import take_turn
 from dht.identity import Identity
 from dht.judgement.docket import open_cases
+from dht.judgement.outcomes import Ruling
 from dht.rules import Rules
 from dht.standing.board import ScoreBoard, Standings
 from dht.standing.sightings import Sightings, half_unit_s
@@ -34,6 +35,8 @@ NOTEBOOK = "claims.sqlite"
 """In a node's home: what it must not forget about claims."""
 SHELF = "evidence"
 """Beside it: what it has claimed with."""
+FIRST_S = 10.0
+"""After its start a node has other things to do for so long, s."""
 REST = 4
 """So many times as long as a turn has taken, nothing is done after it: a node has its own work."""
 
@@ -69,6 +72,10 @@ class ClaimsKeeping:
         self._bootstraps = bootstraps
         self._anchors = anchors
         self._clock = clock
+        self._kept: dict[bytes, Ruling] = {}
+        """Rulings that stand in the notebook."""
+        self._tidied = 0
+        """Epoch in which the notebook was tidied last."""
         self.board: ScoreBoard
         """Set inside the context, as what follows is."""
         self.accuser: Accuser
@@ -77,10 +84,16 @@ class ClaimsKeeping:
     async def __aenter__(self) -> Self:
         self._notebook = await asyncio.to_thread(Notebook.open, self._home / NOTEBOOK)
         self._sightings = Sightings(await asyncio.to_thread(self._notebook.sightings))
+        self._kept = await asyncio.to_thread(self._notebook.rulings)
         self._shelf = Shelf(self._home / SHELF)
         await asyncio.to_thread(self._shelf.tidy, self._clock())
         self.board = ScoreBoard(
-            self._swarm, self._bootstraps, anchors=self._anchors, clock=self._clock, sightings=self._sightings
+            self._swarm,
+            self._bootstraps,
+            anchors=self._anchors,
+            clock=self._clock,
+            sightings=self._sightings,
+            settled=self._kept,
         )
         self.accuser = Accuser(self._swarm, self._identity, self._shelf, self._notebook, self._clock)
         self.desk = Desk(
@@ -105,14 +118,13 @@ class ClaimsKeeping:
         since = rules.epoch_of(self._clock()) - CLAIM_EPOCHS
         if not await take_turn(self.accuser.publish_again(rules, since), "publishing claims"):
             return
-        took_s = 0.0
+        pause_s = min(FIRST_S, half_unit_s(rules) / 2)
         while True:
-            # At first, too: a node that starts has other things to do.
-            await asyncio.sleep(max(half_unit_s(rules) / 2, REST * took_s))
+            await asyncio.sleep(pause_s)
             began_s = time.monotonic()
             if not await take_turn(self.turn(rules), "attending to claims"):
                 return
-            took_s = time.monotonic() - began_s
+            pause_s = max(half_unit_s(rules) / 2, REST * (time.monotonic() - began_s))
 
     async def turn(self, rules: Rules) -> Standings:
         """Read what has come, and do what is due.
@@ -121,10 +133,22 @@ class ClaimsKeeping:
             DaemonDied: our own p2pd has ended.
         """
         known = await self.board.refresh()
-        self._sightings.forget_before(rules.epoch_of(self._clock()) - rules.window_epochs)
-        await asyncio.to_thread(self._notebook.note_sightings, self._sightings.take_new())
+        present = rules.epoch_of(self._clock())
+        self._sightings.forget_before(present - rules.window_epochs)
+        await asyncio.to_thread(self._note, known, present, rules)
         proofs = known.proofs
         cases = open_cases(proofs.claims, proofs.contests, proofs.verdicts)
         await self.desk.attend(cases, known.outcomes, rules)
         await self.accuser.claim(rules)
         return known
+
+    def _note(self, known: Standings, present: int, rules: Rules) -> None:
+        """Put on the disk what must not be forgotten, and drop what may be; in a thread."""
+        self._notebook.note_sightings(self._sightings.take_new())
+        new = [ruling for claim, ruling in known.settled.items() if claim not in self._kept]
+        self._notebook.keep_rulings(new)
+        self._kept |= {ruling.claim: ruling for ruling in new}
+        if present > self._tidied:
+            self._tidied = present
+            self._notebook.forget_before(present - rules.window_epochs)
+            self._notebook.forget_rulings_before(present - rules.evidence_epochs)

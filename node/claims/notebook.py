@@ -1,4 +1,4 @@
-"""What a node must not forget about claims: its votes before they are published, its claims' numbers, what it has seen.
+"""What a node must not forget about claims: votes before they are published, its claims' numbers, sightings, rulings.
 
     opinion, salt ──keep_ballot──> disk ──> commitment published ──> opened, from the disk
 
@@ -10,6 +10,7 @@ A SQLite file in the node's home. Waits for its disk: ``asyncio.to_thread``; cal
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
 from collections.abc import Iterable
@@ -18,8 +19,12 @@ from pathlib import Path
 from typing import Self
 
 from dht.claim import MAX_CLAIMS
+from dht.judgement.kept_rulings import pack_ruling, unpack_ruling
+from dht.judgement.outcomes import Ruling
 from dht.standing.sightings import Sighting
 from dht.verdict import Opinion
+
+logger = logging.getLogger("efedllm")
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS ballots (
@@ -30,6 +35,7 @@ CREATE TABLE IF NOT EXISTS claims (
     epoch INTEGER, number INTEGER, chunk BLOB UNIQUE NOT NULL, envelope BLOB NOT NULL, PRIMARY KEY (epoch, number)
 );
 CREATE TABLE IF NOT EXISTS sightings (record BLOB PRIMARY KEY, epoch INTEGER NOT NULL, seen_s REAL);
+CREATE TABLE IF NOT EXISTS rulings (claim BLOB PRIMARY KEY, epoch INTEGER NOT NULL, ruling BLOB NOT NULL);
 """
 
 
@@ -61,16 +67,26 @@ class Notebook:
 
     @classmethod
     def open(cls, path: Path | None) -> Self:
-        """Open the file, or keep everything in memory.
+        """Open the file, or keep everything in memory; a file that is damaged is put aside, for a new one.
+
+        What was in it costs votes that were not opened yet, and nobody else anything.
 
         Raises:
-            sqlite3.Error: it cannot be read.
+            sqlite3.OperationalError: it cannot be written.
         """
-        file = sqlite3.connect(":memory:" if path is None else path, check_same_thread=False, isolation_level=None)
-        file.execute("PRAGMA journal_mode = WAL")
-        file.execute("PRAGMA synchronous = FULL")
-        file.executescript(_TABLES)
-        return cls(file)
+        if path is None:
+            return cls(_connect(":memory:"))
+        try:
+            return cls(_connect(path))
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:
+            aside = path.with_suffix(".damaged")
+            logger.warning("%s is damaged (%s): it is put aside as %s, and a new one begun", path, error, aside.name)
+            path.replace(aside)
+            for rest in ("-wal", "-shm"):
+                path.with_name(path.name + rest).unlink(missing_ok=True)
+            return cls(_connect(path))
 
     def close(self) -> None:
         """Close the file."""
@@ -125,8 +141,39 @@ class Notebook:
         with self._alone:
             return [Sighting(*row) for row in self._file.execute("SELECT * FROM sightings")]
 
+    def keep_rulings(self, rulings: Iterable[Ruling]) -> None:
+        """Write down rulings that are final."""
+        rows = [(ruling.claim, ruling.epoch, pack_ruling(ruling)) for ruling in rulings]
+        with self._alone:
+            self._file.execute("BEGIN")
+            self._file.executemany("INSERT OR IGNORE INTO rulings VALUES (?, ?, ?)", rows)
+            self._file.execute("COMMIT")
+
+    def rulings(self) -> dict[bytes, Ruling]:
+        """Return the rulings that stand, by the hash of their claim."""
+        with self._alone:
+            rows = self._file.execute("SELECT claim, ruling FROM rulings").fetchall()
+        return {claim: unpack_ruling(ruling) for claim, ruling in rows}
+
     def forget_before(self, epoch: int) -> None:
-        """Drop what is about claims of earlier epochs."""
+        """Drop what is about claims of earlier epochs; rulings stay, as convictions outlive what they rest on."""
         with self._alone:
             for table in ("ballots", "claims", "sightings"):
                 self._file.execute(f"DELETE FROM {table} WHERE epoch < ?", (epoch,))  # noqa: S608 - names of ours
+
+    def forget_rulings_before(self, epoch: int) -> None:
+        """Drop rulings that count no more."""
+        with self._alone:
+            self._file.execute("DELETE FROM rulings WHERE epoch < ?", (epoch,))
+
+
+def _connect(place: Path | str) -> sqlite3.Connection:
+    file = sqlite3.connect(place, check_same_thread=False, isolation_level=None)
+    try:
+        file.execute("PRAGMA journal_mode = WAL")
+        file.execute("PRAGMA synchronous = FULL")
+        file.executescript(_TABLES)
+    except sqlite3.Error:
+        file.close()
+        raise
+    return file

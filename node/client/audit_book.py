@@ -47,6 +47,8 @@ class Verdict:
     why: str = ""
     measured: Measured | None = None
     """None: it was not run again."""
+    shows_itself: bool = False
+    """Whether the opening alone shows it to whoever runs it again: not what a pool of several has shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,8 @@ class AuditResult:
     """What was judged."""
     measured: Measured | None = None
     """What the judge has measured; None: nobody has run it again."""
+    shows_itself: bool = False
+    """Whether the opening alone shows what the judge found."""
 
 
 class AuditBook:

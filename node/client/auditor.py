@@ -99,7 +99,14 @@ class AuditedSession:
 def judged(result: AuditResult, verdict: Verdict) -> AuditResult:
     """Return a result with what a judge says of its opening."""
     owner = result.peer_id if verdict.outcome is Outcome.FAIL else ""
-    return replace(result, outcome=verdict.outcome, why=verdict.why, owner=owner, measured=verdict.measured)
+    return replace(
+        result,
+        outcome=verdict.outcome,
+        why=verdict.why,
+        owner=owner,
+        measured=verdict.measured,
+        shows_itself=verdict.shows_itself,
+    )
 
 
 class InVain(UnavailableError):

@@ -120,7 +120,7 @@ async def run_bootstrap(options: BootstrapOptions, reporter: Reporter) -> None:
         _save(state_path, founding)
         addresses = tuple(swarm.addresses)
         code = JoinCode((*addresses, *others), founding.name, founding.parameters_hash, founding.secret).encode()
-        async with bootstrap_duties(swarm, identity, options.home):
+        async with bootstrap_duties(swarm, identity, options.home, options.join):
             told = asyncio.create_task(until_told_to_stop(exit_with_stdin=options.exit_with_stdin))
             closed = asyncio.create_task(swarm.wait_closed())
             try:

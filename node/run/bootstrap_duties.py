@@ -1,4 +1,4 @@
-"""What a bootstrap does for its swarm's records while it runs: parameters, snapshots, its own record, contradictions.
+"""What a bootstrap does for its swarm while it runs: parameters, snapshots, its own record, contradictions, trials.
 
 Runs in the event loop.
 """
@@ -16,13 +16,14 @@ from dht.enrolment import Enrolment
 from dht.errors import DaemonDied, DhtError
 from dht.ident import Role
 from dht.identity import Identity
-from dht.parameters import SwarmParameters
+from dht.parameters import JoinCode, SwarmParameters
 from dht.receipts.equivocations import EquivocationWatch
 from dht.receipts.snapshot_keeper import SnapshotKeeper
 from dht.records import Envelope, SignedRecord, place
 from dht.standing.snapshot_scores import SnapshotScores
 from dht.swarm import Swarm
 from node.run.duties import in_background
+from node.run.trials import trials, without_weights
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +32,14 @@ _PUBLISH_S = 10.0
 
 
 @contextlib.asynccontextmanager
-async def bootstrap_duties(swarm: Swarm, identity: Identity, home: Path) -> AsyncIterator[None]:
+async def bootstrap_duties(swarm: Swarm, identity: Identity, home: Path, join: JoinCode | None) -> AsyncIterator[None]:
     """Do them inside the context; who has the join code finds the parameters when it is entered.
 
     Args:
         swarm: Entered.
         identity: Of the bootstrap.
         home: Its state directory.
+        join: How it joined another bootstrap's swarm; None: it has founded its own.
     """
     await publish_parameters(swarm)
     enrolment = Enrolment(swarm, identity, Role.BOOTSTRAP, path=home / BEGINNINGS_FILE)
@@ -46,7 +48,7 @@ async def bootstrap_duties(swarm: Swarm, identity: Identity, home: Path) -> Asyn
         "enrolling this identity": enrolment.run,
         "making snapshots": SnapshotKeeper(swarm, identity, scores=SnapshotScores(swarm)).run,
     }
-    async with EquivocationWatch(swarm), in_background(duties):
+    async with EquivocationWatch(swarm), in_background(duties), trials(home, join, swarm, identity, without_weights):
         yield
 
 

@@ -62,6 +62,8 @@ class ServeOptions:
     exit_with_stdin: bool
     anchors: tuple[str, ...] = ()
     """Peer ids whose trust counts for this server; none: those of the swarm."""
+    calibration: Path | None = None
+    """By which claims about the model are examined; None: the one that this package has for it."""
 
 
 def open_checkpoint(options: ServeOptions, progress: Any) -> Checkpoint:

@@ -24,6 +24,7 @@ from dht.identity import Identity
 from dht.records import ServerState
 from dht.swarm import Stream, Swarm
 from node.batching import Limits
+from node.claims.examiner import examiner_of
 from node.engine import Engine
 from node.errors import NodeError, Refused
 from node.model.checkpoint import Checkpoint
@@ -32,7 +33,6 @@ from node.run import control_socket
 from node.run.announcing import Announcing
 from node.run.client_levels import ClientLevels
 from node.run.doors import Doors
-from node.run.duties import in_background
 from node.run.events import Reporter
 from node.run.libraries import silence_libraries
 from node.run.lifetime import STDIN_ENDED, stop_words, until_stdin_ends
@@ -42,7 +42,7 @@ from node.run.network_rate import carried_tokens_per_s, measure_network
 from node.run.receipt_keeping import ReceiptKeeping
 from node.run.serve_plan import ServePlan, plan_serving
 from node.run.server_ends import announced, in_words
-from node.run.standings import board_of
+from node.run.trials import trials
 from node.serve.balance import choose_span
 from node.serve.contracts import Contracts
 from node.serve.handler import Handler
@@ -92,8 +92,9 @@ async def run_server(options: ServeOptions, reporter: Reporter) -> None:
             announcing.joining(span)
             await exits.enter_async_context(announcing.announcer)
             contracts = await _keep_receipts(exits, options, identity, swarm, checkpoint)
-            levels = ClientLevels(board_of(swarm, options.join, options.anchors))
-            await exits.enter_async_context(in_background({"computing scores": levels.board.run}))
+            examine = await asyncio.to_thread(examiner_of, checkpoint, options.calibration)
+            keeping = trials(options.home, options.join, swarm, identity, examine, anchors=options.anchors)
+            levels = ClientLevels((await exits.enter_async_context(keeping)).board)
             engine = await exits.enter_async_context(
                 Engine(
                     limits=_GPU_LIMITS if plan.weights.device.type == "cuda" else Limits(),

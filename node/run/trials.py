@@ -1,4 +1,4 @@
-"""Take part in the trials of claims in the background of whatever a node does.
+"""Take part in the trials of claims in the background of whatever a node does, and keep scores by what it sees of them.
 
 Runs in the event loop. What a server runs again, it runs on the checkpoint that it serves.
 """
@@ -6,7 +6,7 @@ Runs in the event loop. What a server runs again, it runs on the checkpoint that
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from dht.claim import Claim
@@ -22,7 +22,13 @@ from node.run.standings import bootstraps_of
 
 @contextlib.asynccontextmanager
 async def trials(
-    home: Path, join: JoinCode | None, swarm: Swarm, identity: Identity, examine: Examine
+    home: Path,
+    join: JoinCode | None,
+    swarm: Swarm,
+    identity: Identity,
+    examine: Examine,
+    *,
+    anchors: Sequence[str] = (),
 ) -> AsyncIterator[ClaimsKeeping]:
     """Take part while the context lasts.
 
@@ -32,10 +38,11 @@ async def trials(
         swarm: entered.
         identity: who signs.
         examine: runs evidence again.
+        anchors: whose trust counts for this node; none: those of the swarm.
     """
     bootstraps = bootstraps_of(join) if join is not None else ()
     async with (
-        ClaimsKeeping(home, swarm, identity, examine, bootstraps=bootstraps) as keeping,
+        ClaimsKeeping(home, swarm, identity, examine, bootstraps=bootstraps, anchors=anchors) as keeping,
         in_background({"taking part in trials": keeping.run}),
     ):
         yield keeping

@@ -1,7 +1,11 @@
 """``efedllm verify``: run sessions of its own through every server of a model, judge all that they do, publish it.
 
-The event loop holds the verifier's own identity: it plans, publishes and tells. Each canary runs in a thread with a
-node of its own, and the judge in another one.
+    canary ──openings──> judge ──> AUDIT records
+                           └─ a chunk that is false ──> CLAIM, with evidence that every node can run again
+
+The event loop holds the verifier's own identity: it plans, publishes, claims, takes part in trials and tells. Each
+canary runs in a thread with a node of its own, and the judge in another one. What its sessions say it has made up, so
+evidence of them tells nothing of anybody.
 """
 
 from __future__ import annotations
@@ -25,12 +29,16 @@ from dht.parameters import parse_join
 from dht.records import ServerState
 from dht.swarm import Swarm
 from node.check.calibration_file import find_calibration
+from node.claims.accuser import Accuser
+from node.claims.examiner import MAX_EXAMINATION_BYTES, CheckpointExaminer
+from node.claims.findings import Examine
+from node.client.accusation import accusation_of
 from node.client.audit_book import AuditResult, Outcome
 from node.client.audit_publisher import AuditPublisher
 from node.client.auditor import judged
 from node.client.offers import newest
 from node.config import IDENTITY
-from node.errors import UserError
+from node.errors import CannotCheck, UserError
 from node.model.checkpoint import Checkpoint
 from node.model.families import check_family
 from node.run.audit_teller import audited_fields
@@ -39,6 +47,7 @@ from node.run.events import Reporter
 from node.run.generate import max_positions
 from node.run.libraries import silence_libraries
 from node.run.lifetime import until_told_to_stop
+from node.run.trials import trials
 from node.verify.canary import Canary, CanaryModel, Findings
 from node.verify.canary_plan import Held, in_turn, peers_through
 from node.verify.canary_text import CanaryTexts
@@ -64,6 +73,8 @@ class VerifyOptions:
     """Of the judge; None: half of what is free."""
     canaries_per_epoch: int
     num_threads: int | None
+    listen: tuple[str, ...]
+    announce: tuple[str, ...]
     exit_with_stdin: bool
 
 
@@ -77,21 +88,24 @@ async def run_verifier(options: VerifyOptions, reporter: Reporter) -> None:
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
     identity = Identity.load_or_create(options.home / IDENTITY)
-    model, judge = await asyncio.to_thread(_load, options, reporter)
+    model, judge, examine = await asyncio.to_thread(_load, options, reporter)
+    join = parse_join(options.join)
     async with contextlib.AsyncExitStack() as exits:
-        swarm = await exits.enter_async_context(Swarm(identity, join=parse_join(options.join), client_mode=True))
+        place = Swarm(identity, join=join, listen=options.listen, announce=options.announce)
+        swarm = await exits.enter_async_context(place)
         rules = await swarm.wait_for_rules(_RULES_S)
         enrolment = Enrolment(swarm, identity, Role.VERIFIER, path=options.home / BEGINNINGS_FILE)
         await exits.enter_async_context(in_background({"enrolling this identity": enrolment.run}))
         publisher = await exits.enter_async_context(AuditPublisher(swarm, identity, rules))
-        verifier = _Verifier(options, reporter, swarm, model, judge, publisher)
+        keeping = await exits.enter_async_context(trials(options.home, join, swarm, identity, examine))
+        verifier = _Verifier(options, reporter, swarm, model, judge, publisher, keeping.accuser)
         reporter.say(f"Checking the servers of {model.checkpoint.short_name} as {identity.peer_id}.")
         reporter.event("ready", {"role": "verifier", "peer_id": identity.peer_id})
         reason = await verifier.run()
         reporter.say(f"Stopping ({reason}).")
 
 
-def _load(options: VerifyOptions, reporter: Reporter) -> tuple[CanaryModel, SpanJudge]:
+def _load(options: VerifyOptions, reporter: Reporter) -> tuple[CanaryModel, SpanJudge, Examine]:
     with reporter.progress() as bar:
         checkpoint = Checkpoint.open(options.model, revision=options.revision, home=options.home, progress=bar.update)
         check_family(checkpoint.config)
@@ -102,7 +116,9 @@ def _load(options: VerifyOptions, reporter: Reporter) -> tuple[CanaryModel, Span
                 "`efedllm calibrate`, and pass --calibration FILE."
             )
         model = CanaryModel(checkpoint, options.join)
-    return model, SpanJudge(checkpoint, calibration, max_bytes=options.max_memory_bytes, tell=reporter.say)
+    bound = options.max_memory_bytes
+    judge = SpanJudge(checkpoint, calibration, max_bytes=bound, tell=reporter.say)
+    return model, judge, CheckpointExaminer(checkpoint, calibration, max_bytes=bound or MAX_EXAMINATION_BYTES)
 
 
 class _Verifier:
@@ -116,6 +132,7 @@ class _Verifier:
         model: CanaryModel,
         judge: SpanJudge,
         publisher: AuditPublisher,
+        accuser: Accuser,
     ) -> None:
         self._options = options
         self._reporter = reporter
@@ -123,6 +140,7 @@ class _Verifier:
         self._model = model
         self._judge = judge
         self._publisher = publisher
+        self._accuser = accuser
         self._chance = random.SystemRandom()
         config = model.checkpoint.config
         self._texts = CanaryTexts(config.get_text_config().vocab_size, max_positions(config), self._chance)
@@ -210,6 +228,7 @@ class _Verifier:
             result = judged(result, await asyncio.to_thread(self._judge, result.opening))
         self._publisher.enter(result)
         self._reporter.event("audited", audited_fields(result))
+        await self._accuse(result)
         whose = result.owner or result.peer_id
         held = servers.get(whose)
         if held is None:
@@ -218,6 +237,15 @@ class _Verifier:
             self._checked_s[whose] = time.monotonic()
         if self._book.enter(self._epoch(), held, result.outcome):
             self._reporter.say(f"The server {whose} has failed an audit ({result.why}).")
+
+    async def _accuse(self, result: AuditResult) -> None:
+        """Hold what others can be convinced of; it is claimed when there is a place for it."""
+        if result.opening is None or result.measured is None or not result.shows_itself:
+            return
+        try:
+            self._accuser.hold(await asyncio.to_thread(accusation_of, result.opening, result.measured.median_ppm))
+        except CannotCheck as error:
+            self._reporter.say(f"The server {result.owner} cannot be accused of it: {error}")
 
     def _tell(self, reports: list[Report]) -> None:
         for report in reports:

@@ -83,7 +83,7 @@ class SpanJudge:
             return Ruling(Outcome.INCONCLUSIVE, f"it could not be judged: {error}")
         measured = _measured(result.statistics, self._calibration.digest) if result.statistics is not None else None
         if result.verdict is Verdict.FAIL:
-            return Ruling(Outcome.FAIL, result.reason, measured)
+            return Ruling(Outcome.FAIL, result.reason, measured, shows_itself=True)
         if reason := self._pool(opening, result):
             return Ruling(Outcome.FAIL, reason, measured)
         return Ruling(_OUTCOMES[result.verdict], result.reason, measured)

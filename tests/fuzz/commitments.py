@@ -26,6 +26,7 @@ DOMAIN = 130
 
 HELD = held()
 PACKED = unpackb(pack(HELD.evidence))
+(CHUNKS,) = (at for at, field in enumerate(PACKED) if isinstance(field, list))
 
 
 def _payload(step: Step, salt: bytes) -> bytes:
@@ -171,10 +172,10 @@ def evidence(data: bytes) -> None:
     draw = Draw(data)
     fields = list(PACKED)
     if draw.flag():
-        number = draw.number(len(fields[5]) - 1)
-        chunks = list(fields[5])
+        chunks = list(fields[CHUNKS])
+        number = draw.number(len(chunks) - 1)
         chunks[number] = mutated(draw, chunks[number])
-        fields[5] = mutated(draw, chunks) if draw.rarely() else chunks
+        fields[CHUNKS] = mutated(draw, chunks) if draw.rarely() else chunks
     with contextlib.suppress(ValueError, TypeError):
         blob = encode(mutated(draw, fields) if draw.flag() else fields)
         blob, claim = HELD.claim(blob=blob if not draw.rarely() else draw.rest() or blob)

@@ -7,7 +7,7 @@ from dht.judgement.judge import judge
 from dht.judgement.outcomes import State
 from dht.judgement.timeline import PHASES, Act, Timeline, phase_of
 from dht.verdict import commit
-from tests.dht.judgement.town import ACCUSED, ACCUSER, DOWN, PEERS, RULES, UP, claim_of, court_of, play
+from tests.dht.judgement.town import ACCUSED, ACCUSER, ANCHORS, DOWN, PEERS, RULES, UP, claim_of, court_of, play
 
 CLAIM = claim_of()
 CLOCK = Timeline.of(CLAIM.t, RULES)
@@ -27,6 +27,12 @@ def test_the_accused_may_deny_a_claim_until_its_window_ends():
     assert due(ACCUSER, cases, CLAIM.t) == due(PEERS[9], cases, CLAIM.t) == []
     denied = open_cases([CLAIM], [Contest(ACCUSED, CLAIM.epoch, CLAIM.hash, ACCUSER, 1, CLAIM.t)], [])
     assert due(ACCUSED, denied, CLAIM.t + 1) == []
+
+
+def test_an_anchor_may_deny_a_claim_for_the_accused_and_nobody_else_may():
+    cases, ends_s = open_cases([CLAIM], [], []), CLOCK.ends_s(phase_of(1, Act.CONTEST))
+    assert due(ANCHORS[0], cases, CLAIM.t) == [Duty(Act.CONTEST, CLAIM.hash, 1, ends_s)]
+    assert due(ANCHORS[0], cases, ends_s) == []
 
 
 def test_the_accused_may_deny_a_claim_that_is_local_here_because_others_may_have_read_more_receipts():

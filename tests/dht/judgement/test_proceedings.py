@@ -54,6 +54,14 @@ def test_whoever_does_not_deny_a_claim_is_convicted_and_may_still_appeal_for_a_w
     assert over.open_fails == (OpenFail(ACCUSER, ACCUSED),)
 
 
+def test_an_anchor_denies_a_false_claim_for_who_is_away_and_a_friend_of_the_accused_cannot():
+    for contester, state in ((ANCHORS[0], State.PENDING), (PEERS[9], State.UPHELD), (ACCUSER, State.UPHELD)):
+        denial = Contest(contester, CLAIM.epoch, CLAIM.hash, ACCUSER, 1, CLAIM.t + 1)
+        ruling = rule(Case(CLAIM, (denial,), ()), COURT.bench(Case(CLAIM, (), ()), frozenset()), CLAIM.t + 4 * UNIT_S)
+        assert ruling.state is state
+        assert len(ruling.committee(1)) == (7 if state is State.PENDING else 0)
+
+
 def test_who_was_away_for_some_hours_appeals_against_the_default_judgement():
     ruling = ruled(at_levels(None, DOWN, None), denies=False)
     assert (ruling.state, ruling.level, ruling.committee(1)) == (State.REJECTED, 3, ())

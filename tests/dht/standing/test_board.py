@@ -45,7 +45,7 @@ def audited(finding, *, ago=0):
 
 def board(node, **options):
     return ScoreBoard(
-        node, anchors=[ANCHOR.peer_id], clock=lambda: NOON_S, rng=random.Random(1), counts_claims=True, **options
+        node, anchors=[ANCHOR.peer_id], clock=lambda: NOON_S, rng=random.Random(1), **options
     )  # fmt: skip
 
 

@@ -56,18 +56,10 @@ def test_who_does_not_deny_a_claim_is_convicted_and_gets_no_work_and_until_then_
     judged = heard(proofs).judged
     assert judged.convictions == (Conviction(ACCUSED, EPOCH),)
     assert judged.cases[0].state == "upheld"
-    terms = Terms((ANCHOR,), RULES, DEFAULT_SCORE_RULES, counts_claims=True)
+    terms = Terms((ANCHOR,), RULES, DEFAULT_SCORE_RULES)
     scores = standings_of(book(), proofs, terms, EPOCH + 3, END_S).scores
     assert rank_of(scores, ACCUSED) is Rank.CONVICTED
     assert rank_of(scores, HOLDERS[1]) is Rank.ESTABLISHED
-
-
-def test_as_long_as_no_node_answers_claims_by_itself_they_move_no_scores():
-    proofs = tried(play([claim_of()], lambda *_: None, court=COURT, denies=False, appeals=False))
-    terms = Terms((ANCHOR,), RULES, DEFAULT_SCORE_RULES)
-    claimed, quiet = (standings_of(book(), found, terms, EPOCH + 3, END_S).scores for found in (proofs, Proofs()))
-    assert claimed.digest == quiet.digest
-    assert rank_of(claimed, ACCUSED) is Rank.ESTABLISHED
 
 
 def test_a_committee_of_those_with_flow_convicts_or_rejects_and_a_slanderer_pays():

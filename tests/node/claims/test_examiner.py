@@ -88,4 +88,4 @@ def test_a_calibration_that_cannot_be_read_keeps_no_node_from_serving(examiner, 
         raise BadCalibration("damaged")
 
     monkeypatch.setattr(examiner_module, "shipped_calibration", damaged)
-    assert examiner_of(examiner.checkpoint, CPU).calibration is None
+    assert examiner_of(examiner.checkpoint).calibration is None

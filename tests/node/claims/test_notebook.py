@@ -4,9 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from dht.claim import ClaimedChunk
+from dht.judgement.outcomes import Ruling, State
 from dht.standing.sightings import Sighting
 from dht.verdict import Opinion
 from node.claims.notebook import Ballot, Notebook
+from tests.node.check.session import ACCUSER, held
 
 BALLOT = Ballot(bytes(32), 1, 5, Opinion.UPHELD, b"s" * 32, 500_000, b"envelope")
 
@@ -47,3 +50,41 @@ def test_what_was_seen_first_stays_so(notebook):
     assert sorted(notebook.sightings()) == sightings
     notebook.forget_before(6)
     assert notebook.sightings() == sightings[1:]
+
+
+def ruling(state=State.UPHELD, backed_by="", **changes):
+    receipt = held().receipt
+    chunk = ClaimedChunk(receipt.slot, b"s" * 16, 1, 2)
+    words = (
+        b"c" * 32,
+        ACCUSER.peer_id,
+        receipt.provider,
+        9,
+        1,
+        chunk,
+        state,
+        "Nobody denied it in time.",
+        1_800_000_000,
+    )
+    return Ruling(*words)._replace(backed_by=backed_by, **changes)
+
+
+@pytest.mark.parametrize("state", State)
+def test_rulings_come_back_as_they_stood(notebook, state):
+    kept = [ruling(state), ruling(state, ACCUSER.peer_id, claim=b"d" * 32, epoch=12)]
+    notebook.keep_rulings(kept)
+    notebook.keep_rulings([ruling(State.REJECTED)])
+    assert notebook.rulings() == {each.claim: each for each in kept}
+    notebook.forget_before(100)
+    notebook.forget_rulings_before(12)
+    assert notebook.rulings() == {b"d" * 32: kept[1]}
+
+
+def test_a_damaged_file_is_put_aside_and_the_node_begins_anew(tmp_path, caplog):
+    path = tmp_path / "claims.sqlite"
+    path.write_bytes(b"no database " * 1000)
+    notebook = Notebook.open(path)
+    assert notebook.keep_ballot(BALLOT) == BALLOT
+    notebook.close()
+    assert path.with_suffix(".damaged").read_bytes().startswith(b"no database")
+    assert "put aside" in caplog.text

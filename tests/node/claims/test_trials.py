@@ -116,7 +116,7 @@ async def test_a_guilty_server_finds_itself_guilty_stays_silent_and_is_convicted
     await court.turn(court.accused, court.jurors[0], units=3.1)
     outcomes = await court.outcomes()
     assert [each.peer for each in outcomes.convictions] == [court.accused.peer_id]
-    assert outcomes.rulings[0].why == "The accused did not deny it in time."
+    assert outcomes.rulings[0].why == "Nobody denied it in time."
     court.clock.at(10.1)
     found = [(await node.board.refresh()).outcomes for node in court.nodes.values()]
     assert all(each == found[0] for each in found)

@@ -25,5 +25,5 @@ def test_a_program_reads_all_of_a_ruling():
     (ruling,) = play([claim_of()], lambda *_: UP, denies=False, appeals=False).outcomes().rulings
     read = json.loads(json.dumps(as_object(ruling)))
     assert (read["state"], read["is_final"], read["level"]) == ("upheld", True, 0)
-    assert read["why"] == "The accused did not deny it in time."
+    assert read["why"] == "Nobody denied it in time."
     assert bytes.fromhex(read["claim"]) == claim_of().hash

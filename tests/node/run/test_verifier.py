@@ -11,7 +11,7 @@ import pytest
 from dht.identity import Identity
 from dht.records import Kind, ServerState
 from dht.rules import DEFAULT_RULES
-from node.client.audit_book import AuditResult, Outcome, Verdict
+from node.client.audit_book import AuditResult, Measured, Outcome, Verdict
 from node.errors import UserError
 from node.run import verifier as verifier_module
 from node.run.events import Reporter
@@ -19,6 +19,7 @@ from node.run.verifier import VerifyOptions, _load, _Verifier
 from node.verify.canary import Findings
 from tests.dht.samples import MANIFEST, announcement
 from tests.families import build
+from tests.node.client.test_accusation import opening_of
 from tests.node.verify.tiny import TINY
 
 SERVERS = [Identity.ephemeral() for _ in range(3)]
@@ -26,7 +27,7 @@ SPANS = ((0, 2), (2, 3), (3, 4))
 
 
 def options(tmp_path, model="nowhere"):
-    return VerifyOptions(str(model), None, tmp_path, "", None, None, 24, None, exit_with_stdin=False)
+    return VerifyOptions(str(model), None, tmp_path, "", None, None, 24, None, (), (), exit_with_stdin=False)
 
 
 class Swarm:
@@ -59,6 +60,7 @@ class World:
     def __init__(self, tmp_path, monkeypatch):
         self.swarm, self.publisher = Swarm(), Publisher()
         self.out, self.err = io.StringIO(), io.StringIO()
+        self.accused = []
         self.went_through, self.finds = [], lambda peers: Findings((), (), "no server answers")
         world = self
 
@@ -82,6 +84,7 @@ class World:
             SimpleNamespace(checkpoint=checkpoint),
             judge,
             self.publisher,
+            SimpleNamespace(hold=self.accused.append),
         )
         self.verifier._chance = random.Random(0)
 
@@ -133,6 +136,24 @@ async def test_who_does_not_open_is_named_without_a_judge_and_the_one_behind_it_
     await world.verifier._check_next()
     assert f"The server {before.peer_id} has failed" in world.err.getvalue()
     assert behind.peer_id not in world.err.getvalue()
+
+
+@pytest.mark.parametrize("shows_itself", [True, False])
+async def test_what_one_opening_shows_is_claimed_and_what_only_a_pool_has_shown_is_not(world, shows_itself):
+    measured = Measured(400_000, 500_000, 600_000, bytes(32))
+    world.verifier._judge = lambda _: Verdict(Outcome.FAIL, "it is false", measured, shows_itself=shows_itself)
+    world.finds = lambda peers: Findings((result(SERVERS[0], opening=opening_of((70, 60), 1)),), (), "")
+    await world.verifier._check_next()
+    assert [each.error_ppm for each in world.accused] == ([400_000] if shows_itself else [])
+
+
+async def test_what_nobody_can_be_convinced_of_is_not_claimed_and_said(world):
+    measured = Measured(400_000, 500_000, 600_000, bytes(32))
+    world.verifier._judge = lambda _: Verdict(Outcome.FAIL, "it is false", measured, shows_itself=True)
+    world.finds = lambda peers: Findings((result(SERVERS[0], opening=opening_of((64, 64, 20), 2, crop=64)),), (), "")
+    await world.verifier._check_next()
+    assert world.accused == []
+    assert f"The server {SERVERS[0].peer_id} cannot be accused of it: " in world.err.getvalue()
 
 
 async def test_a_model_with_a_gap_is_waited_for_and_that_is_said_once(world):
