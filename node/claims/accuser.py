@@ -1,5 +1,7 @@
 """Make claims of failed work: at most three in an epoch, the worst first, each with evidence that is handed out.
 
+Whoever is on trial already, or out, is spared: the three places are for those who still do harm.
+
     failed audits ──hold──> candidates ──worst first──> evidence on the shelf, number and claim in the notebook ──> DHT
 
 One of the three places of an epoch opens in each third of it, so that something worse that is found later has one.
@@ -11,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from dht.claim import CLAIM_EPOCHS, MAX_CLAIMS, Claim, ClaimedChunk
@@ -75,11 +78,23 @@ class Accuser:
     def hold(self, accusation: Accusation) -> None:
         """Take an accusation on; what is wrong most will be claimed first."""
         self._held.setdefault(accusation.chunk, accusation)
-        worst = sorted(self._held.values(), key=_badness, reverse=True)[:MAX_HELD]
+        worst = sorted(self._held.values(), key=_badness, reverse=True)
+        of_each: Counter[str] = Counter()
+        for each in worst:
+            of_each[each.chunk.slot.provider] += 1
+        while len(worst) > MAX_HELD:  # Of whom most are held, one goes, so that nobody hides behind a worse one.
+            most = max(of_each, key=lambda peer: (of_each[peer], peer))
+            least = next(each for each in reversed(worst) if each.chunk.slot.provider == most)
+            worst.remove(least)
+            of_each[most] -= 1
         self._held = {each.chunk: each for each in worst}
 
-    async def claim(self, rules: Rules) -> list[Claim]:
+    async def claim(self, rules: Rules, spared: Collection[str] = ()) -> list[Claim]:
         """Publish what there is a place for now; return it.
+
+        Args:
+            rules: of the swarm.
+            spared: peers that need no further claim now.
 
         Raises:
             DaemonDied: our own p2pd has ended.
@@ -91,11 +106,14 @@ class Accuser:
         passed = now_s - rules.start_of(epoch)
         num_open = min(MAX_CLAIMS, 1 + int(MAX_CLAIMS * passed / rules.epoch_s)) - (MAX_CLAIMS - len(left))
         made = []
+        accused = set(spared)
         for number in left[: max(0, num_open)]:
-            if not self._held:
+            others = [each for each in self._held.values() if each.chunk.slot.provider not in accused]
+            if not others:
                 break
-            worst = max(self._held.values(), key=_badness)
+            worst = max(others, key=_badness)
             del self._held[worst.chunk]
+            accused.add(worst.chunk.slot.provider)
             claim = await self._claim(worst, rules, epoch, number)
             made += [claim] if claim is not None else []
         return made

@@ -22,6 +22,7 @@ from dht.judgement.docket import open_cases
 from dht.judgement.outcomes import Ruling
 from dht.rules import Rules
 from dht.standing.board import ScoreBoard, Standings
+from dht.standing.ranks import Rank, rank_of
 from dht.standing.sightings import Sightings, half_unit_s
 from dht.swarm import Swarm
 from node.claims.accuser import Accuser
@@ -35,6 +36,7 @@ NOTEBOOK = "claims.sqlite"
 """In a node's home: what it must not forget about claims."""
 SHELF = "evidence"
 """Beside it: what it has claimed with."""
+_OUT = frozenset({Rank.CONVICTED, Rank.EQUIVOCATOR, Rank.ENDED})
 FIRST_S = 10.0
 """After its start a node has other things to do for so long, s."""
 REST = 4
@@ -139,8 +141,14 @@ class ClaimsKeeping:
         proofs = known.proofs
         cases = open_cases(proofs.claims, proofs.contests, proofs.verdicts)
         await self.desk.attend(cases, known.outcomes, rules)
-        await self.accuser.claim(rules)
+        await self.accuser.claim(rules, self._spared(known))
         return known
+
+    def _spared(self, known: Standings) -> set[str]:
+        """Name those against whom a claim of this node is open, and those who get no work any more."""
+        own = (ruling for ruling in known.outcomes.rulings if ruling.accuser == self._identity.peer_id)
+        on_trial = {ruling.accused for ruling in own if not ruling.is_final}
+        return on_trial | {peer for peer in known.scores.peers if rank_of(known.scores, peer) in _OUT}
 
     def _note(self, known: Standings, present: int, rules: Rules) -> None:
         """Put on the disk what must not be forgotten, and drop what may be; in a thread."""

@@ -15,11 +15,20 @@ from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
 
+import torch
+
+from dht.verdict import Opinion
 from node.agreement.exposure import CHECKPOINT_TOKENS, UNITS
 from node.agreement.provider import ProviderAccount
+from node.claims.desk import Desk
+from node.claims.findings import Finding
 from node.commitment.stage import StageCommitment
 from node.config import default_home
 from node.errors import Refused, UnavailableError
+from node.model.span import Span
+from node.run import server
+from node.run.announcing import Announcing
+from node.run.serve_plan import ServePlan
 from node.serve.contract import Contract
 from node.serve.outlets import Outlets
 from node.serve.reveals import Reveals
@@ -122,11 +131,14 @@ def _dawdles() -> None:
     Contract.allow, Contract.count, Contract.check = allow, count, check  # type: ignore[method-assign]
 
 
-def _noises() -> None:
+def _noises(is_on: Callable[[], bool] = lambda: True) -> None:
     """Add a tenth of their size to the hidden states that it computes, sign for that and open it: float32 alone."""
     genuine = Outlets.hand_on
 
     async def hand_on(self: Outlets, live: Any, order: Any, output: Any, known_positions: int = 0) -> None:
+        if not is_on():
+            await genuine(self, live, order, output, known_positions)
+            return
         payload, shape = output
         hidden = struct.unpack(f"<{len(payload) // 4}f", payload)
         noisy = struct.pack(f"<{len(hidden)}f", *(value * random.gauss(1.0, 0.1) for value in hidden))
@@ -169,6 +181,53 @@ def _audited() -> None:
     Reveals.answer, StepLog.piece, Outlets.hand_on = answer, piece, hand_on  # type: ignore[method-assign]
 
 
+def _skips() -> None:
+    """Leave out the block in the middle of its span."""
+    genuine = server.load_span
+
+    def load_span(plan: ServePlan, start: int, end: int) -> Span:
+        def without_one(first: int, last: int, **how: Any) -> dict[str, torch.Tensor]:
+            tensors = plan.checkpoint.load_span(first, last, **how)
+            for name, tensor in tensors.items():
+                if f".{(end - start) // 2}." in name and ("o_proj" in name or "down_proj" in name):
+                    tensor.zero_()  # So nothing is added to what went in.
+            return tensors
+
+        class Spoiled:
+            config, load_span = plan.checkpoint.config, staticmethod(without_one)
+
+        return genuine(dataclasses.replace(plan, checkpoint=Spoiled()), start, end)
+
+    server.load_span = load_span
+
+
+def _flickers() -> None:
+    """Noise for ten seconds, honest work for the next ten."""
+    _noises(lambda: int(time.time()) % 20 < 10)
+
+
+def _liar(how: Callable[[], None]) -> Callable[[], None]:
+    """Do false work, attract as much of it as can be, and lie in every trial: deny, appeal, vote for the accused."""
+
+    def behave() -> None:
+        how()
+        genuine_objects, genuine_found, genuine_rate = Desk._objects, Desk._found, Announcing._rate
+
+        def objects(self: Desk, duty: Any, claim: Any, *others: Any) -> bool:
+            return claim.accused == self._identity.peer_id or genuine_objects(self, duty, claim, *others)
+
+        async def found(self: Desk, claim: Any) -> Finding:
+            await genuine_found(self, claim)
+            return Finding(Opinion.REFUTED, 0, "It is all right.")
+
+        def rate(self: Announcing, cost: Any) -> float:
+            return 4 * genuine_rate(self, cost)
+
+        Desk._objects, Desk._found, Announcing._rate = objects, found, rate  # type: ignore[method-assign]
+
+    return behave
+
+
 _BEHAVIOURS: dict[str, Callable[[], None]] = {
     "silent": _silent,
     "stalls": _stalls,
@@ -179,6 +238,9 @@ _BEHAVIOURS: dict[str, Callable[[], None]] = {
     "dawdles": _dawdles,
     "audited": _audited,
     "noises": _noises,
+    "skipping liar": _liar(_skips),
+    "noisy liar": _liar(_noises),
+    "flickering liar": _liar(_flickers),
 }
 
 

@@ -1,0 +1,149 @@
+"""Three liars among eight servers: found by a verifier, convicted by the others, and out, whatever they say in court.
+
+Real processes on loopback: a bootstrap, two ranges of the bundled model with four servers each, of which three lie in
+different ways (a block left out, noise, noise now and then), attract work by what they announce, deny every claim,
+appeal, and vote for each other; a verifier that the founder named an anchor; and a client that audits nothing and knows
+of all this only what stands on the DHT. An epoch takes a minute here, so a trial's unit is five seconds.
+"""
+
+import itertools
+import json
+import time
+from importlib import resources
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from node import AutoDistributedModelForCausalLM
+from tests.attacks.evil_server import evil_server
+from tests.churn_kit import Fleet
+from tests.processes import NodeProcess, bootstrap, run_command
+
+EPOCH_S = 60
+LOW, HIGH = (0, 4), (4, 8)
+PATIENCE_S = 8 * EPOCH_S
+"""For all three to be convicted: trials take two epochs, and on a busy machine some are lost for want of time."""
+AFTERWARDS = 20
+"""Requests that are sent when all three are out."""
+PROMPT, NEW_TOKENS = 24, 12
+LARGEST_ERROR = 0.05
+"""Of a logit that is right: float32 differs by 1e-4 between one process and two, the least lie by 0.5."""
+
+
+class Client:
+    """Sends one request after the other, audits nothing, and compares what comes with what the model says by itself."""
+
+    def __init__(self, join):
+        self.model = AutoDistributedModelForCausalLM.from_pretrained("embedded", join=join, audit_rate=0.0)
+        self._reference = AutoModelForCausalLM.from_pretrained(
+            str(resources.files("node") / "embedded"), dtype=torch.float32
+        )
+        self._seeds = itertools.count()
+
+    def ask(self):
+        """Return whether the answer was right, and who worked for it."""
+        chance = torch.Generator().manual_seed(next(self._seeds))
+        ids = torch.randint(3, self.model.config.vocab_size, (1, PROMPT), generator=chance)
+        given, right = (self._generate(model, ids) for model in (self.model, self._reference))
+        error = max(float((one - other).abs().max()) for one, other in zip(given.logits, right.logits, strict=False))
+        is_right = given.sequences.tolist() == right.sequences.tolist() and error < LARGEST_ERROR
+        candidates = self.model.explain_route().candidates
+        return is_right, [each.peer_id for each in candidates if each.taken is not None]
+
+    def convicted(self):
+        """Name those whom it uses no more because they were convicted."""
+        explained = self.model.explain_route()
+        candidates = explained.candidates if explained is not None else ()
+        return {each.peer_id for each in candidates if "convicted" in each.reason}
+
+    @staticmethod
+    def _generate(model, ids):
+        return model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=NEW_TOKENS,
+            min_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+
+
+@pytest.fixture
+def swarm(tmp_path, monkeypatch):
+    monkeypatch.setenv("EFEDLLM_HOME", str(tmp_path / "client"))
+    home = tmp_path / "verifier"
+    home.mkdir()
+    verifier = json.loads(run_command(["identity", "show", "--json"], home).stdout)["peer_id"]
+    rules = ("--epoch", str(EPOCH_S), "--anchors", verifier)
+    serving = ("--dtype", "float32", "--num-threads", "1", "--max-memory", "1GiB")
+    with (
+        bootstrap(tmp_path / "bootstrap", *rules) as (_, join),
+        Fleet("embedded", join, tmp_path / "fleet", *serving) as fleet,
+    ):
+        honest = fleet.start(LOW, LOW, HIGH, HIGH, HIGH)
+        liars = [
+            fleet.start(span, program=evil_server(behaviour))[0]
+            for span, behaviour in ((LOW, "skipping liar"), (HIGH, "noisy liar"), (LOW, "flickering liar"))
+        ]
+        command = ["verify", "embedded", "--join", join, "--canaries-per-epoch", "30", "--num-threads", "1"]
+        process = NodeProcess(command, home)
+        try:
+            assert process.ready()["peer_id"] == verifier
+            yield SimpleNamespace(
+                join=join, honest={*honest}, liars={*liars}, verifier_id=verifier, home=tmp_path / "user"
+            )
+        finally:
+            process.stop()
+
+
+def told(swarm, *command):
+    done = run_command([*command, "--join", swarm.join], swarm.home)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def standings(swarm):
+    (model,) = json.loads(told(swarm, "status", "--json"))["models"].values()
+    return {server["peer_id"]: server["standing"] for server in model["servers"]}
+
+
+@pytest.fixture
+def client(swarm):
+    client = Client(swarm.join)
+    yield client
+    client.model.close()
+
+
+@pytest.mark.timeout(PATIENCE_S + 300)
+def test_liars_are_convicted_and_from_then_on_every_answer_is_right(swarm, client):
+    began_s, before = time.monotonic(), []
+    while not swarm.liars <= client.convicted():
+        assert time.monotonic() - began_s < PATIENCE_S, told(swarm, "claims")
+        before.append(client.ask())
+        time.sleep(0.5)
+    took_s = time.monotonic() - began_s
+    num_wrong = sum(not is_right for is_right, _ in before)
+    print(f"{num_wrong} of {len(before)} answers were wrong in the {took_s:.0f} s before the last liar was out")
+    assert num_wrong, "they did no harm, so nothing was shown"
+
+    after = [client.ask() for _ in range(AFTERWARDS)]
+    assert [is_right for is_right, _ in after] == [True] * AFTERWARDS
+    workers = [peer for _, peers in after for peer in peers]
+    assert len(workers) == 2 * AFTERWARDS
+    assert set(workers) <= swarm.honest
+    assert not client.convicted() - swarm.liars, "an honest server was convicted"
+
+    ranks = standings(swarm)
+    assert {peer for peer, rank in ranks.items() if rank == "convicted"} == swarm.liars
+    assert {peer for peer, rank in ranks.items() if rank == "established"} == swarm.honest
+    claims = json.loads(told(swarm, "claims", "--json"))["claims"]
+    assert {claim["accused"] for claim in claims} == swarm.liars, "nobody else was accused"
+    assert {claim["accuser"] for claim in claims} == {swarm.verifier_id}
+    assert not [claim for claim in claims if claim["state"] == "rejected"]
+    for liar in swarm.liars:
+        story = told(swarm, "score", liar, "--why")
+        assert "convicted of false work" in story
+        assert "It gets no work" in story
