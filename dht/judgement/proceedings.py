@@ -10,6 +10,7 @@
 
 Whoever forces the last level against a clear verdict stakes its bond: it has one, and if it loses has none until the
 matter is forgotten. If the anchors cannot tell, the clear verdict stands then; in all other cases nothing follows.
+Guilt that a level has found, or silence has shown, counts until another level finds otherwise: an appeal buys no time.
 This file decides nothing about other cases; ``judge`` does.
 """
 
@@ -82,9 +83,9 @@ class _Trial:
             return self._pending()
         if decision is not Decision.UNRESOLVED and not self._is_appealed(2, decision):
             return self._standing(decision, level, phase_of(2, Act.APPEAL))
-        decision = self._vote(2)
+        found, decision = decision, self._vote(2)
         if decision is None:
-            return self._pending()
+            return self._pending(found)
         tally = self._tallies[1]
         assert tally is not None
         if decision is not Decision.UNRESOLVED and not tally.is_close:
@@ -94,7 +95,7 @@ class _Trial:
             self._backed_by = loser
         last, settled_s = self._vote(3), self._clock.settles_s(phase_of(3, Act.REVEAL))
         if last is None:
-            return self._pending()
+            return self._pending(decision)
         if last is Decision.UNRESOLVED and self._backed_by:  # Anchors that are away free nobody.
             return self._decided(decision, 2, settled_s)
         return self._decided(last, 3, settled_s)
@@ -149,10 +150,12 @@ class _Trial:
     def _is_settled(self, phase: Phase) -> bool:
         return self._now_s >= self._clock.settles_s(phase)
 
-    def _pending(self) -> Ruling:
+    def _pending(self, found: Decision = Decision.UNRESOLVED) -> Ruling:
+        """Return what holds until the level that was called has ended: guilt that the one before it found."""
         level = len(self._committees)
         why = f"It is with {_BODIES[level]}." if level else "It can still be denied."
-        return self._ruling(State.PENDING, why, self._clock.ends_all_s, is_final=False)
+        state = State.UPHELD if found is Decision.UPHELD else State.PENDING
+        return self._ruling(state, why, self._clock.ends_all_s, is_final=False)
 
     def _standing(self, decision: Decision, level: int, appeal: Phase) -> Ruling:
         """Return what holds unless the loser appeals."""
@@ -165,7 +168,8 @@ class _Trial:
             ruling = self._decided(decision, level, settled_s)
         else:
             why = f"{self._said(level)} It can be appealed against."
-            ruling = self._ruling(State.PENDING, why, self._clock.ends_all_s)
+            state = State.UPHELD if decision is Decision.UPHELD else State.PENDING
+            ruling = self._ruling(state, why, self._clock.ends_all_s)
         return ruling._replace(is_final=False, loser=loser if may_appeal else "")
 
     def _decided(self, decision: Decision, level: int, settled_s: int) -> Ruling:

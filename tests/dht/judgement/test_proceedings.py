@@ -54,6 +54,14 @@ def test_whoever_does_not_deny_a_claim_is_convicted_and_may_still_appeal_for_a_w
     assert over.open_fails == (OpenFail(ACCUSER, ACCUSED),)
 
 
+def test_guilt_that_was_found_counts_while_it_is_appealed_against_and_innocence_ends_it():
+    town = play([CLAIM], at_levels(UP, DOWN, DOWN), court=COURT)
+    for units, convicted in ((7.9, False), (8, True), (9.5, True), (15.9, True), (16, False), (30, False)):
+        outcomes = town.outcomes(CLAIM.t + units * UNIT_S)
+        assert bool(outcomes.convictions) is convicted, units
+        assert (CLAIM.hash in outcomes.undecided) is (units < 24)
+
+
 def test_an_anchor_denies_a_false_claim_for_who_is_away_and_a_friend_of_the_accused_cannot():
     for contester, state in ((ANCHORS[0], State.PENDING), (PEERS[9], State.UPHELD), (ACCUSER, State.UPHELD)):
         denial = Contest(contester, CLAIM.epoch, CLAIM.hash, ACCUSER, 1, CLAIM.t + 1)
