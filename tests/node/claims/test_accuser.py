@@ -1,0 +1,77 @@
+"""Three claims an epoch go against as many liars as there are, the worst first, and not twice against one."""
+
+from dataclasses import replace
+
+import pytest
+
+from dht.identity import Identity
+from dht.rules import Rules
+from node.claims.accuser import MAX_HELD, Accusation, Accuser
+from node.claims.notebook import Notebook
+from node.claims.shelf import Shelf
+from tests.node.check.session import EPOCH, held
+
+RULES = Rules()
+LIARS = [Identity.ephemeral() for _ in range(4)]
+
+
+class Swarm:
+    def __init__(self):
+        self.stored = []
+
+    async def store(self, signed):
+        self.stored.append(signed)
+        return True
+
+
+@pytest.fixture
+def accuser(tmp_path):
+    notebook = Notebook.open(tmp_path / "claims.sqlite")
+    end_s = RULES.start_of(EPOCH + 1) - 1  # All three places are open.
+    yield Accuser(Swarm(), Identity.ephemeral(), Shelf(tmp_path / "evidence"), notebook, lambda: end_s)
+    notebook.close()
+
+
+def accusation(liar, error_ppm, number=0):
+    session = held(bytes([number]) * 16, provider=liar)
+    body = session.receipt.to_body()
+    return Accusation(
+        session.evidence, session.offer.session, body, liar.sign(session.receipt.KIND, body), error_ppm
+    )  # fmt: skip
+
+
+async def test_the_worst_of_each_liar_is_claimed_and_the_worst_liars_first(accuser):
+    for number, (liar, error_ppm) in enumerate([(0, 900), (0, 800), (1, 300), (2, 200), (3, 100), (3, 150)]):
+        accuser.hold(accusation(LIARS[liar], error_ppm, number))
+    claims = await accuser.claim(RULES)
+    assert [(claim.accused, claim.error_ppm) for claim in claims] == [
+        (LIARS[0].peer_id, 900), (LIARS[1].peer_id, 300), (LIARS[2].peer_id, 200)
+    ]  # fmt: skip
+    assert len(accuser._swarm.stored) == 3
+    assert await accuser.claim(RULES) == [], "an epoch has three places"
+
+
+async def test_who_is_on_trial_or_out_is_spared_and_stays_held(accuser):
+    accuser.hold(accusation(LIARS[0], 900))
+    accuser.hold(accusation(LIARS[1], 100))
+    assert [claim.accused for claim in await accuser.claim(RULES, {LIARS[0].peer_id})] == [LIARS[1].peer_id]
+    assert [claim.accused for claim in await accuser.claim(RULES)] == [LIARS[0].peer_id]
+
+
+async def test_nobody_hides_behind_a_worse_one(accuser):
+    accuser.hold(accusation(LIARS[1], 1))
+    for number in range(MAX_HELD + 5):
+        accuser.hold(accusation(LIARS[0], 900 + number, number))
+    assert len(accuser._held) == MAX_HELD
+    claims = await accuser.claim(RULES)
+    assert [(claim.accused, claim.error_ppm) for claim in claims] == [
+        (LIARS[0].peer_id, 900 + MAX_HELD + 4), (LIARS[1].peer_id, 1)
+    ]  # fmt: skip
+
+
+async def test_what_is_too_old_to_be_claimed_is_let_go(accuser):
+    old = accusation(LIARS[0], 900)
+    session = held(provider=LIARS[0], epoch=EPOCH - 3)
+    accuser.hold(replace(old, receipt=session.receipt.to_body()))
+    assert await accuser.claim(RULES) == []
+    assert accuser._held == {}
