@@ -98,6 +98,8 @@ def _judged(outcomes: Outcomes) -> Judged:
 
 
 def _in_a_word(ruling: Ruling) -> str:
+    if ruling.state is State.UPHELD and not ruling.is_final:
+        return "upheld for now"
     if ruling.state is State.PENDING or not ruling.is_final:
         return "open"
     return "undecided" if ruling.state is State.UNRESOLVED else ruling.state.value

@@ -33,7 +33,7 @@ class Case(NamedTuple):
     accuser: str
     accused: str
     epoch: int  # in which it was made
-    state: str  # "open", "upheld", "rejected"; "undecided", "local" or "ignored": nothing follows from it for others
+    state: str  # "open", "upheld", "upheld for now", "rejected"; "undecided", "local", "ignored": nothing follows
     why: str  # one sentence
 
 

@@ -22,6 +22,7 @@ from node.agreement.exposure import CHECKPOINT_TOKENS, UNITS
 from node.agreement.provider import ProviderAccount
 from node.claims.desk import Desk
 from node.claims.findings import Finding
+from node.client.audit_book import Outcome
 from node.commitment.stage import StageCommitment
 from node.config import default_home
 from node.errors import Refused, UnavailableError
@@ -33,10 +34,11 @@ from node.serve.contract import Contract
 from node.serve.outlets import Outlets
 from node.serve.reveals import Reveals
 from node.step_log import StepLog
+from node.verify.span_judge import SpanJudge
 
 
 def evil_server(behaviour: str) -> tuple[str, ...]:
-    """Return the program for ``Fleet.start`` that does evil."""
+    """Return the program for ``Fleet.start``, or ``NodeProcess``, that does evil."""
     assert behaviour in _BEHAVIOURS
     return ("tests.attacks.evil_server", behaviour)
 
@@ -228,6 +230,19 @@ def _liar(how: Callable[[], None]) -> Callable[[], None]:
     return behave
 
 
+def _slanders() -> None:
+    """As a verifier: find everything false that is right, and claim it with the evidence of the right work."""
+    genuine = SpanJudge.__call__
+
+    def judge(self: SpanJudge, opening: Any) -> Any:
+        found = genuine(self, opening)
+        if found.outcome is not Outcome.PASS:
+            return dataclasses.replace(found, outcome=Outcome.INCONCLUSIVE)
+        return dataclasses.replace(found, outcome=Outcome.FAIL, why="it is made up", shows_itself=True)
+
+    SpanJudge.__call__ = judge  # type: ignore[method-assign]
+
+
 _BEHAVIOURS: dict[str, Callable[[], None]] = {
     "silent": _silent,
     "stalls": _stalls,
@@ -238,6 +253,7 @@ _BEHAVIOURS: dict[str, Callable[[], None]] = {
     "dawdles": _dawdles,
     "audited": _audited,
     "noises": _noises,
+    "slanders": _slanders,
     "skipping liar": _liar(_skips),
     "noisy liar": _liar(_noises),
     "flickering liar": _liar(_flickers),
