@@ -2,15 +2,17 @@
 
     claim ──nobody denies it──> upheld by default ──────────────┐ the accused appeals
       │ denied, by the accused or by an anchor for it           v
-    level 1: 7 holders of the blocks ──decided──> settled ──loser appeals──> level 2: 15 of the whole swarm
-      └──────────────── unresolved ──────────────────────────────────────────^   │      │
+    level 1: 7 holders of the blocks ──decided──> settled ──loser appeals──> level 2: 15 of the whole swarm,
+      └──────────────── unresolved ──────────────────────────────────────────^   │      │   or of the holders
                                         settled <──decided clearly───────────────┘      │ unresolved, close, or the
                                            ^                                            v loser stakes its bond
                                            └────────── decided, or left open ───── level 3: the anchors
 
 Whoever forces the last level against a clear verdict stakes its bond: it has one, and if it loses has none until the
-matter is forgotten. If the anchors cannot tell, the clear verdict stands then; in all other cases nothing follows.
-Guilt that a level has found, or silence has shown, counts until another level finds otherwise: an appeal buys no time.
+matter is forgotten. If the anchors cannot tell, the clear verdict stands then. What level 1 has found stands as well
+where nobody above it finds otherwise; in all other cases nothing follows. Guilt counts from when it is found, or
+silence has shown it, until another level finds otherwise: an appeal buys no time. Against a judgement by default
+holders are asked, because those who cannot tell would acquit everybody who is silent first.
 This file decides nothing about other cases; ``judge`` does.
 """
 
@@ -44,6 +46,10 @@ _STATES = {
 _BODIES = ("", "holders of the blocks", "peers of the whole swarm", "anchors")
 
 
+def _body(level: int, *, is_by_default: bool) -> str:
+    return _BODIES[1] if level == 2 and is_by_default else _BODIES[level]
+
+
 @dataclass(frozen=True, slots=True)
 class Bench:
     """What a case is judged by, besides its own records."""
@@ -70,6 +76,7 @@ class _Trial:
         self._committees: list[tuple[str, ...]] = []
         self._tallies: list[Tally | None] = []
         self._backed_by = ""
+        self._is_by_default = False
         self._defenders = panel(case.claim, bench.anchors)
 
     def run(self) -> Ruling:
@@ -83,7 +90,8 @@ class _Trial:
             return self._pending()
         if decision is not Decision.UNRESOLVED and not self._is_appealed(2, decision):
             return self._standing(decision, level, phase_of(2, Act.APPEAL))
-        found, decision = decision, self._vote(2)
+        found, self._is_by_default = decision, not level
+        decision = self._vote(2)
         if decision is None:
             return self._pending(found)
         tally = self._tallies[1]
@@ -95,9 +103,12 @@ class _Trial:
             self._backed_by = loser
         last, settled_s = self._vote(3), self._clock.settles_s(phase_of(3, Act.REVEAL))
         if last is None:
-            return self._pending(decision)
+            return self._pending(found if decision is Decision.UNRESOLVED else decision)
         if last is Decision.UNRESOLVED and self._backed_by:  # Anchors that are away free nobody.
             return self._decided(decision, 2, settled_s)
+        stands = level == 1 and found is not Decision.UNRESOLVED and decision in (found, Decision.UNRESOLVED)
+        if last is Decision.UNRESOLVED and stands:
+            return self._decided(found, 1, settled_s)
         return self._decided(last, 3, settled_s)
 
     def _first(self) -> tuple[Decision | None, int]:
@@ -129,7 +140,8 @@ class _Trial:
         if level == 2:
             highest = max(bench.credibility.values(), default=0)
             wide = [peer for peer, credibility in bench.credibility.items() if REACH * credibility >= highest]
-            return committee(claim, 2, wide, bench.credibility, LEVEL_2_SIZE)
+            among = bench.holders if self._is_by_default else wide
+            return committee(claim, 2, among, bench.credibility, LEVEL_2_SIZE)
         return panel(claim, bench.anchors)
 
     def _is_asked(self, level: int, peer: str, phase: Phase) -> bool:
@@ -153,7 +165,8 @@ class _Trial:
     def _pending(self, found: Decision = Decision.UNRESOLVED) -> Ruling:
         """Return what holds until the level that was called has ended: guilt that the one before it found."""
         level = len(self._committees)
-        why = f"It is with {_BODIES[level]}." if level else "It can still be denied."
+        body = _body(level, is_by_default=self._is_by_default)
+        why = f"It is with {body}." if level else "It can still be denied."
         state = State.UPHELD if found is Decision.UPHELD else State.PENDING
         return self._ruling(state, why, self._clock.ends_all_s, is_final=False)
 
@@ -178,10 +191,10 @@ class _Trial:
     def _said(self, level: int) -> str:
         if not level:
             return "Nobody denied it in time."
-        tally = self._tallies[level - 1]
+        tally, body = self._tallies[level - 1], _body(level, is_by_default=self._is_by_default)
         assert tally is not None
         return (
-            f"Of {tally.size} {_BODIES[level]} {tally.upheld} found the work false, {tally.refuted} right, "
+            f"Of {tally.size} {body} {tally.upheld} found the work false, {tally.refuted} right, "
             f"{tally.inconclusive} could not tell."
         )
 

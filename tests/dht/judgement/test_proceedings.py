@@ -62,6 +62,25 @@ def test_guilt_that_was_found_counts_while_it_is_appealed_against_and_innocence_
         assert (CLAIM.hash in outcomes.undecided) is (units < 24)
 
 
+def test_what_level_1_has_found_stands_where_nobody_above_it_can_tell():
+    for found, state in ((UP, State.UPHELD), (DOWN, State.REJECTED)):
+        for above in ((SHRUG, SHRUG), (None, None), (SHRUG, None)):
+            ruling = ruled(at_levels(found, *above))
+            assert (ruling.state, ruling.is_final) == (state, True)
+            assert f"Of 7 holders of the blocks {7 if found is UP else 0} found the work false" in ruling.why
+
+
+def test_against_a_judgement_by_default_holders_are_asked_and_those_who_cannot_tell_acquit_nobody():
+    holders = {*PEERS[:20]}
+    court = court_of(PEERS[:20])
+    town = play([CLAIM], lambda member, claim, level: UP if member in holders else SHRUG, court=court, denies=False)
+    (ruling,) = town.outcomes(CLAIM.t + 30 * UNIT_S).rulings
+    assert (ruling.state, ruling.committee(1)) == (State.UPHELD, ())
+    assert {*ruling.committee(2)} <= holders
+    nobody = ruled(at_levels(None, SHRUG, SHRUG), denies=False)
+    assert nobody.state is State.UNRESOLVED, "where no holder can tell, silence convicts nobody who speaks up later"
+
+
 def test_an_anchor_denies_a_false_claim_for_who_is_away_and_a_friend_of_the_accused_cannot():
     for contester, state in ((ANCHORS[0], State.PENDING), (PEERS[9], State.UPHELD), (ACCUSER, State.UPHELD)):
         denial = Contest(contester, CLAIM.epoch, CLAIM.hash, ACCUSER, 1, CLAIM.t + 1)
