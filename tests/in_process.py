@@ -1,6 +1,7 @@
 """A swarm without sockets: every hop goes through the frames, the session and the span that a server runs."""
 
 import itertools
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -66,6 +67,8 @@ class InProcessSwarm:
         self._ends = ends or [None] * len(spans)
         self._hidden_size = hidden_size
         self._numbers = itertools.count()
+        self._computing = threading.Lock()
+        """A server computes in one thread; spans are not made for several."""
 
     def open(
         self,
@@ -104,7 +107,8 @@ class InProcessSwarm:
             assert isinstance(arrived, Step)
             order = stage.state.receive(arrived)
             assert isinstance(order, Compute)
-            payload, shape = run_alone(stage, order, chain.max_length)
+            with self._computing:
+                payload, shape = run_alone(stage, order, chain.max_length)
             step = replace(step, shape=shape, codec=stage.state.output_codec, payload=payload)
         result = over_the_wire(Result(step.session, step.position, step.shape, step.codec, step.payload))
         assert isinstance(result, Result)
