@@ -67,6 +67,8 @@ class AuditResult:
     """What was judged."""
     measured: Measured | None = None
     """What the judge has measured; None: nobody has run it again."""
+    is_shadow: bool = False
+    """Whether the session was a duplicate, of which nothing was delivered."""
 
 
 class AuditBook:
