@@ -102,10 +102,15 @@ class Network:
         self._chains: set[Chain] = set()
         """Sessions that are open; only the loop's thread touches it."""
         parts = ShadowParts(
-            self.outlook, partial(_open_shadow, swarm, dealings, min(step_timeout_s, _SHADOW_TIMEOUT_S)), swarm.dial,
-            judge, self._auditor.book, partial(_is_waited_for, self._chains), audited,
-            _teller(weakref.ref(self), Network._shadowed),
-        )  # fmt: skip
+            outlook=self.outlook,
+            open=partial(_open_shadow, swarm, dealings, min(step_timeout_s, _SHADOW_TIMEOUT_S)),
+            dial=swarm.dial,
+            judge=judge,
+            book=self._auditor.book,
+            is_busy=partial(_is_waited_for, self._chains),
+            audited=audited,
+            tell=_teller(weakref.ref(self), Network._shadowed),
+        )
         budget = ShadowBudget(shadow_per_mille if dealings is not None else 0)  # Who signs for nothing helps nobody.
         self._shadow = ShadowTraffic(parts, budget, num_blocks)
         self._finalizer = weakref.finalize(self, _leave, loop, exits, self._chains, self._auditor, self._shadow)

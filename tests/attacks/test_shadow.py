@@ -7,7 +7,6 @@ established is told to the client by the test.
 from __future__ import annotations
 
 import asyncio
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -80,10 +79,8 @@ def client(swarm, tmp_path, monkeypatch):
             assert newcomer not in str(network.last_route)
             if options.get("shadow_rate") != 0:
                 wait_until(lambda: told)
-            budget, began_s = network._shadow.budget, time.monotonic()
-        left_s = time.monotonic() - began_s
+            budget = network._shadow.budget
         assert torch.equal(tokens, ask(swarm.local, NEW_TOKENS, ids)), "what is delivered is what servers in trust give"
-        assert left_s < 10.0
         own = Identity.load(tmp_path / CLIENT_IDENTITY).peer_id
         published, _ = asyncio.run(standing(swarm.join, own))
         with Ledger.open_to_read(tmp_path / LEDGER) as ledger:
