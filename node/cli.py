@@ -444,6 +444,11 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
         help="share of what servers sign for that they must open again to this client, by its own draw; 0: nothing "
         "(default: as the swarm has it, 0.02)",
     )  # fmt: skip
+    parser.add_argument(
+        "--shadow-rate", type=given.portion, metavar="SHARE",
+        help="share of what you consume that newcomers run a second time, to be compared and thrown away: so they can "
+        "earn trust; up to 0.05, 0: nothing (default: 0.05)",
+    )  # fmt: skip
     _add_calibration(parser)
     thin = parser.add_argument_group(
         "without weights",
@@ -504,6 +509,7 @@ def _generation_options(arguments: Arguments, prompt: str) -> GenerateOptions:
         explain=getattr(arguments, "explain", False),
         anchors=_anchors(arguments),
         audit_rate=arguments.audit_rate,
+        shadow_rate=arguments.shadow_rate,
         calibration=arguments.calibration,
     )
 

@@ -67,6 +67,8 @@ class AuditResult:
     """Whose doing it is that it failed, or came to nothing: of the stage or the one before; empty: nobody's."""
     opening: Opening | None = None
     """What was judged."""
+    is_shadow: bool = False
+    """Whether the session was a duplicate, of which nothing was delivered."""
     measured: Measured | None = None
     """What the judge has measured; None: nobody has run it again."""
     shows_itself: bool = False

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import TypeAlias
@@ -136,14 +136,18 @@ class Auditor:
         tell: called with every result.
         per_mille: share of the chunks of each stage that are audited, thousandths.
         judge: judges what was opened; None: it is opened, and compared with what was signed.
+        wholly: peers of which every chunk is audited.
+        book: results are entered there; None: into one of its own.
     """
 
     def __init__(
-        self, dial: Dialer, tell: Callable[[AuditResult], None], per_mille: int, judge: Judge | None = None
-    ) -> None:
+        self, dial: Dialer, tell: Callable[[AuditResult], None], per_mille: int, judge: Judge | None = None,
+        *, wholly: Set[str] = frozenset(), book: AuditBook | None = None,
+    ) -> None:  # fmt: skip
         self.per_mille = per_mille
+        self.wholly = wholly
         self.judge = judge
-        self.book = AuditBook()
+        self.book = book if book is not None else AuditBook()
         self._dial = dial
         self._tell = tell
         self._waiting: deque[tuple[DueAudit, AuditedSession]] = deque()

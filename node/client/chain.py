@@ -32,6 +32,7 @@ from node.client.recheck import Doubt, Rechecking, doubt
 from node.client.repair import Planner, Repaired, open_replacement, rehearse, unreachable
 from node.client.route import Route
 from node.client.session_audits import SessionAudits, plan_audits
+from node.client.shadow_trace import ShadowTrace
 from node.client.silence import Silence
 from node.client.stage_link import (
     RETRYABLE_WORDS,
@@ -109,6 +110,8 @@ class Chain:
         audits: SessionAudits | None = None,
     ) -> None:
         self.session = session
+        self.trace: ShadowTrace | None = None
+        """Told of every step that is answered; None: nobody is."""
         self._audits = audits
         self._dealings = dealings
         self._contract = contract
@@ -158,6 +161,11 @@ class Chain:
     def route(self) -> Route:
         """Where the session runs now."""
         return Route(tuple(link.stage for link in self._links))
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether steps were given that are not answered."""
+        return bool(self._waiting)
 
     @property
     def bytes_out(self) -> int:
@@ -299,6 +307,8 @@ class Chain:
         self._silence.answered(time.monotonic(), alone=self._settle is not None)
         self._has_news.set()
         fault = self._checked(step, result)
+        if self.trace is not None and fault is None:
+            self.trace.answered(step, result)
         self._deliver(result)
         if fault is not None:
             self._blame(fault)
@@ -693,6 +703,8 @@ class Chain:
         self._failure = self._failure or LocalError("The session is closed.")
         if self._audits is not None:
             self._audits.ended()
+        if self.trace is not None:
+            self.trace.end()
         if self._timer is not None:
             self._timer.cancel()
         for task in self._tasks:

@@ -23,6 +23,7 @@ from node.client.network import Network
 from node.client.offers import Objective, Policy, check_peer_id
 from node.client.remote_blocks import Echo, RemoteBlocks
 from node.client.remote_session import AUTO_CODEC
+from node.client.shadow_budget import MAX_PER_MILLE
 from node.client.thin_model import DEFAULT_TOP, THIN_NOTICE, ThinModel
 from node.config import default_anchors, default_home
 from node.errors import DamagedCheckpoint, UserError
@@ -105,6 +106,7 @@ class AutoDistributedModelForCausalLM:
         anchors: Iterable[str] | None = None,
         audit_rate: float | None = None,
         judge: Judge | None = None,
+        shadow_rate: float | None = None,
     ) -> Any:
         """Load embeddings, norm and head of a model; its blocks run on the swarm's servers.
 
@@ -139,6 +141,10 @@ class AutoDistributedModelForCausalLM:
                 the swarm has it, 0: nothing.
             judge: says whether what a server gave follows from what it was given; None: what is opened is compared with
                 what was signed, and not run again.
+            shadow_rate: share (0 to 0.05) of what this client consumes that is run a second time through newcomers, so
+                that they can earn trust where they get no work otherwise: beginnings of its sessions, in the
+                background, compared and delivered to nobody. None: 0.05, 0: nothing; without ``receipts``, and with
+                ``thin``, nothing either.
 
         Returns:
             An object of the family's own class, for example ``LlamaForCausalLM``, with ``generate``,
@@ -152,6 +158,7 @@ class AutoDistributedModelForCausalLM:
             raise UserError(f"There is no codec {codec}; use one of {', '.join((AUTO_CODEC, *CODECS))}.")
         if audit_rate is not None and not 0 <= audit_rate <= 1:
             raise UserError(f"A share of {audit_rate} cannot be audited; give audit_rate from 0 to 1.")
+        shadow_per_mille = _shadow_per_mille(shadow_rate)
         _check_thin(thin, num_logits, server_sampling, manifest)
         routes, trusted = Policy.of(policy, only_peers), _anchors(anchors)
         checkpoint = Checkpoint.open(path_or_hub_id, revision=revision, home=default_home())
@@ -177,6 +184,7 @@ class AutoDistributedModelForCausalLM:
             anchors=trusted,
             audit_per_mille=None if audit_rate is None else round(PER_MILLE * audit_rate),
             judge=judge,
+            shadow_per_mille=shadow_per_mille,
         )
         if thin:
             _tell(model, server_sampling)
@@ -192,6 +200,17 @@ def _anchors(given: Iterable[str] | None) -> tuple[str, ...]:
     for anchor in anchors:
         check_peer_id(anchor)
     return anchors
+
+
+def _shadow_per_mille(rate: float | None) -> int:
+    most = MAX_PER_MILLE / PER_MILLE
+    if rate is None:
+        return MAX_PER_MILLE
+    if not 0 <= rate <= most:
+        raise UserError(
+            f"Newcomers are not given a share of {rate}; give shadow_rate (--shadow-rate) from 0 to {most}."
+        )
+    return int(PER_MILLE * rate)
 
 
 def _tell(model: ThinModel, server_sampling: bool) -> None:

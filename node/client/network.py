@@ -13,8 +13,9 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from dht.directory import Directory
 from dht.parameters import parse_join, split_address
@@ -33,9 +34,13 @@ from node.client.receipt_book import enter_swarm, open_dealings
 from node.client.recheck import Rechecked
 from node.client.repair import Repaired, unreachable
 from node.client.route import Route, Stage
+from node.client.shadow import Shadowed, ShadowParts, ShadowTraffic
+from node.client.shadow_budget import ShadowBudget
 from node.client.thin_terms import ThinTerms
 from node.errors import MissingBlocks, Refused, StageAtFault, UnavailableError, UserError
 from node.wire import Result, Step
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 user_logger = logging.getLogger("efedllm")
@@ -52,6 +57,8 @@ _AUDITS_S = 5.0
 """A client that leaves waits so long for audits that are under way, s."""
 _AUDIT_PER_MILLE = 20
 """Where a swarm has no parameters that say otherwise."""
+_SHADOW_TIMEOUT_S = 30.0
+"""A route may stay silent for so long in a step of a duplicate, s."""
 _PASSING_CODES = frozenset({"next_unreachable", "draining"})
 """Refusals that say that some server has just gone."""
 _HOPELESS_CODES = frozenset({"too_long", "bad_open", "unsupported"})
@@ -65,7 +72,7 @@ class Network:
         self, loop: LoopThread, swarm: Swarm, exits: contextlib.AsyncExitStack, *, manifest: bytes, num_blocks: int,
         step_timeout_s: float, policy: Policy = FASTEST, dealings: Dealings | None = None, hidden_size: int = 0,
         watch: RankWatch | None = None, publisher: AuditPublisher | None = None,
-        audit_per_mille: int | None = None, judge: Judge | None = None,
+        audit_per_mille: int | None = None, judge: Judge | None = None, shadow_per_mille: int = 0,
     ) -> None:  # fmt: skip
         self._loop = loop
         self._swarm = swarm
@@ -86,12 +93,27 @@ class Network:
         """Called in the loop's thread when what a server has not signed for was run again elsewhere."""
         self.on_audited: Callable[[AuditResult], None] = _log_audited
         """Called in the loop's thread with what came of each audit."""
-        self._auditor = Auditor(swarm.dial, _teller(weakref.ref(self)), _per_mille(swarm, audit_per_mille), judge)
+        self.on_shadowed: Callable[[Shadowed], None] = _log_shadowed
+        """Called in the loop's thread with what came of each duplicate that a newcomer was given."""
+        audited = _teller(weakref.ref(self), Network._audited)
+        self._auditor = Auditor(swarm.dial, audited, _per_mille(swarm, audit_per_mille), judge)
         self.last_route: Route | None = None
         """The route of the session opened last; None: none was, or the last one could not be."""
         self._chains: set[Chain] = set()
         """Sessions that are open; only the loop's thread touches it."""
-        self._finalizer = weakref.finalize(self, _leave, loop, exits, self._chains, self._auditor)
+        parts = ShadowParts(
+            outlook=self.outlook,
+            open=partial(_open_shadow, swarm, dealings, min(step_timeout_s, _SHADOW_TIMEOUT_S)),
+            dial=swarm.dial,
+            judge=judge,
+            book=self._auditor.book,
+            is_busy=partial(_is_waited_for, self._chains),
+            audited=audited,
+            tell=_teller(weakref.ref(self), Network._shadowed),
+        )
+        budget = ShadowBudget(shadow_per_mille if dealings is not None else 0)  # Who signs for nothing helps nobody.
+        self._shadow = ShadowTraffic(parts, budget, num_blocks)
+        self._finalizer = weakref.finalize(self, _leave, loop, exits, self._chains, self._auditor, self._shadow)
 
     @property
     def audits(self) -> AuditBook:
@@ -103,7 +125,7 @@ class Network:
         cls, *, manifest: bytes, num_blocks: int, join: str | None, initial_peers: Sequence[str],
         step_timeout_s: float, policy: Policy = FASTEST, hidden_size: int = 0, home: Path | None = None,
         signs: bool = False, name: str = "", anchors: Sequence[str] = (), audit_per_mille: int | None = None,
-        judge: Judge | None = None,
+        judge: Judge | None = None, shadow_per_mille: int = 0,
     ) -> Self:  # fmt: skip
         """Join a swarm as a client that serves nothing.
 
@@ -121,6 +143,7 @@ class Network:
             anchors: peer ids whose trust counts for this client; none: those of the swarm.
             audit_per_mille: share of what is signed for that is audited, thousandths; None: as the swarm has it.
             judge: judges what audits open; None: nobody does.
+            shadow_per_mille: share of what is consumed that newcomers may be given a second time, thousandths.
 
         Raises:
             UserError: neither ``join`` nor ``initial_peers`` is given.
@@ -165,7 +188,7 @@ class Network:
         made = cls(
             loop, swarm, exits, manifest=manifest, num_blocks=num_blocks, step_timeout_s=step_timeout_s, policy=policy,
             dealings=dealings, hidden_size=hidden_size, watch=watch, publisher=publisher,
-            audit_per_mille=audit_per_mille, judge=judge,
+            audit_per_mille=audit_per_mille, judge=judge, shadow_per_mille=shadow_per_mille,
         )  # fmt: skip
         made._shun(shunned)
         return made
@@ -224,6 +247,7 @@ class Network:
 
     async def _open_and_keep(self, shape: SessionShape) -> Chain:
         chain = await self._open(shape)
+        chain.trace = self._shadow.opened(shape)
         self._chains.add(chain)
         return chain
 
@@ -260,6 +284,9 @@ class Network:
         elif result.owner and self._auditor.book.is_elusive(result.owner):
             self.outlook.failed(result.owner, UnavailableError(f"audits come to nothing: {result.why}"))
         self.on_audited(result)
+
+    def _shadowed(self, shadowed: Shadowed) -> None:
+        self.on_shadowed(shadowed)
 
     async def _open(self, shape: SessionShape) -> Chain:
         """Open a session; where servers that are announced cannot be reached, try again for a while: they may be back.
@@ -402,24 +429,48 @@ def _warn_of_rechecked(rechecked: Rechecked) -> None:
 def _log_audited(result: AuditResult) -> None:
     if result.outcome is Outcome.FAIL:
         user_logger.warning(
-            "An audit has found the server %s at fault (%s); it is not used any more. Do not trust the answer of that "
-            "session, and ask again.",
+            "An audit has found the server %s at fault (%s); it is not used any more. %s",
             result.owner,
             result.why,
+            "Nothing of that session was in an answer."
+            if result.is_shadow
+            else "Do not trust the answer of that session, and ask again.",
         )
     else:
         logger.info("audit of %s: %s %s", result.peer_id, result.outcome.value, result.why)
 
 
-def _teller(network: weakref.ref[Network]) -> Callable[[AuditResult], None]:
-    """Return what tells a network of audits without keeping it alive."""
+def _log_shadowed(shadowed: Shadowed) -> None:
+    logger.info(
+        "shadow traffic: %d positions through %s (blocks %d:%d): %s, %s",
+        shadowed.num_positions,
+        shadowed.peer_id,
+        shadowed.start,
+        shadowed.end,
+        shadowed.outcome.value,
+        shadowed.why,
+    )
 
-    def tell(result: AuditResult) -> None:
+
+def _teller(network: weakref.ref[Network], take: Callable[[Network, T], None]) -> Callable[[T], None]:
+    """Return what tells a network of something without keeping it alive."""
+
+    def tell(what: T) -> None:
         known = network()
         if known is not None:
-            known._audited(result)  # noqa: SLF001 - its own
+            take(known, what)
 
     return tell
+
+
+async def _open_shadow(
+    swarm: Swarm, dealings: Dealings | None, step_timeout_s: float, route: Route, shape: SessionShape, auditor: Auditor
+) -> Chain:
+    return await open_chain(swarm, route, shape, step_timeout_s=step_timeout_s, dealings=dealings, auditor=auditor)
+
+
+def _is_waited_for(chains: Set[Chain]) -> bool:
+    return any(chain.is_waiting for chain in chains)
 
 
 def _per_mille(swarm: Swarm, asked: int | None) -> int:
@@ -428,9 +479,11 @@ def _per_mille(swarm: Swarm, asked: int | None) -> int:
     return swarm.parameters.audit_per_mille if swarm.parameters is not None else _AUDIT_PER_MILLE
 
 
-def _leave(loop: LoopThread, exits: contextlib.AsyncExitStack, chains: set[Chain], auditor: Auditor) -> None:
+def _leave(
+    loop: LoopThread, exits: contextlib.AsyncExitStack, chains: set[Chain], auditor: Auditor, shadow: ShadowTraffic
+) -> None:
     async def leave() -> None:
-        await asyncio.gather(*(chain.close() for chain in chains), return_exceptions=True)
+        await asyncio.gather(shadow.close(), *(chain.close() for chain in chains), return_exceptions=True)
         await auditor.close(_AUDITS_S)
         await exits.aclose()
 

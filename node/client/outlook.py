@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dht.directory import Directory, read_directory
+from dht.records import Announcement
 from dht.standing.ranks import Ranks
 from dht.swarm import Swarm
 from node.client.avoidance import Avoidance
@@ -69,6 +70,8 @@ class Outlook:
         """Where everyone stands; None while that is not known: then everybody is used."""
         self.last_question: Question | None = None
         """What the route of a new session was last planned from."""
+        self.has_probation = False
+        """Whether newcomers were of no use for the route that was planned last."""
         self._swarm = swarm
         self._manifest = manifest
         self._num_blocks = num_blocks
@@ -115,6 +118,21 @@ class Outlook:
             with contextlib.suppress(MissingBlocks):
                 return await self._route(directory, wanted, dict(failed[:count]))
         return await self._route(directory, wanted, {})
+
+    def on_probation(self) -> list[Announcement]:
+        """Return the newcomers that can be reached as far as is known, and that routes do not use."""
+        known = self._known
+        trust = self._trust(known) if known is not None else Trust()
+        if known is None or not trust.on_probation:
+            return []
+        left_out = {**self._left_out(known), **self._avoidance.distrusted(time.monotonic())}
+        return [
+            server
+            for server in newest(known.servers)
+            if server.owner in trust.on_probation
+            and 0 <= server.start < server.end <= self._num_blocks
+            and why_not(server, self._policy, {}, left_out) is None
+        ]
 
     def _trust(self, directory: Directory) -> Trust:
         return trust_of(newest(directory.servers), self.ranks, self._num_blocks)
@@ -167,6 +185,7 @@ class Outlook:
             self._has_waited = True
             await self._pings.wait(_PINGS_S)
         trust = self._trust(directory)
+        self.has_probation = bool(trust.on_probation)
         if not trust.has_newcomers:
             return await self._route_by(trust, directory, wanted, failed)
         try:

@@ -100,11 +100,15 @@ def as_route(plan: Plan) -> Route:
     """Return the stages of a plan."""
     stages = []
     for run in plan.found.runs:
-        server = plan.offers[run.server].server
         begin, end = int(plan.graph.cuts[run.begin]), int(plan.graph.cuts[run.end])
-        drift_class = f"{server.dtype} {server.version}"
-        stages.append(Stage(server.owner, begin, end, tuple(server.addresses), drift_class, server.dtype))
+        stages.append(stage_of(plan.offers[run.server].server, begin, end))
     return Route(tuple(stages))
+
+
+def stage_of(server: Announcement, start: int, end: int) -> Stage:
+    """Return the stage that a server is for the blocks ``[start, end)``."""
+    drift_class = f"{server.dtype} {server.version}"
+    return Stage(server.owner, start, end, tuple(server.addresses), drift_class, server.dtype)
 
 
 def _missing_message(question: Question) -> str:

@@ -66,6 +66,6 @@ class SessionAudits:
 
 def plan_audits(auditor: Auditor | None, session: bytes, peers: list[str]) -> AuditPlan | None:
     """Draw what will be audited of a session, before it begins; None: nothing is."""
-    if auditor is None or not auditor.per_mille:
+    if auditor is None or not (auditor.per_mille or auditor.wholly):
         return None
-    return AuditPlan(session, Draw(os.urandom(SECRET_BYTES), auditor.per_mille), peers)
+    return AuditPlan(session, Draw(os.urandom(SECRET_BYTES), auditor.per_mille, auditor.wholly), peers)

@@ -48,6 +48,11 @@ class Trust:
         """Whether newcomers are kept from some of their blocks."""
         return bool(self.spans) or _WELL_SERVED in self.barred.values()
 
+    @property
+    def on_probation(self) -> frozenset[str]:
+        """Newcomers that may be used for nothing: shadow traffic is all that they can prove themselves by."""
+        return frozenset(peer for peer, why in self.barred.items() if why == _WELL_SERVED)
+
     def relaxed(self) -> Trust:
         """Return what holds where there is no way otherwise: newcomers may do all that they announce."""
         spared = {peer: why for peer, why in self.barred.items() if why != _WELL_SERVED}

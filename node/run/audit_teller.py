@@ -16,6 +16,7 @@ def audited_fields(result: AuditResult) -> dict[str, object]:
         "session": result.session.hex(),
         "segment": result.segment,
         "chunk": result.index,
+        "shadow": result.is_shadow,
     }
 
 
@@ -29,7 +30,7 @@ class AuditTeller:
         """Say it."""
         self._reporter.event("audited", audited_fields(result))
         if result.outcome is Outcome.FAIL:
+            doubt = "It had no part in any answer." if result.is_shadow else "Do not trust this answer; ask again."
             self._reporter.say(
-                f"The server {result.owner} has failed an audit ({result.why}) and is not used any more. Do not trust "
-                "this answer; ask again."
+                f"The server {result.owner} has failed an audit ({result.why}) and is not used any more. {doubt}"
             )

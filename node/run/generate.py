@@ -71,6 +71,8 @@ class GenerateOptions:
     """Peer ids whose trust counts; none: those of the swarm."""
     audit_rate: float | None = None
     """Share of what servers sign for that is audited; None: as the swarm has it."""
+    shadow_rate: float | None = None
+    """Share of what is consumed that newcomers run a second time; None: as much as there may be."""
     calibration: Path | None = None
     """By which audits are judged; None: by the one that this package has for the model, if any."""
 
@@ -199,6 +201,7 @@ def connect(options: GenerateOptions) -> Any:
         only_peers=options.only_peers,
         anchors=options.anchors,
         audit_rate=options.audit_rate,
+        shadow_rate=options.shadow_rate,
         judge=_judge(options),
     )
 

@@ -66,6 +66,8 @@ def test_how_much_is_audited_can_be_asked_for_and_switched_off(capsys):
     assert options_of("generate", "--prompt", "x").audit_rate is None
     assert options_of("chat", "--audit-rate", "0").audit_rate == 0.0
     assert options_of("chat", "--audit-rate", "0.5").audit_rate == 0.5
+    assert options_of("generate", "--prompt", "x").shadow_rate is None
+    assert options_of("chat", "--shadow-rate", "0").shadow_rate == 0.0
     with pytest.raises(SystemExit):
         options_of("chat", "--audit-rate", "2")
     assert "from 0 to 1" in capsys.readouterr().err

@@ -35,3 +35,10 @@ def test_another_secret_draws_others_and_so_does_another_stage():
     one = {place[1:] for place in first if place[0] == "one"}
     other = {place[1:] for place in first if place[0] == "other"}
     assert 0.15 < len(one & other) / len(one) < 0.25
+
+
+def test_of_peers_that_are_audited_wholly_every_chunk_is_drawn_and_of_others_as_always():
+    draw = Draw(bytes(SECRET_BYTES), 200, {"one"})
+    found = {place for place in PLACES if draw.is_drawn(*place)}
+    others = {place for place in PLACES if place[0] == "other"}
+    assert found == (set(PLACES) - others) | (drawn(bytes(SECRET_BYTES), 200) & others)

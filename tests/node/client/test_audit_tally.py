@@ -32,7 +32,7 @@ def result(outcome=Outcome.PASS, index=0, median=10, *, provider=PROVIDER, sessi
     )  # fmt: skip
     owner = provider.peer_id if outcome is Outcome.FAIL else ""
     measured = Measured(median, 2 * median, 3 * median, CALIBRATION)
-    found = AuditResult(provider.peer_id, session, 0, index, outcome, "", owner, opening, measured)
+    found = AuditResult(provider.peer_id, session, 0, index, outcome, "", owner, opening, measured=measured)
     return replace(found, **changes)
 
 

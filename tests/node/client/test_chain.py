@@ -315,3 +315,18 @@ async def test_a_session_whose_client_cannot_sign_ends_and_says_why():
         await stage.send(Checkpoint(SESSION, b"body"))
         _, error = await asyncio.wait_for(answered, 10)
         assert isinstance(error, CannotSign)
+
+
+async def test_who_is_told_of_answers_hears_of_them_before_the_caller_and_of_the_end():
+    heard = []
+    told = SimpleNamespace(answered=lambda asked, given: heard.append((asked, given)), end=lambda: heard.append("end"))
+    async with chain_of_one_stage(10) as (chain, stage):
+        chain.trace = told
+        chain.run_one(step(0), lambda given, error: heard.append("settled"))
+        assert chain.is_waiting
+        await stage.send(answer(0))
+        async with asyncio.timeout(10):
+            while "settled" not in heard:
+                await asyncio.sleep(0)
+        assert not chain.is_waiting
+    assert heard == [(step(0), answer(0)), "settled", "end"]

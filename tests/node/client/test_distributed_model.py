@@ -188,6 +188,12 @@ def test_a_codec_that_does_not_exist_is_refused_before_anything_is_loaded():
         AutoDistributedModelForCausalLM.from_pretrained("/nowhere", join="", codec="int3")
 
 
+@pytest.mark.parametrize("share", [-0.01, 0.06, 1.0, float("nan")])
+def test_newcomers_are_given_no_larger_share_than_a_twentieth(share):
+    with pytest.raises(UserError, match=r"shadow_rate .*from 0 to 0\.05"):
+        AutoDistributedModelForCausalLM.from_pretrained("/nowhere", join="", shadow_rate=share)
+
+
 def test_a_dtype_that_no_codec_carries_is_refused_with_the_mend(checkpoint):
     model, _ = connect(checkpoint, torch.float64)
     with pytest.raises(UserError, match=r"torch\.float32"):

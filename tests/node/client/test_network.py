@@ -224,6 +224,14 @@ def test_a_server_that_has_failed_an_audit_is_used_no_more_not_even_where_there_
     assert [result.outcome for result in told] == [Outcome.PASS]
 
 
+def test_what_is_found_in_a_duplicate_throws_no_doubt_on_an_answer(client, caplog):
+    made, _, _ = client
+    made._loop.run(called(made._audited, replace(audited("good", Outcome.FAIL), is_shadow=True)))
+    assert "found the server good at fault" in caplog.text
+    assert "Nothing of that session was in an answer" in caplog.text
+    assert "ask again" not in caplog.text
+
+
 def test_a_server_at_which_audits_keep_coming_to_nothing_is_left_out_for_a_while(client):
     made, asked, _ = client
     for number in range(MAX_IN_VAIN):

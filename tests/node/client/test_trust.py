@@ -152,3 +152,23 @@ async def test_among_the_good_the_fastest_is_used(planned):
     quick = server("quick", 0, 8, throughput=FAST)
     route, _ = await planned([*servers, quick], ranks(**places, quick=Ranked(Rank.ESTABLISHED, 0.8)))
     assert set(route) == {"quick"}
+
+
+async def test_on_probation_are_newcomers_that_routes_do_not_use_and_that_have_not_failed(planned):
+    servers, places = established(MIN_ESTABLISHED, 0, 6)
+    others = [server("fresh", 0, 6), server("gone", 2, 4), server("needed", 4, 8), server("evil", 0, 6)]
+    others += [server("paused", 0, 6, state=ServerState.PAUSED), server("vast", 0, 4000)]
+    route, view = await planned([*servers, *others], ranks(**places, evil=CONVICT), failed=["gone"])
+    assert route["needed"] == (6, 8), "which has work without it"
+    assert view.has_probation
+    assert [newcomer.owner for newcomer in view.on_probation()] == ["fresh"]
+    view.distrust("fresh", "it has failed an audit")
+    assert view.on_probation() == []
+
+
+async def test_where_newcomers_have_work_and_where_nothing_is_known_nobody_is_on_probation(planned):
+    servers, places = established(MIN_ESTABLISHED - 1)
+    for known in (ranks(**places), ranks(has_flow=False), None):
+        _, view = await planned([*servers, server("fresh", 0, 8)], known)
+        assert not view.has_probation
+        assert view.on_probation() == []
