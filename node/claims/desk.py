@@ -2,7 +2,7 @@
 
     outcomes ──> duties ──┬── open          from the notebook
                           ├── commit        from the notebook, or with a finding: first written down, then published
-                          ├── deny          unless this node finds itself guilty, near the end also without a finding;
+                          ├── deny          at once: silence convicts, and whoever knows of no guilt is innocent;
           │                 an anchor, for others: if it finds their work right, or the evidence false
                           ├── appeal        if it finds otherwise than what stands
                           └── no finding? ──> evidence fetched, verified, run again: one at a time, beside all this
@@ -43,7 +43,7 @@ Fetch: TypeAlias = Callable[[Claim], Awaitable[bytes]]
 MAX_FINDINGS = 256
 """That are remembered; what was signed stands in the notebook."""
 MIN_LEFT = 0.5
-"""Units of a trial before a window's end in which whoever has no finding yet does without."""
+"""Units of a trial before the end of the time for appeals in which whoever has no finding yet does without."""
 
 
 class Desk:
@@ -127,7 +127,10 @@ class Desk:
                     await self._publish(contest, rules)
 
     def _objects(self, duty: Duty, claim: Claim, outcomes: Outcomes, rules: Rules) -> bool:
-        """Say whether this node denies a claim, or appeals against what stands, now."""
+        """Say whether this node denies a claim, or appeals against what stands, now.
+
+        Claims against it are denied before anything is examined: a node that is slow must not be convicted for that.
+        """
         if claim.accuser == self._identity.peer_id:
             return True  # It has found the work false itself, before it made the claim.
         found = self._findings.get(claim.hash)
@@ -136,7 +139,7 @@ class Desk:
         if found is not None:
             return found.opinion is not Opinion.UPHELD
         unit_s = Timeline.of(claim.t, rules).unit_s
-        return duty.until_s - self._clock() < MIN_LEFT * unit_s  # Who does not know of any guilt is innocent.
+        return duty.act is Act.CONTEST or duty.until_s - self._clock() < MIN_LEFT * unit_s
 
     async def _commit(self, duty: Duty, claim: Claim, rules: Rules) -> None:
         ballot = await asyncio.to_thread(self._notebook.ballot, claim.hash, duty.level)
@@ -176,7 +179,8 @@ class Desk:
         for duty in due:
             claim = by_hash[duty.claim]
             is_own = claim.accuser == self._identity.peer_id
-            if duty.act is Act.REVEAL or is_own or claim.hash in self._findings:
+            is_denied = duty.act is Act.CONTEST and claim.accused == self._identity.peer_id
+            if duty.act is Act.REVEAL or is_own or is_denied or claim.hash in self._findings:
                 continue
             if duty.act is Act.COMMIT and await self._has_voted(duty):
                 continue

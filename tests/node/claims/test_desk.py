@@ -103,20 +103,29 @@ def scene_of(tmp_path):
 
 async def test_an_innocent_server_denies_at_once_and_once(scene_of):
     scene = scene_of(ACCUSED, Opinion.REFUTED)
-    await scene.attend(0.1)
-    assert not scene.swarm.records
-    await scene.attend(0.3)
-    await scene.attend(0.6)
+    for units in (0.1, 0.3, 0.6):
+        await scene.attend(units)
     (denial,) = scene.swarm.records
     assert (denial.contester, denial.level) == (ACCUSED, 1)
-    assert scene.num_examined == 1
+    assert not scene.num_examined, "who is slow to find out is not late"
 
 
-async def test_a_server_that_finds_itself_guilty_stays_silent_and_does_not_appeal(scene_of):
+async def test_an_anchor_denies_for_others_what_it_finds_right_and_nothing_else(scene_of):
+    for opinion in Opinion:
+        scene = scene_of(ANCHORS[0], opinion)
+        await scene.attend(0.1)
+        assert not scene.swarm.records
+        await scene.attend(0.3)
+        denied = [(each.contester, each.level) for each in scene.swarm.records]
+        assert denied == ([(ANCHORS[0], 1)] if opinion is Opinion.REFUTED else [])
+
+
+async def test_a_server_that_finds_itself_guilty_does_not_appeal(scene_of):
     scene = scene_of(ACCUSED, Opinion.UPHELD)
-    for units in (0.1, 0.3, 1.9, 8.1, 8.9):
+    for units in (8.1, 8.3, 8.9):
         await scene.attend(units)
     assert not scene.swarm.records
+    assert scene.num_examined == 1
 
 
 async def test_a_server_that_was_convicted_by_default_and_finds_itself_right_appeals(scene_of):
@@ -127,10 +136,10 @@ async def test_a_server_that_was_convicted_by_default_and_finds_itself_right_app
     assert (appeal.contester, appeal.level) == (ACCUSED, 2)
 
 
-async def test_who_cannot_have_the_evidence_denies_and_as_a_juror_cannot_tell(scene_of):
+async def test_who_cannot_have_the_evidence_appeals_and_as_a_juror_cannot_tell(scene_of):
     scene = scene_of(ACCUSED, Opinion.UPHELD, fetched=PeerUnreachable("gone"))
-    await scene.attend(0.1)
-    await scene.attend(0.3)
+    await scene.attend(8.1)
+    await scene.attend(8.3)
     assert [type(each) for each in scene.swarm.records] == [Contest]
     assert scene.desk.finding(scene.claim.hash).opinion is Opinion.INCONCLUSIVE
 
@@ -139,7 +148,7 @@ async def test_who_cannot_have_the_evidence_denies_and_as_a_juror_cannot_tell(sc
 async def test_evidence_that_does_not_hash_to_the_claim_is_refused_before_anything_is_run(scene_of, spoil):
     scene = scene_of(ACCUSED, Opinion.UPHELD)
     scene.fetched = spoil(scene.blob)
-    await scene.attend(0.1)
+    await scene.attend(8.1)
     assert scene.desk.finding(scene.claim.hash).opinion is Opinion.REFUTED
     assert not scene.num_examined
 
