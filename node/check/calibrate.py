@@ -17,24 +17,19 @@ import torch
 import transformers
 
 from node.check.calibration import Calibration, Circumstances, HonestError
-from node.check.check import through_codec
-from node.check.final_token import logit_errors
-from node.check.honest import WAYS, Server, can_quantise, devices_here, servers_of
-from node.check.reduction import percentile, reduce_samples
+from node.check.honest import CPU, WAYS, Server, can_quantise, devices_here, servers_of
+from node.check.reduction import reduce_samples
 from node.check.reference import DTYPES, HELD_IN, reference_span
-from node.check.survey import Blocks, Survey, second_moments, spans_of, walk
+from node.check.survey import Blocks, Scene, Survey, second_moments, spans_of, walk
 from node.model.checkpoint import Checkpoint
 from node.model.end_parameters import EndParameters, find_end_parameters
 from node.model.ends import Ends, build_ends
-from node.model.sampling import top_logits
 from node.model.span import Span
 from node.model.tensors import codec_of
 from node.wire import CODECS
 
 SELDOM_WAYS = ("8 rows",)
 """Ways in which a server goes beside its first kernel or its own codec, unless everything is measured."""
-TOP = 64
-"""Logits of a position that a head is measured by: as many as a client without weights asks for."""
 
 Progress = Callable[[str, int, int], None]
 """Told what is going on in words, steps done, and steps in all."""
@@ -91,16 +86,18 @@ def load_subject(checkpoint: Checkpoint, texts: Texts) -> Subject:
     return Subject(checkpoint, ends, entering, second_moments(entering))
 
 
-def load_ends(checkpoint: Checkpoint, parameters: EndParameters, dtype: torch.dtype) -> Ends:
+def load_ends(
+    checkpoint: Checkpoint, parameters: EndParameters, dtype: torch.dtype, device: torch.device = CPU
+) -> Ends:
     """Load embedding and head in ``dtype``."""
     return build_ends(
         checkpoint.config,
-        checkpoint.load_client(dtype=dtype, parameters=parameters.of(embeds=True, heads=True)),
+        checkpoint.load_client(dtype=dtype, device=device, parameters=parameters.of(embeds=True, heads=True)),
         parameters,
         embeds=True,
         heads=True,
         dtype=dtype,
-        device=torch.device("cpu"),
+        device=device,
     )
 
 
@@ -146,19 +143,27 @@ def calibrate(
     checkpoint, spans = subject.checkpoint, spans_of(subject.checkpoint.num_blocks, every=full)
     runs = {held_in: [*_runs(held_in, full=full)] for held_in in kinds}
     total, done = len(spans) * sum(len(its) for its in runs.values()), 0
-    generator = torch.Generator().manual_seed(seed)
+    generators = [torch.Generator().manual_seed(seed) for _ in range(2)]
+    exact = load_ends(checkpoint, subject.ends, torch.float32)
     honest: list[HonestError] = []
+    answers: list[HonestError] = []
     for held_in, its_runs in runs.items():
         survey = subject.survey(held_in)
-        servers = {run.server: run.server.build(checkpoint, 0, checkpoint.num_blocks) for run in its_runs}
+        servers = {run.server: _load(subject, run.server) for run in its_runs}
         for codec in CODECS:
             samples: dict[Blocks, dict[str, torch.Tensor]] = {}
+            answered: dict[Blocks, dict[str, torch.Tensor]] = {}
             for blocks in spans:
                 of_span = [run for run in its_runs if run.codec == codec]
-                samples[blocks] = _errors(survey, blocks, codec, subject.scales(blocks), of_span, servers)
+                scene = survey.scene(blocks, codec, subject.scales(blocks))
+                head = exact if blocks[1] == checkpoint.num_blocks else None
+                samples[blocks], its_answers = _errors(scene, of_span, servers, head)
+                if head is not None:
+                    answered[blocks] = its_answers
                 done += len(of_span)
                 progress(f"honest servers, weights in {held_in}", done, total)
-            honest.append(reduce_samples(held_in, codec, samples, generator))
+            honest.append(reduce_samples(held_in, codec, samples, generators[0]))
+            answers.append(reduce_samples(held_in, codec, answered, generators[1]))
     variants = {f"{run.server.name}: {way}" for its_runs in runs.values() for run in its_runs for way in run.ways}
     made_from = Circumstances(
         (
@@ -178,7 +183,7 @@ def calibrate(
         subject.moments.shape[1],
         _bytes(subject.moments),
         tuple(honest),
-        tuple(_head_errors(subject, kinds)),
+        tuple(answers),
         made_from,
     )
 
@@ -189,35 +194,25 @@ def kinds_here() -> list[str]:
 
 
 def _errors(
-    survey: Survey,
-    blocks: Blocks,
-    codec: str,
-    scales: torch.Tensor,
-    runs: Sequence[_Run],
-    servers: dict[Server, Span],
-) -> dict[str, torch.Tensor]:
-    scene = survey.scene(blocks, codec, scales)
-    return {f"{run.server.name}: {way}": scene.run(servers[run.server], WAYS[way]) for run in runs for way in run.ways}
+    scene: Scene, runs: Sequence[_Run], servers: dict[Server, tuple[Span, Ends]], head: Ends | None
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return every variant's errors ``[chunks, 64]``: of hidden states, and of answers where there is a head."""
+    errors, answers = {}, {}
+    for run in runs:
+        span, ends = servers[run.server]
+        for way in run.ways:
+            outputs, name = scene.outputs(span, WAYS[way]), f"{run.server.name}: {way}"
+            errors[name] = scene.errors(outputs)
+            if head is not None:
+                answers[name] = scene.answer_errors(outputs, ends, head)
+    return errors, answers
 
 
-def _head_errors(subject: Subject, kinds: Sequence[str]) -> Iterator[tuple[str, str, float]]:
-    """Yield what heads are off by: each computes from its own span's output, and is checked from what the wire carries.
-
-    A span with quantised weights has ends in the dtype that it computes in.
-    """
-    exact = load_ends(subject.checkpoint, subject.ends, torch.float32)
-    hidden = subject.entering[-1]
-    for held_in in kinds:
-        dtype = DTYPES.get(held_in, torch.bfloat16)
-        ends = load_ends(subject.checkpoint, subject.ends, dtype)
-        for codec in CODECS:
-            carried = through_codec(hidden.to(dtype).float(), codec)
-            largest = []
-            for own, revealed in zip(hidden, carried, strict=True):
-                for mine, its in zip(own.split(64), revealed.split(64), strict=True):
-                    ids, logits = top_logits(ends.logits(mine.unsqueeze(0))[0], TOP)
-                    largest.append(logit_errors(exact.logits(its.unsqueeze(0))[0], ids, logits).max())
-            yield held_in, codec, percentile(torch.stack(largest))
+def _load(subject: Subject, server: Server) -> tuple[Span, Ends]:
+    """Load all blocks and the ends as a server does; with quantised weights the ends are as it computes."""
+    checkpoint = subject.checkpoint
+    ends = load_ends(checkpoint, subject.ends, server.dtype, server.device)
+    return server.build(checkpoint, 0, checkpoint.num_blocks), ends
 
 
 def _bytes(moments: torch.Tensor) -> bytes:

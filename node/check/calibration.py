@@ -6,9 +6,10 @@
     tails    of each span length: the 99.9th percentile of every statistic, as a multiple of that mean
     pooled   the 99.9th percentile of the mean of 8 chunks, likewise
 
-and of each block the second moments of what it adds, from which the channel scales of any span follow by one sum. A
-statistic passes below 1.25 times its percentile and fails above 2 times; the largest error, 2 and 4. One file,
-canonical, so that its SHA-256 names it. Pure: text in and out; who reads files is elsewhere. Runs anywhere.
+once for hidden states, once for the logits that last stages answer with (``node.check.final_token``), and of each block
+the second moments of what it adds, from which the channel scales of any span follow by one sum. A statistic passes
+below 1.25 times its percentile and fails above 2 times; the largest error, 2 and 4. One file, canonical, so that its
+SHA-256 names it. Pure: text in and out; who reads files is elsewhere. Runs anywhere.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 from node.check.statistics import ChunkStatistics
 from node.errors import BadCalibration, CannotCheck
 
-VERSION = 1
+VERSION = 2
 MAX_BYTES = 2**24
 """Of a file: room for 128 blocks of 16,384 channels, and little more."""
 PASS_FACTOR = 1.25
@@ -146,9 +147,9 @@ class Calibration:
     moments: bytes
     """Mean square of what each block adds to each channel: ``[blocks, hidden]`` little-endian float32, row-major."""
     honest: tuple[HonestError, ...]
-    head: tuple[tuple[str, str, float], ...]
-    """99.9th percentile of a chunk's largest logit error (``node.check.final_token``), by what the head is held in and
-    by the codec in which the last hidden states are revealed."""
+    """Of hidden states."""
+    answers: tuple[HonestError, ...]
+    """Of the logits that a last stage answers with, which runs a span up to the last block and the head."""
     made_from: Circumstances
 
     @property
@@ -169,16 +170,27 @@ class Calibration:
         return scales.clamp_min(_LEAST_SCALE * float(typical))
 
     def standard(self, held_in: str, codec: str, start: int, end: int) -> Standard:
-        """Return what chunks of the blocks ``[start, end)`` are held against.
+        """Return what the hidden states of the blocks ``[start, end)`` are held against.
 
         A span that was not measured is given the largest mean of those of the next length below and above it.
 
         Raises:
             CannotCheck: nothing was measured of such weights or such a codec, or the model has no such blocks.
         """
+        return self._standard(self.honest, held_in, codec, start, end)
+
+    def answer_standard(self, held_in: str, codec: str, start: int) -> Standard:
+        """Return what the answers of a last stage are held against, which runs the blocks from ``start`` on.
+
+        Raises:
+            CannotCheck: as ``standard``.
+        """
+        return self._standard(self.answers, held_in, codec, start, self.num_blocks)
+
+    def _standard(self, errors: Sequence[HonestError], held_in: str, codec: str, start: int, end: int) -> Standard:
         if not 0 <= start < end <= self.num_blocks:
             raise CannotCheck(f"The calibration is of blocks 0:{self.num_blocks}, not {start}:{end}.")
-        for honest in self.honest:
+        for honest in errors:
             if (honest.held_in, honest.codec) == (held_in, codec):
                 return Standard(
                     self.scales(start, end),
@@ -230,19 +242,8 @@ def encode_calibration(calibration: Calibration) -> bytes:
         "num_blocks": calibration.num_blocks,
         "hidden_size": calibration.hidden_size,
         "moments": base64.b64encode(calibration.moments).decode("ascii"),
-        "honest": [
-            {
-                "held_in": honest.held_in,
-                "codec": honest.codec,
-                "means": honest.means,
-                "tails": [
-                    [length, tail.num_chunks, tail.median, tail.high, tail.largest] for length, tail in honest.tails
-                ],
-                "pooled": honest.pooled,
-            }
-            for honest in calibration.honest
-        ],
-        "head": calibration.head,
+        "honest": [_as_fields(honest) for honest in calibration.honest],
+        "answers": [_as_fields(honest) for honest in calibration.answers],
         "made_from": {
             "versions": made.versions,
             "devices": made.devices,
@@ -253,6 +254,16 @@ def encode_calibration(calibration: Calibration) -> bytes:
         },
     }
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
+
+
+def _as_fields(honest: HonestError) -> dict[str, Any]:
+    return {
+        "held_in": honest.held_in,
+        "codec": honest.codec,
+        "means": honest.means,
+        "tails": [[length, tail.num_chunks, tail.median, tail.high, tail.largest] for length, tail in honest.tails],
+        "pooled": honest.pooled,
+    }
 
 
 def decode_calibration(data: bytes, *, manifest: bytes | None = None) -> Calibration:
@@ -288,7 +299,7 @@ class _Unfit(ValueError):
 
 def _read(content: Any) -> Calibration:
     fields = _fields(
-        content, "version manifest num_blocks hidden_size moments honest head made_from", "the calibration"
+        content, "version manifest num_blocks hidden_size moments honest answers made_from", "the calibration"
     )
     if fields["version"] != VERSION:
         raise _Unfit(f"version {VERSION} is known")
@@ -300,17 +311,20 @@ def _read(content: Any) -> Calibration:
     numbers = torch.frombuffer(bytearray(moments), dtype=torch.float32)
     if not bool((torch.isfinite(numbers) & (numbers >= 0)).all()):
         raise _Unfit("a channel's moment is no number from 0")
-    honest = tuple(_read_honest(entry, num_blocks) for entry in _list(fields["honest"], 1, 20))
-    kinds = [(one.held_in, one.codec) for one in honest]
+    honest, answers = (_read_kinds(fields[name], num_blocks, least) for name, least in (("honest", 1), ("answers", 0)))
+    if any(end != num_blocks for one in answers for _, end, _ in one.means):
+        raise _Unfit("answers are of a span that does not end with the last block")
+    return Calibration(
+        manifest, num_blocks, hidden_size, moments, honest, answers, _read_circumstances(fields["made_from"])
+    )
+
+
+def _read_kinds(entries: Any, num_blocks: int, least: int) -> tuple[HonestError, ...]:
+    read = tuple(_read_honest(entry, num_blocks) for entry in _list(entries, least, len(_WEIGHTS) * len(_CODECS)))
+    kinds = [(one.held_in, one.codec) for one in read]
     if len({*kinds}) != len(kinds):
         raise _Unfit("one kind of weights and codec stands twice")
-    head = tuple(
-        (_one_of(name, _WEIGHTS), _one_of(codec, _CODECS), _positive(error))
-        for name, codec, error in (_list(entry, 3, 3) for entry in _list(fields["head"], 0, 20))
-    )
-    return Calibration(
-        manifest, num_blocks, hidden_size, moments, honest, head, _read_circumstances(fields["made_from"])
-    )
+    return read
 
 
 def _read_honest(entry: Any, num_blocks: int) -> HonestError:

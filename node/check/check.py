@@ -117,15 +117,11 @@ def check_span(
     if work.hidden_size != calibration.hidden_size:
         raise BadOpening(f"The opening has {work.hidden_size} channels, the model {calibration.hidden_size}.")
     check_sizes(work)
-    needed = bytes_needed(span, work)
-    if needed > max_bytes:
-        raise CannotCheck(
-            f"A check of {work.end} positions takes {needed:,} bytes, more than the {max_bytes:,} allowed."
-        )
-    inputs, reference = run_reference(span, work)
+    check_memory(bytes_needed(span, work.rows, work.end, work.hidden_size), work.end, max_bytes)
+    inputs, reference = run_reference(span, _read(work.inputs, work, span.device), work.first, work.left_padding)
     outputs = _read(work.outputs, work, span.device)
-    reference = nearest_arrival(reference, outputs, work.codec)
-    return judge(_rows_errors(inputs, outputs, reference, work, standard), standard)
+    skipped = padding_within(work.first, work.rows, work.left_padding)
+    return judge(rows_errors(inputs, outputs, reference, work.codec, standard, skipped), standard)
 
 
 def check_sizes(work: Work) -> None:
@@ -148,23 +144,45 @@ def check_sizes(work: Work) -> None:
         raise BadOpening("The padding does not fit the rows.")
 
 
-def bytes_needed(span: Span, work: Work) -> int:
-    """Return the memory that a check takes beside the weights, about."""
-    positions = work.rows * (work.end + span.state_positions)
-    return positions * (span.cache_bytes_per_position + 4 * work.hidden_size * _COPIES)
+def bytes_needed(span: Span, rows: int, end: int, hidden_size: int) -> int:
+    """Return the memory that a run over the positions up to ``end`` takes beside the weights, about."""
+    positions = rows * (end + span.state_positions)
+    return positions * (span.cache_bytes_per_position + 4 * hidden_size * _COPIES)
 
 
-def run_reference(span: Span, work: Work) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run ``span`` over the inputs; return the chunk's inputs and what should have come out for them.
+def check_memory(needed: int, end: int, max_bytes: int) -> None:
+    """Pass if a check of ``end`` positions may take as much memory as it needs.
+
+    Raises:
+        CannotCheck: it may not.
+    """
+    if needed > max_bytes:
+        raise CannotCheck(f"A check of {end} positions takes {needed:,} bytes, more than the {max_bytes:,} allowed.")
+
+
+def run_reference(
+    span: Span, inputs: torch.Tensor, first: int, left_padding: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run ``span`` over what went in; return the chunk's inputs and what should have come out for them.
+
+    Args:
+        span: in float32.
+        inputs: ``[rows, positions, hidden]`` float32, from position 0 on.
+        first: first position of the chunk.
+        left_padding: of each row; empty for none.
 
     Returns:
         ``[rows, positions, hidden]`` float32 both; what should have come out has not gone through the codec.
     """
     assert span.dtype == torch.float32
-    inputs = _read(work.inputs, work, span.device)
-    padding = torch.tensor(work.left_padding, device=span.device) if any(work.left_padding) else None
-    outputs = span.forward(inputs, span.new_cache(work.end, work.rows), padding)[:, work.first :]
-    return inputs[:, work.first :], outputs
+    rows, end, _ = inputs.shape
+    padding = torch.tensor(left_padding, device=span.device) if any(left_padding) else None
+    return inputs[:, first:], span.forward(inputs, span.new_cache(end, rows), padding)[:, first:]
+
+
+def padding_within(first: int, rows: int, left_padding: Sequence[int]) -> list[int]:
+    """Return how many positions of each row are padding, from ``first`` on."""
+    return [max(0, padding - first) for padding in left_padding] or [0] * rows
 
 
 def nearest_arrival(reference: torch.Tensor, outputs: torch.Tensor, codec: str) -> torch.Tensor:
@@ -266,13 +284,27 @@ def _read(pieces: Sequence[Piece], work: Work, device: torch.device) -> torch.Te
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _rows_errors(
-    inputs: torch.Tensor, outputs: torch.Tensor, reference: torch.Tensor, work: Work, standard: Standard
+def rows_errors(
+    inputs: torch.Tensor,
+    outputs: torch.Tensor,
+    reference: torch.Tensor,
+    codec: str,
+    standard: Standard,
+    skipped: Sequence[int],
 ) -> list[list[float]]:
+    """Return the errors of each row's positions, without as many at its start as are padding.
+
+    Args:
+        inputs: ``[rows, positions, hidden]`` float32 of the chunk, as they arrived.
+        outputs: likewise.
+        reference: what should have come out, before the codec.
+        codec: of the outputs.
+        standard: of the span.
+        skipped: positions of each row.
+    """
     scales = standard.scales.to(inputs.device)
-    rows = []
-    for row in range(work.rows):
-        skipped = max(0, work.left_padding[row] - work.first) if work.left_padding else 0
-        errors = increment_errors(inputs[row, skipped:], outputs[row, skipped:], reference[row, skipped:], scales)
-        rows.append(errors.tolist())
-    return rows
+    due = nearest_arrival(reference, outputs, codec)
+    return [
+        increment_errors(inputs[row, begin:], outputs[row, begin:], due[row, begin:], scales).tolist()
+        for row, begin in enumerate(skipped)
+    ]

@@ -8,18 +8,24 @@ same bytes. Runs in the compute thread, for minutes.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 
 from node.check.check import WINDOW, nearest_arrival, through_codec
+from node.check.final_token import logit_errors
 from node.check.honest import Way, together
+from node.model.ends import Ends
 from node.model.fingerprint import increment_errors
+from node.model.sampling import top_logits
 from node.model.span import Span
 
 Blocks: TypeAlias = tuple[int, int]
+
+TOP = 64
+"""Logits of a position that last stages are measured by: as many as a client without weights asks for."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,12 @@ class Scene:
 
     def run(self, server: Span, way: Way) -> torch.Tensor:
         """Return the errors of ``server`` (all blocks, or more than these) going one way, ``[chunks, 64]``."""
+        return self.errors(self.outputs(server, way))
+
+    def outputs(self, server: Span, way: Way) -> torch.Tensor:
+        """Return what ``server`` gives, as ``run``; of all positions or of the texts' last ones."""
         span = server.view(*self.blocks)
-        return self.errors(way(span, self.given.to(device=span.device, dtype=span.dtype)))
+        return way(span, self.given.to(device=span.device, dtype=span.dtype))
 
     def errors(self, outputs: torch.Tensor) -> torch.Tensor:
         """Return the errors of ``outputs``, of all positions or of the texts' last ones, ``[chunks, 64]``."""
@@ -64,6 +74,27 @@ class Scene:
         rows = zip(self.given[:, first:], arrived, expected, strict=True)
         errors = torch.stack([increment_errors(given, sent, due, self.scales) for given, sent, due in rows])
         return errors.reshape(-1, WINDOW)
+
+    def answer_errors(self, outputs: torch.Tensor, ends: Ends, exact: Ends) -> torch.Tensor:
+        """Return the errors of the logits that a server answers with, ``[chunks, 64]``.
+
+        Args:
+            outputs: of a span up to the last block, as for ``errors``; they have not gone through the codec.
+            ends: the server's, with the head.
+            exact: the head that it is checked by.
+        """
+        first = self.given.shape[1] - outputs.shape[1]
+        errors = []
+        for chunk, due in zip(_chunks(outputs), _chunks(self.expected[:, first:]), strict=True):
+            ids, logits = top_logits(ends.logits(chunk)[0], TOP)
+            errors.append(logit_errors(exact.logits(due)[0], ids.cpu(), logits.cpu()))
+        return torch.stack(errors)
+
+
+def _chunks(hidden: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield the chunks ``[1, 64, hidden]`` of texts, one by one: logits of all of them are large."""
+    for text in hidden.split(1):
+        yield from text.split(WINDOW, dim=1)
 
 
 def walk(reference: Span, embedded: torch.Tensor) -> list[torch.Tensor]:

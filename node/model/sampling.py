@@ -46,6 +46,11 @@ class Sampling:
         if not 0 <= self.seed <= MAX_SEED:
             raise UserError(f"The seed {self.seed} cannot be used; give 0 to {MAX_SEED}.")
 
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether nothing is drawn."""
+        return self.temperature < _COLDEST
+
 
 def top_logits(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the ids and values of the ``k`` largest logits, the largest first.
@@ -72,7 +77,7 @@ def choose(logits: torch.Tensor, sampling: Sampling, position: int) -> torch.Ten
     Returns:
         ``[rows]`` int64. Logits that are not numbers give some id of the vocabulary.
     """
-    if sampling.temperature < _COLDEST:
+    if sampling.takes_likeliest:
         return logits.argmax(dim=-1)
     ids, probabilities = candidates(logits, sampling)
     draws = torch.tensor(

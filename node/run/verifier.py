@@ -26,7 +26,7 @@ from dht.errors import DaemonDied, DhtError
 from dht.ident import Role
 from dht.identity import Identity
 from dht.parameters import parse_join
-from dht.records import ServerState
+from dht.records import EMBEDS, HEADS, Announcement, ServerState
 from dht.swarm import Swarm
 from node.check.calibration_file import find_calibration
 from node.claims.accuser import Accuser
@@ -49,7 +49,7 @@ from node.run.libraries import silence_libraries
 from node.run.lifetime import until_told_to_stop
 from node.run.trials import trials
 from node.verify.canary import Canary, CanaryModel, Findings
-from node.verify.canary_plan import Held, in_turn, peers_through
+from node.verify.canary_plan import Guise, Held, draw_guise, in_turn, peers_through
 from node.verify.canary_text import CanaryTexts
 from node.verify.epoch_book import EpochBook, Report
 from node.verify.span_judge import SpanJudge
@@ -119,6 +119,11 @@ def _load(options: VerifyOptions, reporter: Reporter) -> tuple[CanaryModel, Span
     bound = options.max_memory_bytes
     judge = SpanJudge(checkpoint, calibration, max_bytes=bound, tell=reporter.say)
     return model, judge, CheckpointExaminer(checkpoint, calibration, max_bytes=bound or MAX_EXAMINATION_BYTES)
+
+
+def _held(server: Announcement, num_blocks: int) -> Held:
+    asked = (EMBEDS if server.start == 0 else 0) | (HEADS if server.end == num_blocks else 0)
+    return Held(server.owner, server.start, server.end, has_ends=server.ends & asked == asked)
 
 
 class _Verifier:
@@ -191,7 +196,7 @@ class _Verifier:
         checkpoint = self._model.checkpoint
         directory = await read_directory(self._swarm, checkpoint.manifest32, time.time())
         online = [server for server in newest(directory.servers) if server.state is ServerState.ONLINE]
-        servers = {server.owner: Held(server.owner, server.start, server.end) for server in online}
+        servers = {server.owner: _held(server, checkpoint.num_blocks) for server in online}
         self._checked_s = {peer: when_s for peer, when_s in self._checked_s.items() if peer in servers}
         target = next(iter(in_turn([*servers.values()], self._checked_s, self._chance)), None)
         peers = peers_through(target, [*servers.values()], checkpoint.num_blocks) if target is not None else None
@@ -207,10 +212,12 @@ class _Verifier:
             self._reporter.say("Some blocks of the model have no server, so no session can be run; waiting.")
 
     async def _check(self, target: Held, peers: frozenset[str], servers: dict[str, Held]) -> None:
-        script, canary = self._texts.next(), Canary()
+        guise = draw_guise([servers[peer] for peer in peers], self._chance)
+        script, canary = self._texts.next(), Canary(guise)
         self._canary = canary
         findings = await asyncio.to_thread(canary.run, self._model, peers, script)
-        self._texts.keep(findings.text)
+        if guise is not Guise.ASKS_TOKENS:  # What is likeliest at every place soon goes round in circles.
+            self._texts.keep(findings.text)
         self._checked_s[target.peer_id] = time.monotonic()
         self._tell_canary(target, findings)
         for result in findings.results:

@@ -1,8 +1,9 @@
 """One canary: a session like any client's, under an identity that nobody sees again, all of which is audited.
 
-It goes through the same code as ``generate``: the servers see a stranger that joins, signs, samples and leaves. What
-they open is kept, and judged when the session has ended, so that nothing of a verdict shows while it runs. Synchronous:
-the session's thread calls it; ``stop`` is called from another one.
+It goes through the same code as ``generate``: the servers see a stranger that joins, signs, samples and leaves. In some
+guises it goes without weights, so that the embeddings and heads of servers are looked at, too. What they open is kept,
+and judged when the session has ended, so that nothing of a verdict shows while it runs. Synchronous: the session's
+thread calls it; ``stop`` is called from another one.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ from node.client.audit_opening import Opening
 from node.client.distributed_model import build_model, use_generation_config
 from node.client.network import Network
 from node.client.offers import Policy
+from node.client.thin_model import ThinModel
 from node.errors import NodeError
 from node.model.checkpoint import Checkpoint
+from node.verify.canary_plan import Guise
 from node.verify.canary_text import Script
 
+_MAX_LENGTH = 2048
 _STEP_TIMEOUT_S = 60.0
 _AUDITS_S = 60.0
 """Reveals of a session may take so long: stages hold what they have handed on for less."""
@@ -51,8 +55,11 @@ class CanaryModel:
     @contextlib.contextmanager
     def connected(self, canary: Canary, peers: Iterable[str]) -> Any:
         """Connect as a client that is nobody's, and that audits everything."""
-        checkpoint = self.checkpoint
-        model, remote = build_model(checkpoint.config, self._tensors, dtype=torch.float32, device=_CPU)
+        checkpoint, remote = self.checkpoint, None
+        if canary.guise is Guise.WITH_ENDS:
+            model, remote = build_model(checkpoint.config, self._tensors, dtype=torch.float32, device=_CPU)
+        else:
+            model = ThinModel(checkpoint.config, server_sampling=canary.guise is Guise.ASKS_TOKENS)
         use_generation_config(model, checkpoint.tokenizer_dir)
         network = Network.connect(
             manifest=checkpoint.manifest32,
@@ -68,7 +75,12 @@ class CanaryModel:
         )
         network.on_audited = canary.take_result
         try:
-            model.attach(network, remote, max_length=2048)
+            if remote is not None:
+                model.attach(network, remote, max_length=_MAX_LENGTH)
+            else:
+                if canary.guise is Guise.ASKS_TOKENS:
+                    model.leave_out_defaults()
+                model.connect(network, max_length=_MAX_LENGTH)
             yield model, network
         finally:
             network.close()
@@ -87,9 +99,14 @@ class Findings:
 
 
 class Canary:
-    """One session; ``run`` it once."""
+    """One session; ``run`` it once.
 
-    def __init__(self) -> None:
+    Args:
+        guise: as which kind of client it goes.
+    """
+
+    def __init__(self, guise: Guise = Guise.WITH_ENDS) -> None:
+        self.guise = guise
         self._results: list[AuditResult] = []
         self._stopped = threading.Event()
 
@@ -123,7 +140,8 @@ class Canary:
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=script.num_new,
-            do_sample=True,
+            # What a server draws by a seed cannot be checked; what it says is likeliest can.
+            do_sample=self.guise is not Guise.ASKS_TOKENS,
             stopping_criteria=StoppingCriteriaList([_Stopped(self._stopped)]),
         )
         return tuple(written[0].tolist())

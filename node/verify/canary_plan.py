@@ -14,6 +14,22 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
+
+
+class Guise(Enum):
+    """As which kind of client a canary goes."""
+
+    WITH_ENDS = auto()
+    """It embeds and scores itself, as most clients do."""
+    ASKS_LOGITS = auto()
+    """Without weights; the last server sends the likeliest logits."""
+    ASKS_TOKENS = auto()
+    """Without weights; the last server sends the likeliest token."""
+
+
+_SHARES = {Guise.WITH_ENDS: 4, Guise.ASKS_LOGITS: 1, Guise.ASKS_TOKENS: 1}
+"""Of the canaries. What is between the ends is the same in all; at the ends only hidden states can be claimed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +41,8 @@ class Held:
     """First block."""
     end: int
     """One past the last block."""
+    has_ends: bool = False
+    """Whether it embeds, if it holds the first block, and scores, if it holds the last one."""
 
     def overlap(self, start: int, end: int) -> int:
         """Return how many blocks of a span it holds."""
@@ -67,6 +85,13 @@ def peers_through(target: Held, servers: Sequence[Held], num_blocks: int) -> fro
             chosen.append(best)
             at = best.end
     return frozenset({target.peer_id, *(held.peer_id for held in chosen)})
+
+
+def draw_guise(held: Sequence[Held], chance: random.Random) -> Guise:
+    """Draw as what a canary goes through these servers; with ends of its own where one of them does not offer any."""
+    if not all(each.has_ends for each in held):
+        return Guise.WITH_ENDS
+    return chance.choices([*_SHARES], weights=[*_SHARES.values()])[0]
 
 
 def can_cover(servers: Sequence[Held], num_blocks: int) -> bool:

@@ -3,9 +3,9 @@
     opening ──> the span's weights, in float32 ──> node.check ──> pass, fail, neither
                  (one span at a time)                  └─ neither, or pass ──> the server's pool
 
-Works in a thread of its own that gives way to everything else, one opening after the other. Whatever it cannot do it
-says once, and has not judged: nobody is at fault for that. Ends of clients without weights (token ids in, logits out)
-are not run again.
+Ends of clients without weights are run again with it: the embedding where token ids went in, the head where logits or
+tokens came out. Works in a thread of its own that gives way to everything else, one opening after the other. Whatever
+it cannot do it says once, and has not judged: nobody is at fault for that.
 """
 
 from __future__ import annotations
@@ -22,25 +22,24 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from dht.work import MAX_ERROR_PPM
-from node.check.calibration import Calibration
+from node.check.calibration import Calibration, Standard
 from node.check.check import MAX_CHECK_BYTES, CheckResult, Piece, Verdict, Work, check_span
-from node.check.reference import DTYPES, reference_span
+from node.check.end_check import EndWork, LoadedEnds, Part, check_ends, check_sizes
+from node.check.reference import DTYPES
 from node.check.statistics import ChunkStatistics
 from node.client.audit_book import Measured, Outcome
 from node.client.audit_book import Verdict as Ruling
 from node.client.audit_opening import Given, Opening
 from node.errors import CannotCheck, NodeError
 from node.model.checkpoint import Checkpoint
-from node.model.devices import free_bytes
-from node.model.span import Span
+from node.model.sampling import Sampling
 from node.verify.ratio_pools import RatioPools
+from node.verify.references import References
+from node.wire import IDS, LOGITS
 
 logger = logging.getLogger("efedllm")
 
 PPM = 10**6
-_SHARE_OF_FREE = 2
-"""Without a bound, a judge takes one part in so many of the memory that is free."""
-_CPU = torch.device("cpu")
 _OUTCOMES = {Verdict.PASS: Outcome.PASS, Verdict.FAIL: Outcome.FAIL, Verdict.INCONCLUSIVE: Outcome.INCONCLUSIVE}
 
 
@@ -62,13 +61,11 @@ class SpanJudge:
         max_bytes: int | None = None,
         tell: Callable[[str], None] = logger.warning,
     ) -> None:
-        self._checkpoint = checkpoint
         self._calibration = calibration
-        self._max_bytes = max_bytes
+        self._references = References(checkpoint, max_bytes)
         self._tell = tell
         self._has_told = False
         self._pools = RatioPools()
-        self._loaded: tuple[tuple[str, int, int], Span] | None = None
         self._thread = ThreadPoolExecutor(1, "efedllm-judge", initializer=_give_way)
 
     def __call__(self, opening: Opening) -> Ruling:
@@ -91,39 +88,35 @@ class SpanJudge:
     def _check(self, opening: Opening) -> CheckResult:
         if opening.manifest != self._calibration.manifest:
             raise CannotCheck("It is of another model than the calibration.")
-        work, stage = work_of(opening), opening.stage
         # Asked before anything is loaded: what the calibration says nothing of is not worth it.
-        self._calibration.standard(stage.weights, work.codec, stage.start, stage.end)
-        span, left_bytes = self._span(stage.weights, stage.start, stage.end)
-        return check_span(span, work, self._calibration, stage.weights, max_bytes=min(left_bytes, MAX_CHECK_BYTES))
+        self._standard(opening)
+        if is_at_an_end(opening):
+            return self._check_ends(opening)
+        work, stage, references = work_of(opening), opening.stage, self._references
+        span = references.span(stage.weights, stage.start, stage.end)
+        max_bytes = min(references.left_bytes, MAX_CHECK_BYTES)
+        return check_span(span, work, self._calibration, stage.weights, max_bytes=max_bytes)
 
-    def _span(self, held_in: str, start: int, end: int) -> tuple[Span, int]:
-        """Return the blocks as they should be, and the memory that is left for a check."""
-        place = (held_in, start, end)
-        stored = DTYPES.get(held_in, torch.bfloat16)
-        weights_bytes = self._checkpoint.span_bytes(start, end, torch.float32)
-        loading_bytes = self._checkpoint.span_bytes(start, end, stored)
-        if self._loaded is None or self._loaded[0] != place:
-            self._loaded = None  # There is room for one.
-            allowed_bytes = self._allowed_bytes()
-            if weights_bytes + loading_bytes > allowed_bytes:
-                raise CannotCheck(
-                    f"To load blocks {start}:{end} takes {weights_bytes + loading_bytes:,} bytes, more than the "
-                    f"{allowed_bytes:,} that a judge may take."
-                )
-            self._loaded = place, reference_span(self._checkpoint, held_in, start, end, _CPU)
-            return self._loaded[1], allowed_bytes - weights_bytes
-        bound = self._max_bytes
-        return self._loaded[1], self._allowed_bytes() if bound is None else bound - weights_bytes
+    def _check_ends(self, opening: Opening) -> CheckResult:
+        work, stage, references = end_work_of(opening, self._calibration.hidden_size), opening.stage, self._references
+        check_sizes(work)
+        entry = references.entry(_dtype_of(opening)) if work.embeds else None
+        ends = LoadedEnds(entry, references.exit() if work.answers else None)
+        span = references.span(stage.weights, stage.start, stage.end)
+        max_bytes = min(references.left_bytes, MAX_CHECK_BYTES)
+        return check_ends(span, ends, work, self._calibration, stage.weights, max_bytes=max_bytes)
 
-    def _allowed_bytes(self) -> int:
-        return self._max_bytes if self._max_bytes is not None else free_bytes(_CPU) // _SHARE_OF_FREE
+    def _standard(self, opening: Opening) -> Standard:
+        stage, calibration = opening.stage, self._calibration
+        if opening.outputs[0].codec in (IDS, LOGITS):
+            return calibration.answer_standard(stage.weights, opening.codec, stage.start)
+        return calibration.standard(stage.weights, opening.codec, stage.start, stage.end)
 
     def _pool(self, opening: Opening, result: CheckResult) -> str:
         stage = opening.stage
-        kind = (stage.peer_id, stage.start, stage.end, opening.profile)
-        standard = self._calibration.standard(stage.weights, opening.codec, stage.start, stage.end)
-        return self._pools.add(kind, result.ratio, standard.pooled_limit)
+        is_answer = opening.outputs[0].codec in (IDS, LOGITS)
+        kind = (stage.peer_id, stage.start, stage.end, opening.profile, is_answer)
+        return self._pools.add(kind, result.ratio, self._standard(opening).pooled_limit)
 
     def _say_once(self, why: str) -> None:
         if not self._has_told:
@@ -131,22 +124,57 @@ class SpanJudge:
             self._tell(f"Not every audit is judged here: {why}")
 
 
+def is_at_an_end(opening: Opening) -> bool:
+    """Say whether token ids went in, or logits or ids came out."""
+    return any(part.codec in (IDS, LOGITS) for part in (opening.inputs, *opening.outputs))
+
+
 def work_of(opening: Opening) -> Work:
-    """Return what an opening shows, as the check takes it.
+    """Return what an opening shows of a stage that takes and gives hidden states, as the check takes it.
 
     Raises:
-        CannotCheck: ids or logits travelled there.
+        CannotCheck: they are in another codec than the session's.
     """
     given = (opening.inputs, *opening.outputs)
     if any(part.codec != opening.codec for part in given):
-        raise CannotCheck("The ends of a client without weights are not run again.")
+        raise CannotCheck("Hidden states are in another codec than the session's.")
     rows, _, hidden_size = opening.inputs.shape
-    inputs, *outputs = (_piece(part) for part in given)
+    inputs, *outputs = (Piece(part.payload, part.shape[1]) for part in given)
     return Work(rows, hidden_size, opening.codec, (inputs,), tuple(outputs), opening.left_padding)
 
 
-def _piece(given: Given) -> Piece:
-    return Piece(given.payload, given.shape[1])
+def end_work_of(opening: Opening, hidden_size: int) -> EndWork:
+    """Return what an opening shows of a stage that embeds or answers, as the check takes it."""
+    terms = opening.thin
+    sampling = terms.sampling if terms is not None else None
+    return EndWork(
+        rows=opening.inputs.shape[0],
+        hidden_size=hidden_size,
+        codec=opening.codec,
+        first=opening.first,
+        inputs=_part(opening.inputs),
+        outputs=tuple(map(_part, opening.outputs)),
+        left_padding=opening.left_padding,
+        top=terms.top if terms is not None else 0,
+        is_greedy=sampling is None or Sampling(*sampling).takes_likeliest,
+    )
+
+
+def _part(given: Given) -> Part:
+    _, num_positions, width = given.shape
+    return Part(given.first, given.codec, num_positions, width, given.payload)
+
+
+def _dtype_of(opening: Opening) -> torch.dtype:
+    """Return what a server embeds in: what it holds its weights in, or computes in where these are quantised.
+
+    Raises:
+        CannotCheck: it says neither.
+    """
+    dtype = DTYPES.get(opening.stage.weights) or DTYPES.get(opening.dtype)
+    if dtype is None:
+        raise CannotCheck("The server does not say in which dtype it embeds.")
+    return dtype
 
 
 def _measured(statistics: ChunkStatistics, calibration: bytes) -> Measured:

@@ -26,6 +26,7 @@ from node.client.audit_book import Outcome
 from node.commitment.stage import StageCommitment
 from node.config import default_home
 from node.errors import Refused, UnavailableError
+from node.model.ends import Ends
 from node.model.span import Span
 from node.run import server
 from node.run.announcing import Announcing
@@ -243,6 +244,35 @@ def _slanders() -> None:
     SpanJudge.__call__ = judge  # type: ignore[method-assign]
 
 
+def _ends() -> None:
+    """Compute the blocks as they are, and do at the ends what stands in the file ``behaviour`` at home.
+
+    ``second best``: the two likeliest tokens change places. ``noisy``: a twentieth of their spread is added to logits.
+    ``other words``: other ids are embedded than those that came.
+    """
+    home = default_home()
+
+    def behaves(name: str) -> bool:
+        file = home / "behaviour"
+        return file.exists() and file.read_text() == name
+
+    genuine_logits, genuine_embed = Ends.logits, Ends.embed
+
+    def logits(self: Ends, hidden: Any) -> Any:
+        due = genuine_logits(self, hidden)
+        if behaves("second best"):
+            values, ids = due.topk(2, dim=-1)
+            due = due.scatter(-1, ids, values.flip(-1))
+        if behaves("noisy"):
+            due = due + 0.05 * due.std(dim=-1, keepdim=True) * torch.randn_like(due)
+        return due
+
+    def embed(self: Ends, ids: Any, *arguments: Any) -> Any:
+        return genuine_embed(self, (ids + 1) % self.vocab_size if behaves("other words") else ids, *arguments)
+
+    Ends.logits, Ends.embed = logits, embed  # type: ignore[method-assign]
+
+
 _BEHAVIOURS: dict[str, Callable[[], None]] = {
     "silent": _silent,
     "stalls": _stalls,
@@ -257,6 +287,7 @@ _BEHAVIOURS: dict[str, Callable[[], None]] = {
     "skipping liar": _liar(_skips),
     "noisy liar": _liar(_noises),
     "flickering liar": _liar(_flickers),
+    "ends": _ends,
 }
 
 

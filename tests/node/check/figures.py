@@ -1,5 +1,7 @@
 """Calibrations of made-up figures, for tests that are not about the figures."""
 
+import dataclasses
+
 import torch
 
 from node.check.calibration import Calibration, Circumstances, HonestError, Tail
@@ -18,6 +20,12 @@ def honest(held_in="bfloat16", codec="float32", mean=0.01, num_blocks=4):
     return HonestError(held_in, codec, means, tails, 1.05)
 
 
+def answers(held_in="bfloat16", codec="float32", mean=0.01, num_blocks=4):
+    """As ``honest``, of the spans up to the last block."""
+    means = tuple((num_blocks - length, num_blocks, mean) for length in (1, 2, 4) if length <= num_blocks)
+    return dataclasses.replace(honest(held_in, codec, mean, num_blocks), means=means)
+
+
 def calibration(hidden_size=32, num_blocks=4, kinds=(("bfloat16", "float32"),), moments=None, mean=0.01):
     if moments is None:
         moments = torch.ones(num_blocks, hidden_size)
@@ -27,6 +35,6 @@ def calibration(hidden_size=32, num_blocks=4, kinds=(("bfloat16", "float32"),), 
         hidden_size,
         moments.float().contiguous().numpy().tobytes(),
         tuple(honest(held_in, codec, mean, num_blocks) for held_in, codec in kinds),
-        (("bfloat16", "float32", 0.01),),
+        tuple(answers(held_in, codec, mean, num_blocks) for held_in, codec in kinds),
         MADE_FROM,
     )

@@ -47,7 +47,10 @@ def test_every_codec_and_length_has_figures_and_the_file_says_what_it_was_made_f
     for honest in calibration.honest:
         assert [(start, end) for start, end, _ in honest.means] == [(0, 1), (0, 2), (1, 2)]
         assert [length for length, _ in honest.tails] == [1, 2]
-    assert {codec for _, codec, _ in calibration.head} == {*CODECS}
+    assert [answers.codec for answers in calibration.answers] == [*CODECS]
+    for answers in calibration.answers:
+        assert [(start, end) for start, end, _ in answers.means] == [(0, 2), (1, 2)]
+        assert [length for length, _ in answers.tails] == [1, 2]
     made = calibration.made_from
     assert "bfloat16 on cpu: decoded" in made.variants
     assert "bfloat16 eager attention on cpu: 8 rows" in made.variants

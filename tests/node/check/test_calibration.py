@@ -19,7 +19,7 @@ from node.check.calibration import (
 from node.check.statistics import summarise
 from node.errors import BadCalibration, CannotCheck
 from node.run.exit_codes import exit_code
-from tests.node.check.figures import calibration, honest, tail
+from tests.node.check.figures import answers, calibration, honest, tail
 
 FILE = encode_calibration(calibration())
 NUMBERS = st.floats(1e-9, 1e9)
@@ -64,9 +64,9 @@ def edited(edit):
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [
-        (lambda c: c.update(version=2), "version 1"),
+        (lambda c: c.update(version=1), "version 2"),
         (lambda c: c.update(extra=1), "other fields"),
-        (lambda c: c.pop("head"), "other fields"),
+        (lambda c: c.pop("answers"), "other fields"),
         (lambda c: c.update(manifest="00"), "another size"),
         (lambda c: c.update(moments="AAAA"), "another size"),
         (lambda c: c.update(moments="!"), "not what"),
@@ -81,6 +81,8 @@ def edited(edit):
         (lambda c: c["honest"][0]["means"].append([3, 5, 0.1]), "out of its bounds"),
         (lambda c: c["honest"][0]["means"].append([2, 2, 0.1]), "none of this model"),
         (lambda c: c["honest"][0]["tails"].reverse(), "fit together"),
+        (lambda c: c["answers"].append(c["answers"][0]), "twice"),
+        (lambda c: c["answers"][0].update(means=c["honest"][0]["means"]), "end with the last block"),
         (lambda c: c["honest"][0]["tails"][0].__setitem__(1, 0), "out of its bounds"),
         (lambda c: c["made_from"].update(seed="x"), "seed"),
     ],
@@ -96,7 +98,7 @@ def test_a_calibration_in_another_form_is_refused():
     with pytest.raises(BadCalibration, match="canonical"):
         decode_calibration(FILE.replace(b":", b": ", 1))
     with pytest.raises(BadCalibration, match="canonical"):
-        decode_calibration(FILE.replace(b'{"head"', b'{"seed":1,"head"', 1).replace(b'"seed":1,', b"", 1) + b"\n")
+        decode_calibration(FILE.replace(b'{"answers"', b'{"seed":1,"answers"', 1).replace(b'"seed":1,', b"", 1) + b"\n")
 
 
 def test_a_calibration_of_another_model_or_of_any_length_is_refused():
@@ -159,6 +161,17 @@ def test_a_length_between_two_that_were_measured_has_the_wider_thresholds_of_bot
 def test_what_was_not_measured_cannot_be_checked(held_in, codec, start, end):
     with pytest.raises(CannotCheck):
         calibration().standard(held_in, codec, start, end)
+
+
+def test_answers_have_thresholds_of_their_own_by_the_length_of_the_last_span():
+    one = answers()
+    means = tuple((start, end, 0.02 * (end - start)) for start, end, _ in one.means)
+    whole = dataclasses.replace(calibration(), answers=(dataclasses.replace(one, means=means),))
+    assert whole.answer_standard("bfloat16", "float32", 3).mean == pytest.approx(0.02)
+    assert whole.answer_standard("bfloat16", "float32", 1).mean == pytest.approx(0.08)
+    for held_in, start in (("float16", 0), ("bfloat16", 4)):
+        with pytest.raises(CannotCheck):
+            whole.answer_standard(held_in, "float32", start)
 
 
 def test_scales_of_a_span_are_the_roots_of_its_blocks_moments_together():

@@ -12,15 +12,14 @@ import torch
 from node.check.calibrate import load_ends
 from node.check.calibration_file import SHIPPED
 from node.check.cheats import SPOILED, spoil
-from node.check.check import Verdict, judge_pool
-from node.check.final_token import check_greedy, check_logits, head_limit
+from node.check.check import Verdict, judge, judge_pool
+from node.check.final_token import greedy_errors
 from node.check.honest import CPU, WAYS, servers_of
 from node.check.reference import DTYPES, HELD_IN
 from node.check.survey import spans_of
 from node.client.audit_draw import SECRET_BYTES, Draw
 from node.model.end_parameters import find_end_parameters
 from node.model.ends import build_ends
-from node.model.sampling import top_logits
 from node.model.tensors import codec_of
 from node.wire import CODECS
 from tests.node.check.embedded import Cheating, Embedded
@@ -242,20 +241,45 @@ def test_a_declared_artefact_passes_and_the_same_one_undeclared_does_not(embedde
         assert {result.verdict for result in embedded.judge("float32", codec, BLOCKS, undeclared)} == {Verdict.FAIL}
 
 
-@pytest.mark.parametrize("held_in", DTYPES)
-def test_an_honest_head_passes_and_one_with_weights_in_4_bits_fails(embedded, held_in):
-    checkpoint, dtype = embedded.checkpoint, DTYPES[held_in]
-    parameters = find_end_parameters(checkpoint.config)
-    exact, honest = (load_ends(checkpoint, parameters, kind) for kind in (torch.float32, dtype))
-    hidden = embedded.entering[-1][0, :64].to(dtype)
-    limit = head_limit(embedded.calibration, held_in, codec_of(dtype))
-    for ends, verdict in ((honest, Verdict.PASS), (_coarse(checkpoint, parameters), Verdict.FAIL)):
-        ids, logits = top_logits(ends.logits(hidden.unsqueeze(0))[0], 64)
-        assert check_logits(exact, hidden.float(), ids, logits, limit)[0] is verdict
-    greedy = honest.logits(hidden.unsqueeze(0))[0].argmax(dim=-1)
-    assert check_greedy(exact, hidden.float(), greedy, limit)[0] is not Verdict.FAIL
-    second = exact.logits(hidden.float().unsqueeze(0))[0].topk(2).indices[:, 1]
-    assert check_greedy(exact, hidden.float(), second, limit)[0] is Verdict.FAIL
+class Last:
+    """A last stage of some blocks, and what the calibration says of its answers."""
+
+    def __init__(self, embedded, held_in, num_blocks=2):
+        checkpoint, self.held_in = embedded.checkpoint, held_in
+        self.blocks = (checkpoint.num_blocks - num_blocks, checkpoint.num_blocks)
+        server = servers_of(held_in, [CPU])[0]
+        self.codec = codec_of(server.dtype)
+        self.parameters = find_end_parameters(checkpoint.config)
+        self.exact, self.ends = (load_ends(checkpoint, self.parameters, kind) for kind in (torch.float32, server.dtype))
+        self.scene = embedded.scene(held_in, self.codec, self.blocks)
+        self.outputs = self.scene.outputs(server.build(checkpoint, *self.blocks), WAYS["8 rows"])
+        self.standard = embedded.calibration.answer_standard(held_in, self.codec, self.blocks[0])
+
+    def judged(self, ends):
+        errors = self.scene.answer_errors(self.outputs, ends, self.exact)
+        return [judge([row], self.standard) for row in errors.tolist()]
+
+    def judged_tokens(self, which):
+        """Judge tokens of each position that are the likeliest (0), the second likeliest (1), and so on."""
+        errors = [
+            greedy_errors(self.exact.logits(due)[0], self.ends.logits(chunk)[0].topk(which + 1).indices[:, which])
+            for chunk, due in zip(self._chunks(self.outputs), self._chunks(self.scene.expected), strict=True)
+        ]
+        return [judge([row], self.standard) for row in torch.stack(errors).tolist()]
+
+    @staticmethod
+    def _chunks(hidden):
+        return [chunk for text in hidden.split(1) for chunk in text.split(64, dim=1)]
+
+
+@pytest.mark.parametrize("held_in", HELD_IN)
+def test_an_honest_head_behind_its_blocks_passes_and_one_that_lies_in_any_way_fails(embedded, held_in):
+    last = Last(embedded, held_in)
+    assert {result.verdict for result in last.judged(last.ends)} == {Verdict.PASS}
+    assert {result.verdict for result in last.judged_tokens(0)} == {Verdict.PASS}
+    assert {result.verdict for result in last.judged_tokens(1)} == {Verdict.FAIL}
+    for false in (_coarse(embedded.checkpoint, last.parameters), Noisy(last.ends, 0.05), OnePromoted(last.ends)):
+        assert {result.verdict for result in last.judged(false)} == {Verdict.FAIL}, false
 
 
 def _coarse(checkpoint, parameters):
@@ -263,8 +287,33 @@ def _coarse(checkpoint, parameters):
     return build_ends(checkpoint.config, tensors, parameters, embeds=True, heads=True, dtype=torch.float32, device=CPU)
 
 
+@dataclass
+class Noisy:
+    """A head that adds a part of their spread to all logits."""
+
+    ends: object
+    share: float
+
+    def logits(self, hidden):
+        due = self.ends.logits(hidden)
+        noise = torch.randn(due.shape, generator=torch.Generator().manual_seed(5))
+        return due + self.share * due.std(dim=-1, keepdim=True) * noise
+
+
+@dataclass
+class OnePromoted:
+    """A head that makes one token of each chunk the likeliest that is not, and is right elsewhere."""
+
+    ends: object
+
+    def logits(self, hidden):
+        due = self.ends.logits(hidden).clone()
+        due[:, 20, 17] = due[:, 20].max() + 1
+        return due
+
+
 def test_the_shipped_file_is_of_the_shipped_model_and_small(embedded):
     assert SHIPPED.stat().st_size < 64 * 1024
-    assert {honest.held_in for honest in embedded.calibration.honest} == {*HELD_IN}
-    assert {honest.codec for honest in embedded.calibration.honest} == {*CODECS}
+    for figures in (embedded.calibration.honest, embedded.calibration.answers):
+        assert [(one.held_in, one.codec) for one in figures] == [*itertools.product(HELD_IN, CODECS)]
     assert torch.isfinite(embedded.calibration.scales(0, 8)).all()

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from dht.identity import Identity
-from dht.records import Kind, ServerState
+from dht.records import EMBEDS, HEADS, Kind, ServerState
 from dht.rules import DEFAULT_RULES
 from node.client.audit_book import AuditResult, Measured, Outcome, Verdict
 from node.errors import UserError
@@ -17,6 +17,7 @@ from node.run import verifier as verifier_module
 from node.run.events import Reporter
 from node.run.verifier import VerifyOptions, _load, _Verifier
 from node.verify.canary import Findings
+from node.verify.canary_plan import Guise
 from tests.dht.samples import MANIFEST, announcement
 from tests.families import build
 from tests.node.client.test_accusation import opening_of
@@ -61,10 +62,13 @@ class World:
         self.swarm, self.publisher = Swarm(), Publisher()
         self.out, self.err = io.StringIO(), io.StringIO()
         self.accused = []
-        self.went_through, self.finds = [], lambda peers: Findings((), (), "no server answers")
+        self.guises, self.went_through, self.finds = [], [], lambda peers: Findings((), (), "no server answers")
         world = self
 
         class Canary:
+            def __init__(self, guise):
+                world.guises.append(guise)
+
             def run(self, model, peers, script):
                 world.went_through.append(peers)
                 return world.finds(peers)
@@ -162,6 +166,28 @@ async def test_a_model_with_a_gap_is_waited_for_and_that_is_said_once(world):
         await world.verifier._check_next()
     assert not world.went_through
     assert world.err.getvalue().count("have no server") == 1
+
+
+async def test_canaries_go_without_weights_too_where_the_servers_offer_their_ends(world):
+    for _ in range(20):
+        await world.verifier._check_next()
+    assert {*world.guises} == {Guise.WITH_ENDS}
+    first, middle, last = world.swarm.announced
+    world.swarm.announced = [replace(first, ends=EMBEDS), middle, replace(last, ends=HEADS)]
+    for _ in range(40):
+        await world.verifier._check_next()
+    assert {*world.guises} == {*Guise}
+
+
+async def test_the_texts_of_later_canaries_are_not_what_is_likeliest_everywhere(world):
+    world.finds = lambda peers: Findings((), tuple(range(20)), "")
+    world.swarm.announced[0] = replace(world.swarm.announced[0], ends=EMBEDS)
+    world.swarm.announced[2] = replace(world.swarm.announced[2], ends=HEADS)
+    world.verifier._texts = SimpleNamespace(next=lambda: None, keep=lambda text: kept.append(world.guises[-1]))
+    kept = []
+    for _ in range(40):
+        await world.verifier._check_next()
+    assert {*kept} == {Guise.WITH_ENDS, Guise.ASKS_LOGITS}
 
 
 async def test_servers_that_take_no_sessions_are_not_checked(world):

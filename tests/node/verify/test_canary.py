@@ -9,6 +9,7 @@ import torch
 from node.client.audit_book import AuditResult, Outcome
 from node.errors import MissingBlocks
 from node.verify.canary import Canary
+from node.verify.canary_plan import Guise
 from node.verify.canary_text import Script
 
 SCRIPT = Script((1, 2, 3), 5)
@@ -58,6 +59,14 @@ def test_one_that_is_stopped_generates_no_further_and_waits_for_nothing():
         return input_ids
 
     assert Canary().run(Model(stopped, lambda timeout_s: pytest.fail("it waits")), {"peer"}, SCRIPT).text == (1, 2, 3)
+
+
+@pytest.mark.parametrize("guise", Guise)
+def test_it_samples_unless_the_server_would_do_so_by_a_seed(guise):
+    asked = []
+    model = Model(lambda canary, **given: asked.append(given["do_sample"]) or writes(canary, **given))
+    Canary(guise).run(model, {"peer"}, SCRIPT)
+    assert asked == [guise is not Guise.ASKS_TOKENS]
 
 
 def test_what_is_opened_is_kept_and_says_nothing_yet():

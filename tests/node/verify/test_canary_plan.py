@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.verify.canary_plan import Held, can_cover, in_turn, peers_through
+from node.verify.canary_plan import Guise, Held, can_cover, draw_guise, in_turn, peers_through
 
 NUM_BLOCKS = 6
 SPANS = [(start, end) for start in range(NUM_BLOCKS) for end in range(start + 1, NUM_BLOCKS + 1)]
@@ -62,3 +62,13 @@ def test_the_order_of_those_that_were_never_checked_is_drawn():
     servers = swarm_of([(0, NUM_BLOCKS)] * 8)
     orders = {tuple(held.peer_id for held in in_turn(servers, {}, random.Random(seed))) for seed in range(20)}
     assert len(orders) > 10
+
+
+def test_canaries_go_without_weights_in_one_of_three_where_every_server_has_the_ends_that_it_could_be_asked_for():
+    servers = [Held("a", 0, 2, has_ends=True), Held("b", 2, 4, has_ends=True)]
+    drawn = [draw_guise(servers, random.Random(seed)) for seed in range(600)]
+    assert {guise: round(drawn.count(guise) / 100) for guise in Guise} == {
+        Guise.WITH_ENDS: 4, Guise.ASKS_LOGITS: 1, Guise.ASKS_TOKENS: 1
+    }  # fmt: skip
+    servers.append(Held("c", 2, 4))
+    assert {draw_guise(servers, random.Random(seed)) for seed in range(40)} == {Guise.WITH_ENDS}

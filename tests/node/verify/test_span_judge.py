@@ -10,8 +10,9 @@ import torch
 
 from node.check.honest import together
 from node.client.audit_book import Outcome
+from node.client.thin_terms import ThinTerms
 from node.verify.span_judge import SpanJudge
-from tests.node.verify.tiny import Tiny, adds_noise, given, skips_a_layer
+from tests.node.verify.tiny import Tiny, adds_noise, given, ids_given, skips_a_layer
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +57,8 @@ def test_the_bytes_that_came_in_pieces_are_judged_like_one(tiny, judge):
     ("changes", "why"),
     [
         ({"manifest": bytes(32)}, "another model"),
-        ({"inputs": replace(given(torch.zeros(1, 64, 64)), codec="ids")}, "ends of a client without weights"),
-        ({"codec": "int8"}, "ends of a client without weights"),
+        ({"inputs": replace(given(torch.zeros(1, 64, 64)), codec="ids")}, "another width"),
+        ({"codec": "int8"}, "another codec"),
         ({"outputs": (given(torch.zeros(1, 63, 63)),)}, "another size"),
     ],
 )
@@ -79,7 +80,36 @@ def test_weights_that_the_calibration_says_nothing_of_are_not_judged(tiny, judge
 def test_a_span_that_takes_more_memory_than_allowed_is_not_loaded(tiny, told):
     judge = SpanJudge(tiny.checkpoint, tiny.calibration, max_bytes=100_000, tell=told.append)
     assert "more than the 100,000 that a judge may take" in judge(tiny.opening()).why
-    assert judge._loaded is None
+    assert judge._references._span is None
+
+
+@pytest.mark.parametrize("sampling", [None, (0.0, 0, 1.0, 0)])
+def test_a_whole_route_of_a_client_without_weights_is_run_again_from_ids_to_answers(tiny, judge, told, sampling):
+    honest = tiny.ends_opening(sampling)
+    ruling = judge(honest)
+    assert (ruling.outcome, ruling.measured.calibration) == (Outcome.PASS, tiny.calibration.digest), ruling.why
+    assert judge(tiny.ends_opening(sampling, logits_of=lambda logits: -logits)).outcome is Outcome.FAIL
+    assert not told
+
+
+def test_a_first_stage_that_embeds_is_judged_by_its_hidden_states(tiny, judge):
+    ids = torch.randint(0, 128, (1, 64), generator=torch.Generator().manual_seed(1))
+    entered = tiny.ends.embed(ids, 0)
+    for outputs, outcome in ((together(tiny.span, entered), Outcome.PASS), (entered, Outcome.FAIL)):
+        opening = replace(tiny.opening(), inputs=ids_given(ids), outputs=(given(outputs),), thin=ThinTerms(64))
+        assert judge(opening).outcome is outcome
+
+
+def test_tokens_that_were_drawn_by_a_seed_are_nobodys_fault_and_nothing_is_loaded(tiny, told):
+    judge = SpanJudge(tiny.checkpoint, tiny.calibration, tell=told.append)
+    assert judge(tiny.ends_opening((1.0, 0, 1.0, 7))).outcome is Outcome.INCONCLUSIVE
+    assert "drew by a seed" in told[0]
+    assert judge._references._span is None
+
+
+def test_ends_that_do_not_fit_into_the_memory_are_not_loaded(tiny, told):
+    judge = SpanJudge(tiny.checkpoint, tiny.calibration, max_bytes=1000, tell=told.append)
+    assert "To load the embedding takes " in judge(tiny.ends_opening(None)).why
 
 
 def test_infinite_inputs_blame_nobody(tiny, judge):

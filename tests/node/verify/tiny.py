@@ -9,13 +9,17 @@ import torch
 
 from dht.identity import Identity
 from dht.records import seal
-from node.check.calibrate import Texts, calibrate, load_subject
+from node.check.calibrate import Texts, calibrate, load_ends, load_subject
 from node.check.honest import together
 from node.check.reference import reference_span
 from node.client.audit_opening import Given, Opening
 from node.client.route import Stage
+from node.client.thin_terms import ThinTerms
 from node.model.checkpoint import Checkpoint
+from node.model.end_parameters import find_end_parameters
+from node.model.sampling import top_logits
 from node.model.tensors import to_payload
+from node.model.tokens import ids_to_payload, logits_to_payload
 from tests.dht.samples import receipt
 from tests.families import build
 
@@ -43,6 +47,7 @@ class Tiny:
         self.checkpoint = Checkpoint.open(str(directory))
         self.calibration = calibration_of(self.checkpoint)
         self.span = reference_span(self.checkpoint, "float32", 0, 2, CPU)
+        self.ends = load_ends(self.checkpoint, find_end_parameters(self.checkpoint.config), torch.float32)
 
     def opening(self, outputs_of=together, *, index=0, provider=PROVIDER, seed=1, **changes):
         """A chunk of 64 positions through both blocks; ``outputs_of(span, inputs)`` is what the server gives."""
@@ -73,9 +78,24 @@ class Tiny:
         )
         return replace(opening, **changes)
 
+    def ends_opening(self, sampling, logits_of=lambda logits: logits):
+        """A chunk of a client without weights: ids in, 64 logits of a position out, or the likeliest token."""
+        ids = torch.randint(0, 128, (1, 64), generator=torch.Generator().manual_seed(1))
+        logits = logits_of(self.ends.logits(together(self.span, self.ends.embed(ids, 0))))
+        if sampling is None:
+            outputs = Given(0, "logits", (1, 64, 64), bytes(logits_to_payload(*top_logits(logits, 64))))
+        else:
+            outputs = ids_given(logits.argmax(dim=-1))
+        thin = ThinTerms(64 if sampling is None else 0, sampling)
+        return self.opening(inputs=ids_given(ids), outputs=(outputs,), thin=thin)
+
 
 def given(hidden):
     return Given(0, "float32", tuple(hidden.shape), bytes(to_payload(hidden, "float32")))
+
+
+def ids_given(ids):
+    return Given(0, "ids", (*ids.shape, 1), bytes(ids_to_payload(ids)))
 
 
 def skips_a_layer(span, inputs):

@@ -1,0 +1,134 @@
+"""Servers that compute their blocks as they should and lie at the ends: in the embedding, in logits, in tokens.
+
+Real processes on loopback; the clients hold no weights, and their judges do. Each liar is found and named; honest
+servers in float32, in bfloat16 and with weights in 8 bits, as they declare, are not.
+"""
+
+import contextlib
+import signal
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from node import AutoDistributedModelForCausalLM
+from node.check.calibration import encode_calibration
+from node.client.audit_book import Outcome
+from node.errors import NodeError
+from node.model.checkpoint import Checkpoint
+from node.verify.client_judge import judge_for_client
+from tests.attacks.evil_server import evil_server
+from tests.churn_kit import Fleet
+from tests.families import VOCABULARY
+from tests.node.verify.tiny import calibration_of
+from tests.processes import NodeProcess, bootstrap
+from tests.swarm.models import LLAMA, save
+
+FIRST, LAST = (0, 2), (2, 4)
+PROMPT, NEW_TOKENS = 40, 40
+PATIENCE_S = 90.0
+KINDS = {"float32": ("--dtype", "float32"), "bfloat16": ("--dtype", "bfloat16"), "int8": ("--quantize", "int8")}
+
+
+@pytest.fixture(scope="module")
+def swarm(tmp_path_factory):
+    home = tmp_path_factory.mktemp("swarm")
+    directory, calibration = home / "model", home / "calibration.json"
+    save(directory, "llama", LLAMA, seed=11)
+    made = calibration_of(
+        Checkpoint.open(str(directory)), vocabulary=VOCABULARY, num_texts=8, kinds=("float32", "bfloat16", "int8")
+    )
+    calibration.write_bytes(encode_calibration(made))
+    with pytest.MonkeyPatch.context() as environment, contextlib.ExitStack() as exits:
+        environment.setenv("EFEDLLM_HOME", str(home / "client"))
+        _, join = exits.enter_context(bootstrap(home / "bootstrap"))
+        fleets = {
+            kind: exits.enter_context(Fleet(directory, join, home / kind, "--num-threads", "1", *options))
+            for kind, options in KINDS.items()
+        }
+        evil = fleets["float32"].start(FIRST, LAST, program=evil_server("ends"))
+        (first, *_), lasts = fleets["float32"].start(FIRST), {kind: fleets[kind].start(LAST)[0] for kind in KINDS}
+        yield SimpleNamespace(
+            directory=directory,
+            calibration=calibration,
+            join=join,
+            fleet=fleets["float32"],
+            first=first,
+            lasts=lasts,
+            evil_first=evil[0],
+            evil_last=evil[1],
+            judge=judge_for_client(str(directory), None, calibration, home),
+        )
+
+
+def behave(swarm, peer, name):
+    (swarm.fleet.servers[peer].home / "behaviour").write_text(name)
+
+
+def audited(swarm, peers, *, server_sampling):
+    """Run a session of a client without weights through ``peers``; return what came of the audits of all chunks."""
+    results = []
+    with AutoDistributedModelForCausalLM.from_pretrained(
+        str(swarm.directory), join=swarm.join, thin=True, server_sampling=server_sampling, audit_rate=1.0,
+        judge=swarm.judge, only_peers=peers,
+    ) as remote:  # fmt: skip
+        remote.on_audited(results.append)
+        ids = torch.randint(3, 100, (1, PROMPT), generator=torch.Generator().manual_seed(7))
+        with contextlib.suppress(NodeError):  # Who was found is used no more, and nobody else is allowed.
+            remote.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS,
+                min_new_tokens=None if server_sampling else NEW_TOKENS, do_sample=False,
+            )  # fmt: skip
+        assert remote._connector.settle(PATIENCE_S), results
+    return results
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("server_sampling", [False, True])
+def test_honest_ends_pass_in_every_way_to_hold_weights_that_is_declared(swarm, kind, server_sampling):
+    results = audited(swarm, [swarm.first, swarm.lasts[kind]], server_sampling=server_sampling)
+    assert {(each.outcome, each.owner) for each in results} == {(Outcome.PASS, "")}, results
+    assert all(each.measured is not None for each in results)
+    assert {each.peer_id for each in results} == {swarm.first, swarm.lasts[kind]}
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "server_sampling"), [("second best", False), ("second best", True), ("noisy", False)]
+)
+def test_a_last_stage_that_lies_in_its_head_alone_is_found_and_no_other(swarm, behaviour, server_sampling):
+    behave(swarm, swarm.evil_last, behaviour)
+    results = audited(swarm, [swarm.first, swarm.evil_last], server_sampling=server_sampling)
+    failed = [each for each in results if each.outcome is Outcome.FAIL]
+    assert {each.owner for each in failed} == {swarm.evil_last}, results
+    assert all(each.measured is not None for each in failed)
+
+
+def test_a_first_stage_that_embeds_other_words_is_found_and_no_other(swarm):
+    behave(swarm, swarm.evil_first, "other words")
+    results = audited(swarm, [swarm.evil_first, swarm.lasts["float32"]], server_sampling=False)
+    assert {each.owner for each in results if each.outcome is Outcome.FAIL} == {swarm.evil_first}, results
+
+
+@pytest.mark.full
+@pytest.mark.timeout(6 * PATIENCE_S)
+def test_the_verifier_finds_a_head_that_lies_and_nobody_else(swarm, tmp_path):
+    """Also where all of its blocks are right: some of its canaries go without weights."""
+    behave(swarm, swarm.evil_first, "")
+    behave(swarm, swarm.evil_last, "second best")
+    command = ["verify", str(swarm.directory), "--join", swarm.join, "--calibration", str(swarm.calibration)]
+    verifier = NodeProcess([*command, "--canaries-per-epoch", "20000", "--num-threads", "1"], tmp_path / "verifier")
+    found, honest = {}, {swarm.first, swarm.evil_first, *swarm.lasts.values()}
+    try:
+        verifier.ready()
+        until_s = time.monotonic() + 5 * PATIENCE_S
+        while not (found.get("fail") and found.get("pass", set()) >= honest):
+            event = verifier.events.get(timeout=max(0.1, until_s - time.monotonic()))
+            assert event is not None, verifier.errors
+            if event["event"] == "audited":
+                found.setdefault(event["outcome"], set()).add(event["owner"] or event["peer_id"])
+        verifier.signal(signal.SIGTERM)
+        assert verifier.wait() == 0
+    finally:
+        verifier.stop()
+    assert found["fail"] == {swarm.evil_last}
