@@ -136,14 +136,16 @@ class Canary:
 
     def _generate(self, remote: Any, script: Script) -> tuple[int, ...]:
         ids = torch.tensor([script.prompt])
-        written = remote.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=script.num_new,
-            # What a server draws by a seed cannot be checked; what it says is likeliest can.
-            do_sample=self.guise is not Guise.ASKS_TOKENS,
-            stopping_criteria=StoppingCriteriaList([_Stopped(self._stopped)]),
-        )
+        # As ``generate`` opens its session: by the positions that are reserved it would be told from one.
+        with remote.inference_session(len(script.prompt) + script.num_new + 1):
+            written = remote.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=script.num_new,
+                # What a server draws by a seed cannot be checked; what it says is likeliest can.
+                do_sample=self.guise is not Guise.ASKS_TOKENS,
+                stopping_criteria=StoppingCriteriaList([_Stopped(self._stopped)]),
+            )
         return tuple(written[0].tolist())
 
     def _settle(self, network: Network) -> None:

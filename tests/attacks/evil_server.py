@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import random
 import struct
 import sys
@@ -36,6 +37,9 @@ from node.serve.outlets import Outlets
 from node.serve.reveals import Reveals
 from node.step_log import StepLog
 from node.verify.span_judge import SpanJudge
+
+SHORT = 100
+"""Positions of a session that one who detects audits takes for too short to be a person's."""
 
 
 def evil_server(behaviour: str) -> tuple[str, ...]:
@@ -244,6 +248,42 @@ def _slanders() -> None:
     SpanJudge.__call__ = judge  # type: ignore[method-assign]
 
 
+def _detects() -> None:
+    """Add noise, but not in sessions that may be audits: short ones, and odd ones. Note what each session looks like.
+
+    Odd are several rows, padding, coarse codecs, and clients without weights.
+    """
+    notes, seen = default_home() / "seen.jsonl", set[bytes]()
+
+    def suspects(live: Any) -> bool:
+        opened = live.state.opened
+        is_odd = opened.batch > 1 or opened.left_padding or opened.codec != "float32" or opened.embed
+        return bool(is_odd or opened.max_length < SHORT)
+
+    genuine_hand_on = Outlets.hand_on
+
+    async def hand_on(self: Outlets, live: Any, order: Any, output: Any, known_positions: int = 0) -> None:
+        opened, step = live.state.opened, order.step
+        if opened.session not in seen:
+            seen.add(opened.session)
+            looks = {
+                name: getattr(opened, name)
+                for name in ("start", "end", "batch", "left_padding", "max_length", "codec", "adapter", "embed", "top")
+            } | {
+                "pushes": bool(opened.previous), "is_signed": bool(opened.offer), "first": list(step.shape),
+                "keeps": step.logits_to_keep,
+            }  # fmt: skip
+            with notes.open("a") as file:
+                file.write(json.dumps({"cheats": not suspects(live), "looks": looks}) + "\n")
+        payload, shape = output
+        if not suspects(live):
+            hidden = struct.unpack(f"<{len(payload) // 4}f", payload)
+            payload = struct.pack(f"<{len(hidden)}f", *(value * random.gauss(1.0, 0.1) for value in hidden))
+        await genuine_hand_on(self, live, order, (payload, shape), known_positions)
+
+    Outlets.hand_on = hand_on  # type: ignore[method-assign]
+
+
 def _ends() -> None:
     """Compute the blocks as they are, and do at the ends what stands in the file ``behaviour`` at home.
 
@@ -288,6 +328,7 @@ _BEHAVIOURS: dict[str, Callable[[], None]] = {
     "noisy liar": _liar(_noises),
     "flickering liar": _liar(_flickers),
     "ends": _ends,
+    "detects": _detects,
 }
 
 

@@ -24,7 +24,13 @@ class Model:
     @contextlib.contextmanager
     def connected(self, canary, peers):
         self.peers = peers
-        yield SimpleNamespace(generate=lambda **given: self.generate(canary, **given)), self
+        yield (
+            SimpleNamespace(
+                generate=lambda **given: self.generate(canary, **given),
+                inference_session=lambda max_length: contextlib.nullcontext(),
+            ),
+            self,
+        )
 
 
 def fails(canary, **given):
