@@ -1,12 +1,13 @@
 """Servers that compute their blocks as they should and lie at the ends: in the embedding, in logits, in tokens.
 
 Real processes on loopback; the clients hold no weights, and their judges do. Each liar is found and named; honest
-servers in float32, in bfloat16 and with weights in 8 bits, as they declare, are not.
+servers in float32, in bfloat16 and with weights in 8 bits are not, as long as they declare what they hold.
 """
 
 import contextlib
 import signal
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -66,12 +67,12 @@ def behave(swarm, peer, name):
     (swarm.fleet.servers[peer].home / "behaviour").write_text(name)
 
 
-def audited(swarm, peers, *, server_sampling):
-    """Run a session of a client without weights through ``peers``; return what came of the audits of all chunks."""
+def audited(swarm, peers, *, thin=True, server_sampling=False, judge=None):
+    """Run a session through ``peers``, of a client without weights or with ends; return what came of all chunks."""
     results = []
     with AutoDistributedModelForCausalLM.from_pretrained(
-        str(swarm.directory), join=swarm.join, thin=True, server_sampling=server_sampling, audit_rate=1.0,
-        judge=swarm.judge, only_peers=peers,
+        str(swarm.directory), join=swarm.join, thin=thin, server_sampling=server_sampling, audit_rate=1.0,
+        judge=judge or swarm.judge, only_peers=peers,
     ) as remote:  # fmt: skip
         remote.on_audited(results.append)
         ids = torch.randint(3, 100, (1, PROMPT), generator=torch.Generator().manual_seed(7))
@@ -108,6 +109,24 @@ def test_a_first_stage_that_embeds_other_words_is_found_and_no_other(swarm):
     behave(swarm, swarm.evil_first, "other words")
     results = audited(swarm, [swarm.evil_first, swarm.lasts["float32"]], server_sampling=False)
     assert {each.owner for each in results if each.outcome is Outcome.FAIL} == {swarm.evil_first}, results
+
+
+@pytest.mark.parametrize("thin", [False, True])
+def test_weights_in_8_bits_pass_as_what_is_declared_and_fail_as_anything_else(swarm, thin):
+    """The same bytes of a real server, once as it announces itself and once as if it had announced float32."""
+    undeclared = []
+
+    def judge(opening):
+        if opening.stage.peer_id == swarm.lasts["int8"]:
+            assert opening.stage.weights == "int8"
+            other = judge_for_client(str(swarm.directory), None, swarm.calibration, swarm.directory.parent)
+            undeclared.append(other(replace(opening, stage=replace(opening.stage, weights="float32"))))
+        return swarm.judge(opening)
+
+    results = audited(swarm, [swarm.first, swarm.lasts["int8"]], thin=thin, judge=judge)
+    assert {(each.outcome, each.owner) for each in results} == {(Outcome.PASS, "")}, results
+    assert undeclared
+    assert {ruling.outcome for ruling in undeclared} == {Outcome.FAIL}
 
 
 @pytest.mark.full
