@@ -123,7 +123,7 @@ def check_span(
             f"A check of {work.end} positions takes {needed:,} bytes, more than the {max_bytes:,} allowed."
         )
     inputs, reference = run_reference(span, work)
-    outputs = _read(work.outputs, work, span.device)
+    outputs = read_pieces(work.outputs, work, span.device)
     reference = nearest_arrival(reference, outputs, work.codec)
     return judge(_rows_errors(inputs, outputs, reference, work, standard), standard)
 
@@ -161,7 +161,7 @@ def run_reference(span: Span, work: Work) -> tuple[torch.Tensor, torch.Tensor]:
         ``[rows, positions, hidden]`` float32 both; what should have come out has not gone through the codec.
     """
     assert span.dtype == torch.float32
-    inputs = _read(work.inputs, work, span.device)
+    inputs = read_pieces(work.inputs, work, span.device)
     padding = torch.tensor(work.left_padding, device=span.device) if any(work.left_padding) else None
     outputs = span.forward(inputs, span.new_cache(work.end, work.rows), padding)[:, work.first :]
     return inputs[:, work.first :], outputs
@@ -251,7 +251,7 @@ def judge_pool(ratios: Sequence[float], pooled_limit: float) -> Verdict:
     return Verdict.FAIL if ratio is not None and ratio > pooled_limit else Verdict.INCONCLUSIVE
 
 
-def _read(pieces: Sequence[Piece], work: Work, device: torch.device) -> torch.Tensor:
+def read_pieces(pieces: Sequence[Piece], work: Work, device: torch.device) -> torch.Tensor:
     """Return ``[rows, positions, hidden]`` float32 of pieces whose sizes have been checked."""
     parts = [
         from_payload(

@@ -24,11 +24,13 @@ import torch
 from dht.work import MAX_ERROR_PPM
 from node.check.calibration import Calibration
 from node.check.check import MAX_CHECK_BYTES, CheckResult, Piece, Verdict, Work, check_span
+from node.check.control import NOBODY_COULD, control_of
 from node.check.reference import DTYPES, reference_span
 from node.check.statistics import ChunkStatistics
 from node.client.audit_book import Measured, Outcome
 from node.client.audit_book import Verdict as Ruling
 from node.client.audit_opening import Given, Opening
+from node.client.route import Stage
 from node.errors import CannotCheck, NodeError
 from node.model.checkpoint import Checkpoint
 from node.model.devices import free_bytes
@@ -94,6 +96,18 @@ class SpanJudge:
         work, stage = work_of(opening), opening.stage
         # Asked before anything is loaded: what the calibration says nothing of is not worth it.
         self._calibration.standard(stage.weights, work.codec, stage.start, stage.end)
+        result = self._held_against(stage, work)
+        if result.verdict is not Verdict.FAIL:
+            return result
+        self._loaded = None  # There is room for one.
+        room = self._allowed_bytes() - 2 * self._checkpoint.span_bytes(stage.start, stage.end, torch.float32)
+        blocks = (stage.start, stage.end)
+        control = control_of(self._checkpoint, stage.weights, *blocks, work, max_bytes=min(room, MAX_CHECK_BYTES))
+        if self._held_against(stage, control).verdict is Verdict.PASS:
+            return result
+        return CheckResult(Verdict.INCONCLUSIVE, None, math.nan, NOBODY_COULD)
+
+    def _held_against(self, stage: Stage, work: Work) -> CheckResult:
         span, left_bytes = self._span(stage.weights, stage.start, stage.end)
         return check_span(span, work, self._calibration, stage.weights, max_bytes=min(left_bytes, MAX_CHECK_BYTES))
 
