@@ -64,18 +64,26 @@ def judge(
         cases: As ``open_cases`` orders them.
         court: What they are judged by.
         now_s: Unix seconds; nothing that was signed later may be among them.
-        settled: Rulings that this node found final before, by the hash of the claim: they stand, whatever turns up.
+        settled: Rulings that this node found final before, by the hash of the claim: they stand, whatever turns up, and
+            whether or not the claim is among the cases.
     """
-    rulings: list[Ruling] = []
+    cases = tuple(cases)
+    known = {case.hash for case in cases}
+    rulings = sorted(
+        (ruling._replace(phase=None) for ruling in settled.values() if ruling.claim not in known),
+        key=lambda ruling: (ruling.settled_s, ruling.claim),
+    )
     by_accuser: dict[str, list[Ruling]] = defaultdict(list)
-    backed: list[Ruling] = []
-    for case in cases:
-        ruling = settled.get(case.hash) or _at_once(case, by_accuser[case.claim.accuser], court)
-        if ruling is None:
-            ruling = rule(case, court.bench(case, _bondless(case, backed)), now_s)
-        rulings.append(ruling)
+    for ruling in rulings:
         by_accuser[ruling.accuser].append(ruling)
-        backed += [ruling] if ruling.backed_by else []
+    backed = [ruling for ruling in rulings if ruling.backed_by]
+    for case in cases:
+        found = settled.get(case.hash) or _at_once(case, by_accuser[case.claim.accuser], court)
+        if found is None:
+            found = rule(case, court.bench(case, _bondless(case, backed)), now_s)
+        rulings.append(found)
+        by_accuser[found.accuser].append(found)
+        backed += [found] if found.backed_by else []
     return _outcomes(rulings)
 
 

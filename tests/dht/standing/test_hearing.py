@@ -2,6 +2,7 @@
 
 import itertools
 
+from dht.judgement.duties import duties
 from dht.reputation import DEFAULT_SCORE_RULES, Conviction, OpenFail, Rejection
 from dht.standing.board import Terms, standings_of
 from dht.standing.hearing import hear
@@ -90,6 +91,18 @@ def test_what_was_settled_stands_when_its_receipts_are_gone_and_only_for_who_rem
     again = heard(proofs, worked=gone, now_s=later, settled=before.settled)
     assert again == before
     assert heard(proofs, worked=gone, now_s=later).judged.convictions == (), "a newcomer cannot know"
+
+
+def test_what_was_settled_stands_when_its_claim_is_read_no_more_and_is_forgotten_when_it_counts_no_more():
+    """A node that has started anew reads the claims of a window; what it has kept is of many more epochs."""
+    proofs = tried(play([claim_of()], lambda *_: UP, court=COURT, appeals=False))
+    settled = heard(proofs).settled
+    later = END_S + 60 * RULES.epoch_s
+    again = heard(Proofs(), worked=Workbook(), now_s=later, settled=settled)
+    assert again.judged.convictions == (Conviction(ACCUSED, EPOCH),)
+    assert duties(ACCUSED, (), again.outcomes, RULES, later) == []
+    much_later = RULES.start_of(EPOCH + RULES.evidence_epochs)
+    assert heard(Proofs(), worked=Workbook(), now_s=much_later, settled=settled)[:2] == (Judged(), {})
 
 
 def test_where_nothing_is_claimed_nothing_is_computed():
