@@ -112,9 +112,9 @@ class Accuser:
             if not others:
                 break
             worst = max(others, key=_badness)
-            del self._held[worst.chunk]
             accused.add(worst.chunk.slot.provider)
             claim = await self._claim(worst, rules, epoch, number)
+            self._held.pop(worst.chunk, None)  # Only now: a full disk takes it the next time.
             made += [claim] if claim is not None else []
         return made
 

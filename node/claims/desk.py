@@ -99,7 +99,7 @@ class Desk:
         due = duties(self._identity.peer_id, cases, outcomes, rules, self._clock())
         for duty in due:
             if duty.until_s > self._clock():
-                await self._do(duty, by_hash[duty.claim], outcomes, rules)
+                await self._try(duty, by_hash[duty.claim], outcomes, rules)
         await self._examine_next(due, by_hash)
 
     async def close(self) -> None:
@@ -112,6 +112,15 @@ class Desk:
         """Wait until the examination that is under way has ended."""
         if self._examining is not None:
             await self._examining
+
+    async def _try(self, duty: Duty, claim: Claim, outcomes: Outcomes, rules: Rules) -> None:
+        """Do one thing; what fails is due again at the next turn, and keeps nothing else from being done."""
+        try:
+            await self._do(duty, claim, outcomes, rules)
+        except DaemonDied:
+            raise
+        except (DhtError, OSError) as error:
+            logger.warning("what is due about the claim %s has failed: %s", claim.hash.hex()[:16], error)
 
     async def _do(self, duty: Duty, claim: Claim, outcomes: Outcomes, rules: Rules) -> None:
         match duty.act:

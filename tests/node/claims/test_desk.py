@@ -160,8 +160,7 @@ async def test_a_crash_between_disk_and_network_loses_no_vote_and_makes_no_secon
     scene.denied()
     await scene.attend(3.1)
     scene.swarm.is_down = True
-    with pytest.raises(PeerUnreachable):
-        await scene.attend(3.5)
+    await scene.attend(3.5)
     written = scene.notebook.ballot(scene.claim.hash, 1)
     assert written is not None
     scene.swarm.is_down, scene.opinion = False, Opinion.REFUTED  # It would find something else the next time.
@@ -173,6 +172,19 @@ async def test_a_crash_between_disk_and_network_loses_no_vote_and_makes_no_secon
     assert opened.committed == committed.commitment
     assert (opened.salt, opened.opinion) == (written.salt, Opinion.UPHELD)
     assert scene.num_examined == 1
+
+
+async def test_a_notebook_that_fails_keeps_nobody_from_denying_what_it_is_accused_of(scene_of):
+    juror = scene_of(JUROR, Opinion.UPHELD)
+    juror.denied()
+    await juror.attend(3.1)
+    juror.notebook._file.close()
+    await juror.attend(3.5)
+    accused = scene_of(ACCUSED, Opinion.REFUTED)
+    accused.notebook._file.close()
+    await accused.attend(0.1)
+    await accused.attend(1.9)
+    assert [each.level for each in accused.swarm.records] == [1]
 
 
 async def test_who_has_lost_its_notebook_opens_nothing(scene_of):
