@@ -26,6 +26,7 @@ from tests.dht.judgement.town import (
 from tests.dht.samples import receipt
 
 HOLDERS = (ACCUSED, *PEERS[2:7])
+TRUSTED = HOLDERS[1]
 ANCHOR = ANCHORS[0]
 END_S = RULES.start_of(EPOCH + 3)
 COURT = court_of(HOLDERS, dict.fromkeys(HOLDERS, 2**40), [ANCHOR])
@@ -50,9 +51,9 @@ def heard(proofs, *, worked=None, now_s=END_S, settled=None):
 
 
 def test_who_does_not_deny_a_claim_is_convicted_and_gets_no_work_and_until_then_it_is_open():
-    proofs = tried(play([claim_of()], lambda *_: None, court=COURT, denies=False, appeals=False))
+    proofs = tried(play([claim_of(TRUSTED)], lambda *_: None, court=COURT, denies=False, appeals=False))
     early = heard(proofs, now_s=RULES.start_of(EPOCH) + 101)
-    assert (early.judged.convictions, early.judged.open_fails) == ((), (OpenFail(ACCUSER, ACCUSED),))
+    assert (early.judged.convictions, early.judged.open_fails) == ((), (OpenFail(TRUSTED, ACCUSED),))
     assert early.judged.cases[0].state == "open"
     judged = heard(proofs).judged
     assert judged.convictions == (Conviction(ACCUSED, EPOCH),)
@@ -60,7 +61,16 @@ def test_who_does_not_deny_a_claim_is_convicted_and_gets_no_work_and_until_then_
     terms = Terms((ANCHOR,), RULES, DEFAULT_SCORE_RULES)
     scores = standings_of(book(), proofs, terms, EPOCH + 3, END_S).scores
     assert rank_of(scores, ACCUSED) is Rank.CONVICTED
-    assert rank_of(scores, HOLDERS[1]) is Rank.ESTABLISHED
+    assert rank_of(scores, HOLDERS[2]) is Rank.ESTABLISHED
+
+
+def test_silence_convicts_nobody_whom_an_untrusted_id_accuses_so_a_claim_dated_back_for_newcomers_does_not_either():
+    """A new id costs nothing, and whoever was not there cannot know that its claim was published too late to deny."""
+    late = heard(Proofs(claims=(claim_of(PEERS[150]),)))
+    assert (late.judged.convictions, late.judged.rejections) == ((), ())
+    assert late.judged.cases[0].state == "undecided"
+    found = heard(tried(play([claim_of()], lambda *_: UP, court=COURT, denies=False, appeals=False)))
+    assert found.judged.convictions == (Conviction(ACCUSED, EPOCH),), "who is guilty and silent is judged by holders"
 
 
 def test_a_committee_of_those_with_flow_convicts_or_rejects_and_a_slanderer_pays():

@@ -42,7 +42,7 @@ class Scene:
         session = held(provider=BY_ID[ACCUSED])
         signature = BY_ID[ACCUSED].sign(Kind.RECEIPT, session.receipt.to_body())
         self.blob, self.claim = session.claim(accuser=ACCUSER, receipt_signature=signature)
-        court = court_of(HOLDERS, dict.fromkeys(HOLDERS, 2**40), ANCHORS)
+        court = court_of(HOLDERS, dict.fromkeys((ACCUSER, *HOLDERS), 2**40), ANCHORS)
         court.holdings._spans[bytes(32)] = next(iter(court.holdings._spans.values()))  # The session is of this model.
         self.town = Town(court, [self.claim], [], [])
         self.member, self.opinion, self.home = member, opinion, home

@@ -109,8 +109,8 @@ def accusation(court):
 @pytest.mark.full
 async def test_a_guilty_server_finds_itself_guilty_stays_silent_and_is_convicted_by_default(court):
     court.opinions = dict.fromkeys(court.nodes, Opinion.UPHELD)
-    court.nodes[court.accuser.peer_id].accuser.hold(accusation(court))
-    await court.turn(court.accuser, court.accused, units=0)
+    court.nodes[court.anchor.peer_id].accuser.hold(accusation(court))
+    await court.turn(court.anchor, court.accused, units=0)
     assert court.nodes[court.accused.peer_id].desk.finding((await court.outcomes()).rulings[0].claim) is not None
     await court.turn(court.accused, units=1.9)
     await court.turn(court.accused, court.jurors[0], units=3.1)
