@@ -132,7 +132,23 @@ async def test_who_cannot_have_the_evidence_denies_and_as_a_juror_cannot_tell(sc
     await scene.attend(0.1)
     await scene.attend(0.3)
     assert [type(each) for each in scene.swarm.records] == [Contest]
-    assert scene.desk.finding(scene.claim.hash).opinion is Opinion.INCONCLUSIVE
+    juror = scene_of(JUROR, Opinion.UPHELD, fetched=PeerUnreachable("gone"))
+    juror.denied()
+    for units in (3.1, 4.0, 4.6, 6.5):
+        await juror.attend(units)
+    assert juror.swarm.records[-1].opinion is Opinion.INCONCLUSIVE
+
+
+async def test_a_juror_asks_again_for_evidence_that_its_author_had_no_time_to_hand_out(scene_of):
+    """Four readers hold an accuser up, by chance or on purpose: that acquits nobody while there is time."""
+    scene = scene_of(JUROR, Opinion.UPHELD, fetched=PeerUnreachable("not now"))
+    scene.denied()
+    await scene.attend(3.1)
+    await scene.attend(3.6)
+    scene.fetched = scene.blob
+    for units in (4.1, 4.4, 6.5):
+        await scene.attend(units)
+    assert scene.swarm.records[-1].opinion is Opinion.UPHELD
 
 
 @pytest.mark.parametrize("spoil", [lambda blob: blob[:-1], lambda blob: bytes([blob[0] ^ 1]) + blob[1:]])
