@@ -122,7 +122,7 @@ class _Trial:
         return (Decision.UPHELD, 0) if self._is_accuser_heeded() else (self._vote(1), 1)
 
     def _is_accuser_heeded(self) -> bool:
-        """Say whether silence proves anything: new ids cost nothing, and can be made for a claim that comes too late."""
+        """Say whether silence proves anything: new ids cost nothing, and can be made for a late claim."""
         accuser, credibility = self._case.claim.accuser, self._bench.credibility
         highest = max(credibility.values(), default=0)
         return accuser in self._bench.anchors or 0 < highest <= REACH * credibility.get(accuser, 0)

@@ -13,6 +13,7 @@ from dht.contest import Contest
 from dht.equivocation import find_equivocations
 from dht.ident import Ident, Role, Succession
 from dht.identity import Identity
+from dht.judgement.outcomes import State
 from dht.receipts.snapshot_keeper import SnapshotKeeper
 from dht.receipts.snapshots import newest_record
 from dht.records import Envelope, Kind, seal
@@ -170,3 +171,23 @@ async def test_an_accused_of_whom_nobody_else_knows_is_heard(nodes):
     known = await board(nodes[2]).refresh()
     assert NEW.peer_id not in {peer for work in known.evidence.works for peer in work[:2]}
     assert known.proofs.contests == (denial,)
+
+
+async def test_a_ruling_stands_for_good_only_when_a_second_reading_has_found_the_same(nodes):
+    began = DEFAULT_RULES.start_of(EPOCH - 1)
+    work = receipt(NEW, LIAR, epoch=EPOCH - 1, t_first=began + 1, t_last=began + 2).to_body()
+    for seed in b"abc":
+        holder = Identity.from_seed(bytes([seed]) * 32)
+        await nodes[1].store(enrolled(holder))
+        assert await nodes[1].store(sealed(holder, ANCHOR, epochs_ago=2, **BIG))
+    claim = Claim(
+        ANCHOR.peer_id, EPOCH - 1, 0, work, NEW.sign(Kind.RECEIPT, work), bytes(16), segment=0, index=0, error_ppm=1,
+        evidence=bytes(32), evidence_bytes=1, t=began + 100,
+    )  # fmt: skip
+    assert await nodes[0].store(seal(claim, ANCHOR))
+    reader = board(nodes[2])
+    first = await reader.refresh()
+    assert first.outcomes.rulings[0].state is State.UPHELD
+    assert first.outcomes.rulings[0].is_final
+    assert first.settled == {}
+    assert set((await reader.refresh()).settled) == {claim.hash}
