@@ -41,14 +41,17 @@ class Court:
     anchors: Collection[str]  # peer ids
     first_seen_s: FirstSeen = field(default_factory=dict)  # where this node has watched; empty: nowhere
 
+    def holders(self, claim: Claim) -> frozenset[str]:
+        """Return the peers that hold the blocks that a claim is about, the parties as well."""
+        work, before = claim.work, range(claim.epoch - HOLDER_EPOCHS, claim.epoch)
+        return self.holdings.holders(work.manifest, work.start, work.end, before)
+
     def bench(self, case: Case, bondless: frozenset[str]) -> Bench:
         """Return what one case is judged by."""
-        epoch = case.claim.epoch
-        before = range(epoch - HOLDER_EPOCHS, epoch)
         return Bench(
             rules=self.rules,
-            holders=self.holdings.holders(case.work.manifest, case.work.start, case.work.end, before),
-            credibility=self.credibility.get(epoch, {}),
+            holders=self.holders(case.claim),
+            credibility=self.credibility.get(case.claim.epoch, {}),
             anchors=self.anchors,
             bondless=bondless,
             first_seen_s=self.first_seen_s,

@@ -1,6 +1,6 @@
 """Judge all claims that are known, epoch by epoch: a claim is judged by those who were credible when it was made.
 
-    for each epoch with claims, oldest first:
+    for each epoch with claims about blocks that enough peers hold, oldest first:
         claims before it, as judged by then ─┐
         receipts and audits before it ───────┴─> scores as of its start ─> credibilities ─> its committees
 
@@ -17,6 +17,7 @@ from dht.judgement.docket import FirstSeen, open_cases
 from dht.judgement.holdings import Holdings
 from dht.judgement.judge import Court, judge
 from dht.judgement.outcomes import Outcomes, Ruling, State
+from dht.judgement.proceedings import MIN_HOLDERS
 from dht.reputation import OpenFail, ScoreRules, score
 from dht.rules import Rules
 from dht.standing.gathering import evidence_of, until
@@ -70,7 +71,8 @@ def hear(
     holdings = Holdings(book.spans())
     credibility: dict[int, dict[str, int]] = {}
     court = Court(rules, holdings, credibility, tuple(anchors), first_seen_s)
-    for epoch in sorted({claim.epoch for claim in proofs.claims if claim.hash not in settled}):
+    open_claims = (claim for claim in proofs.claims if claim.hash not in settled)
+    for epoch in sorted({claim.epoch for claim in open_claims if len(court.holders(claim)) >= MIN_HOLDERS}):
         start_s = rules.start_of(epoch)
         before = until(proofs, epoch - 1, start_s)
         earlier = _judged(_outcomes(before, court, start_s, _of_before(epoch, settled)))

@@ -2,6 +2,8 @@
 
 import itertools
 
+import pytest
+
 from dht.judgement.duties import duties
 from dht.reputation import DEFAULT_SCORE_RULES, Conviction, OpenFail, Rejection
 from dht.standing.board import Terms, standings_of
@@ -117,3 +119,10 @@ def test_what_was_settled_stands_when_its_claim_is_read_no_more_and_is_forgotten
 
 def test_where_nothing_is_claimed_nothing_is_computed():
     assert heard(Proofs())[:2] == (Judged(), {})
+
+
+def test_claims_about_blocks_that_hardly_anybody_holds_cost_no_scores(monkeypatch):
+    """They are never settled, so somebody who makes one in each epoch would have all scores computed again for good."""
+    monkeypatch.setattr("dht.standing.hearing.score", lambda *_: pytest.fail("scores were computed"))
+    claims = tuple(claim_of(epoch=EPOCH - ago) for ago in range(3))
+    assert {case.state for case in heard(Proofs(claims=claims), worked=Workbook()).judged.cases} == {"local"}
