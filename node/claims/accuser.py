@@ -23,9 +23,10 @@ from dht.records import Envelope, place, seal
 from dht.rules import Rules
 from dht.swarm import Swarm
 from dht.work import Receipt
-from node.check.evidence import Evidence, pack
+from node.check.evidence import Evidence, pack, unpack_and_verify
 from node.claims.notebook import Notebook
 from node.claims.shelf import Shelf
+from node.errors import FalseEvidence
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ class Accuser:
         return made
 
     async def _claim(self, accusation: Accusation, rules: Rules, epoch: int, number: int) -> Claim | None:
-        """Write everything down, then publish; None: there is a claim about that chunk, or of that number."""
+        """Write everything down, then publish; None: it would not hold, or that chunk or number has a claim."""
         try:
             blob = await asyncio.to_thread(pack, accusation.evidence)
         except ValueError as error:
@@ -141,6 +142,11 @@ class Accuser:
             evidence_bytes=len(blob),
             t=int(self._clock()),
         )
+        try:
+            await asyncio.to_thread(unpack_and_verify, blob, claim)
+        except FalseEvidence as error:  # Others would refute it, and this node would lose its voice by it.
+            logger.warning("false work is not claimed, because its evidence would not hold: %s", error)
+            return None
         signed = seal(claim, self._identity, rules=rules)
         chunk = _name_of(claim)
         if not await asyncio.to_thread(self._notebook.keep_claim, epoch, number, chunk, signed.envelope):

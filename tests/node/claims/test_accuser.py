@@ -75,3 +75,12 @@ async def test_what_is_too_old_to_be_claimed_is_let_go(accuser):
     accuser.hold(replace(old, receipt=session.receipt.to_body()))
     assert await accuser.claim(RULES) == []
     assert accuser._held == {}
+
+
+async def test_nothing_is_claimed_whose_evidence_would_not_hold(accuser):
+    """A liar that gets an accuser to publish such a thing three times would have silenced it."""
+    true = accusation(LIARS[0], 900)
+    accuser.hold(replace(true, evidence=replace(true.evidence, given=bytes(len(true.evidence.given)))))
+    accuser.hold(accusation(LIARS[1], 100))
+    assert [(claim.accused, claim.number) for claim in await accuser.claim(RULES)] == [(LIARS[1].peer_id, 1)]
+    assert accuser._notebook.numbers_left(EPOCH) == [0, 2]
