@@ -90,12 +90,13 @@ class Accuser:
             of_each[most] -= 1
         self._held = {each.chunk: each for each in worst}
 
-    async def claim(self, rules: Rules, spared: Collection[str] = ()) -> list[Claim]:
+    async def claim(self, rules: Rules, spared: Collection[str] = (), published: Collection[Claim] = ()) -> list[Claim]:
         """Publish what there is a place for now; return it.
 
         Args:
             rules: of the swarm.
             spared: peers that need no further claim now.
+            published: claims that stand on the DHT: who has lost its notebook must not give a number away twice.
 
         Raises:
             DaemonDied: our own p2pd has ended.
@@ -103,7 +104,8 @@ class Accuser:
         now_s = self._clock()
         epoch = rules.epoch_of(now_s)
         self._held = {chunk: each for chunk, each in self._held.items() if chunk.slot.epoch + CLAIM_EPOCHS >= epoch}
-        left = await asyncio.to_thread(self._notebook.numbers_left, epoch)
+        own = {each.number for each in published if (each.accuser, each.epoch) == (self._identity.peer_id, epoch)}
+        left = [each for each in await asyncio.to_thread(self._notebook.numbers_left, epoch) if each not in own]
         passed = now_s - rules.start_of(epoch)
         num_open = min(MAX_CLAIMS, 1 + int(MAX_CLAIMS * passed / rules.epoch_s)) - (MAX_CLAIMS - len(left))
         made = []

@@ -147,7 +147,7 @@ class ClaimsKeeping:
         proofs = known.proofs
         cases = open_cases(proofs.claims, proofs.contests, proofs.verdicts)
         await self.desk.attend(cases, known.outcomes, rules)
-        await self.accuser.claim(rules, self._spared(known))
+        await self.accuser.claim(rules, self._spared(known), proofs.claims)
         return known
 
     def _spared(self, known: Standings) -> set[str]:

@@ -84,3 +84,14 @@ async def test_nothing_is_claimed_whose_evidence_would_not_hold(accuser):
     accuser.hold(accusation(LIARS[1], 100))
     assert [(claim.accused, claim.number) for claim in await accuser.claim(RULES)] == [(LIARS[1].peer_id, 1)]
     assert accuser._notebook.numbers_left(EPOCH) == [0, 2]
+
+
+async def test_who_has_lost_its_notebook_gives_no_number_away_twice(accuser, tmp_path):
+    """Two claims for one place are a false claim, whatever they are of."""
+    accuser.hold(accusation(LIARS[0], 900))
+    published = await accuser.claim(RULES)
+    new = Notebook.open(tmp_path / "new.sqlite")
+    again = Accuser(accuser._swarm, accuser._identity, accuser._shelf, new, accuser._clock)
+    again.hold(accusation(LIARS[1], 800))
+    assert [claim.number for claim in await again.claim(RULES, (), published)] == [1]
+    new.close()
