@@ -41,14 +41,17 @@ class Court:
     anchors: Collection[str]  # peer ids
     first_seen_s: FirstSeen = field(default_factory=dict)  # where this node has watched; empty: nowhere
 
+    def holders(self, claim: Claim) -> frozenset[str]:
+        """Return the peers that hold the blocks that a claim is about, the parties as well."""
+        work, before = claim.work, range(claim.epoch - HOLDER_EPOCHS, claim.epoch)
+        return self.holdings.holders(work.manifest, work.start, work.end, before)
+
     def bench(self, case: Case, bondless: frozenset[str]) -> Bench:
         """Return what one case is judged by."""
-        epoch = case.claim.epoch
-        before = range(epoch - HOLDER_EPOCHS, epoch)
         return Bench(
             rules=self.rules,
-            holders=self.holdings.holders(case.work.manifest, case.work.start, case.work.end, before),
-            credibility=self.credibility.get(epoch, {}),
+            holders=self.holders(case.claim),
+            credibility=self.credibility.get(case.claim.epoch, {}),
             anchors=self.anchors,
             bondless=bondless,
             first_seen_s=self.first_seen_s,
@@ -64,18 +67,26 @@ def judge(
         cases: As ``open_cases`` orders them.
         court: What they are judged by.
         now_s: Unix seconds; nothing that was signed later may be among them.
-        settled: Rulings that this node found final before, by the hash of the claim: they stand, whatever turns up.
+        settled: Rulings that this node found final before, by the hash of the claim: they stand, whatever turns up, and
+            whether or not the claim is among the cases.
     """
-    rulings: list[Ruling] = []
+    cases = tuple(cases)
+    known = {case.hash for case in cases}
+    rulings = sorted(
+        (ruling._replace(phase=None) for ruling in settled.values() if ruling.claim not in known),
+        key=lambda ruling: (ruling.settled_s, ruling.claim),
+    )
     by_accuser: dict[str, list[Ruling]] = defaultdict(list)
-    backed: list[Ruling] = []
-    for case in cases:
-        ruling = settled.get(case.hash) or _at_once(case, by_accuser[case.claim.accuser], court)
-        if ruling is None:
-            ruling = rule(case, court.bench(case, _bondless(case, backed)), now_s)
-        rulings.append(ruling)
+    for ruling in rulings:
         by_accuser[ruling.accuser].append(ruling)
-        backed += [ruling] if ruling.backed_by else []
+    backed = [ruling for ruling in rulings if ruling.backed_by]
+    for case in cases:
+        found = settled.get(case.hash) or _at_once(case, by_accuser[case.claim.accuser], court)
+        if found is None:
+            found = rule(case, court.bench(case, _bondless(case, backed)), now_s)
+        rulings.append(found)
+        by_accuser[found.accuser].append(found)
+        backed += [found] if found.backed_by else []
     return _outcomes(rulings)
 
 

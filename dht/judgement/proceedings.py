@@ -1,7 +1,8 @@
 """One case, from the claim through as many levels as it takes. Pure; the phases are those of ``timeline``.
 
     claim ──nobody denies it──> upheld by default ──────────────┐ the accused appeals
-      │ denied, by the accused or by an anchor for it           v
+      │ denied, by the accused or by an anchor for it,          │
+      │ or made by somebody whom nobody trusts                  v
     level 1: 7 holders of the blocks ──decided──> settled ──loser appeals──> level 2: 15 of the whole swarm,
       └──────────────── unresolved ──────────────────────────────────────────^   │      │   or of the holders
                                         settled <──decided clearly───────────────┘      │ unresolved, close, or the
@@ -116,7 +117,15 @@ class _Trial:
         denial = phase_of(1, Act.CONTEST)
         if any(self._is_asked(1, peer, denial) for peer in (self._case.accused, *self._defenders)):
             return self._vote(1), 1
-        return (Decision.UPHELD if self._is_settled(denial) else None), 0
+        if not self._is_settled(denial):
+            return None, 0
+        return (Decision.UPHELD, 0) if self._is_accuser_heeded() else (self._vote(1), 1)
+
+    def _is_accuser_heeded(self) -> bool:
+        """Say whether silence proves anything: new ids cost nothing, and can be made for a late claim."""
+        accuser, credibility = self._case.claim.accuser, self._bench.credibility
+        highest = max(credibility.values(), default=0)
+        return accuser in self._bench.anchors or 0 < highest <= REACH * credibility.get(accuser, 0)
 
     def _vote(self, level: int) -> Decision | None:
         """Call a level; return what it decides, None while it has not ended."""

@@ -12,7 +12,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -129,11 +129,21 @@ class ScoreBoard:
         terms = Terms(self.anchors, rules, score_rules)
         settled = self.standings.settled if self.standings is not None else self._settled
         now_s = self._clock()
-        self.standings = await asyncio.to_thread(
+        found = await asyncio.to_thread(
             standings_of, self._works.book.copy(), proofs, terms, present, now_s, settled, seen
         )
+        self.standings = replace(found, settled=self._confirmed(found, settled))
         self.on_refreshed(self.standings)
         return self.standings
+
+    def _confirmed(self, found: Standings, settled: Settled) -> Settled:
+        """Keep of what is final now what the last refresh found as well: one may not have read everything."""
+        before = self.standings.outcomes.settled if self.standings is not None else {}
+        return {
+            claim: ruling
+            for claim, ruling in found.settled.items()
+            if claim in settled or (claim in before and before[claim].state is ruling.state)
+        }
 
     def _look(self, proofs: Proofs, began_s: float, rules: Rules) -> FirstSeen:
         if self._sightings is None:

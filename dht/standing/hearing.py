@@ -1,11 +1,12 @@
 """Judge all claims that are known, epoch by epoch: a claim is judged by those who were credible when it was made.
 
-    for each epoch with claims, oldest first:
+    for each epoch with claims about blocks that enough peers hold, oldest first:
         claims before it, as judged by then ─┐
         receipts and audits before it ───────┴─> scores as of its start ─> credibilities ─> its committees
 
-What was settled is remembered and stands: receipts show for a window only who held which blocks, so later on nobody can
-draw the committee of an old claim again. Pure; seconds where there are many epochs with claims.
+What was settled is remembered and stands, also where the claim itself is read no more: receipts show for a window only
+who held which blocks, so later on nobody can draw the committee of an old claim again. Pure; seconds where there are
+many epochs with claims.
 """
 
 from collections.abc import Collection, Mapping
@@ -16,6 +17,7 @@ from dht.judgement.docket import FirstSeen, open_cases
 from dht.judgement.holdings import Holdings
 from dht.judgement.judge import Court, judge
 from dht.judgement.outcomes import Outcomes, Ruling, State
+from dht.judgement.proceedings import MIN_HOLDERS
 from dht.reputation import OpenFail, ScoreRules, score
 from dht.rules import Rules
 from dht.standing.gathering import evidence_of, until
@@ -62,20 +64,27 @@ def hear(
         settled: What stands already.
         first_seen_s: What this node has seen come.
     """
-    if not proofs.claims:
+    oldest = rules.epoch_of(now_s) + 1 - rules.evidence_epochs
+    settled = {claim: ruling for claim, ruling in settled.items() if ruling.epoch >= oldest}
+    if not proofs.claims and not settled:
         return Heard(Judged(), settled)
     holdings = Holdings(book.spans())
     credibility: dict[int, dict[str, int]] = {}
     court = Court(rules, holdings, credibility, tuple(anchors), first_seen_s)
-    for epoch in sorted({claim.epoch for claim in proofs.claims if claim.hash not in settled}):
+    open_claims = (claim for claim in proofs.claims if claim.hash not in settled)
+    for epoch in sorted({claim.epoch for claim in open_claims if len(court.holders(claim)) >= MIN_HOLDERS}):
         start_s = rules.start_of(epoch)
         before = until(proofs, epoch - 1, start_s)
-        earlier = _judged(_outcomes(before, court, start_s, settled))
+        earlier = _judged(_outcomes(before, court, start_s, _of_before(epoch, settled)))
         scores = score(evidence_of(book, before, earlier, epoch - 1), anchors, epoch - 1, score_rules)
         credibility[epoch] = {peer: standing.credibility for peer, standing in scores.standings.items()}
     outcomes = _outcomes(proofs, court, now_s, settled)
     decided = {each.claim: each for each in outcomes.rulings if each.is_final and each.state in _DECIDED}
     return Heard(_judged(outcomes), {**settled, **decided}, outcomes)
+
+
+def _of_before(epoch: int, settled: Settled) -> Settled:
+    return {claim: ruling for claim, ruling in settled.items() if ruling.epoch < epoch}
 
 
 def _outcomes(proofs: Proofs, court: Court, now_s: float, settled: Settled) -> Outcomes:

@@ -62,6 +62,7 @@ class ProofReader:
         present, oldest = window[-1], window[-1] + 1 - evidence_epochs
         claims = await self._claims.read(peers, window, present, oldest, checker)
         tried = {claim.epoch for claim in claims}
+        peers = {*peers, *(claim.accused for claim in claims)}  # Whoever is accused is heard, known before or not.
         return Proofs(
             equivocations=tuple(
                 record for record in await self._about(Kind.EQUIVOCATION, peers) if isinstance(record, Equivocation)

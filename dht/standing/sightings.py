@@ -4,8 +4,10 @@
     record found                               x: first seen at t2, because at t1 it was not there
 
 Nobody can prove when a record was signed. Who looks often enough knows at least when it was not there yet; what it
-finds at its first look, or after a pause, counts by its signed time alone. Only claims, and what is about them, are
-remembered, so that nobody fills this with anything else.
+finds at its first look, or after a pause, counts by its signed time alone. A claim that says it was signed while this
+node was looking, under the key of somebody of whom nobody knew then, comes now: or else whoever takes a new id for it
+could date it back beyond the reach of its accused. Only claims, and what is about them, are remembered, so that nobody
+fills this with anything else.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -48,7 +50,8 @@ class Sightings:
 
     def __init__(self, remembered: Iterable[Sighting] = ()) -> None:
         self._seen = {each.record: each for each in remembered}
-        self._looked_s: dict[tuple[int, str, int], float] = {}
+        self._looked: set[tuple[int, str, int]] = set()
+        self._since_s = self._last_s = float("-inf")  # when the looks began that have had no pause since, and the last
         self._new: list[Sighting] = []
 
     @property
@@ -65,13 +68,18 @@ class Sightings:
             now_s: When the reading began, unix seconds.
             patience_s: An earlier look that is as far back shows nothing.
         """
+        if now_s - self._last_s >= patience_s:
+            self._since_s = now_s
+            self._looked = set()
+        self._last_s = now_s
         for author, record in _about_claims(proofs):
             name, place = record_id(record), (record.KIND, author, record.epoch)
             if name not in self._seen and len(self._seen) < MAX_SIGHTINGS:
-                is_watched = now_s - self._looked_s.get(place, float("-inf")) < patience_s
+                is_new_id = isinstance(record, Claim) and self._since_s <= record.t
+                is_watched = place in self._looked or (bool(self._looked) and is_new_id)
                 self._seen[name] = sighting = Sighting(name, record.epoch, now_s if is_watched else None)
                 self._new.append(sighting)
-        self._looked_s = {(kind, *key): now_s for kind, read in keys.items() for key in read}
+        self._looked = {(kind, *key) for kind, read in keys.items() for key in read}
 
     def take_new(self) -> list[Sighting]:
         """Return what has been noted since the last call, for the disk."""

@@ -118,8 +118,8 @@ def check_span(
         raise BadOpening(f"The opening has {work.hidden_size} channels, the model {calibration.hidden_size}.")
     check_sizes(work)
     check_memory(bytes_needed(span, work.rows, work.end, work.hidden_size), work.end, max_bytes)
-    inputs, reference = run_reference(span, _read(work.inputs, work, span.device), work.first, work.left_padding)
-    outputs = _read(work.outputs, work, span.device)
+    inputs, reference = run_reference(span, read_pieces(work.inputs, work, span.device), work.first, work.left_padding)
+    outputs = read_pieces(work.outputs, work, span.device)
     skipped = padding_within(work.first, work.rows, work.left_padding)
     return judge(rows_errors(inputs, outputs, reference, work.codec, standard, skipped), standard)
 
@@ -269,7 +269,7 @@ def judge_pool(ratios: Sequence[float], pooled_limit: float) -> Verdict:
     return Verdict.FAIL if ratio is not None and ratio > pooled_limit else Verdict.INCONCLUSIVE
 
 
-def _read(pieces: Sequence[Piece], work: Work, device: torch.device) -> torch.Tensor:
+def read_pieces(pieces: Sequence[Piece], work: Work, device: torch.device) -> torch.Tensor:
     """Return ``[rows, positions, hidden]`` float32 of pieces whose sizes have been checked."""
     parts = [
         from_payload(

@@ -23,9 +23,10 @@ from dht.records import Envelope, place, seal
 from dht.rules import Rules
 from dht.swarm import Swarm
 from dht.work import Receipt
-from node.check.evidence import Evidence, pack
+from node.check.evidence import Evidence, pack, unpack_and_verify
 from node.claims.notebook import Notebook
 from node.claims.shelf import Shelf
+from node.errors import FalseEvidence
 
 logger = logging.getLogger(__name__)
 
@@ -89,12 +90,13 @@ class Accuser:
             of_each[most] -= 1
         self._held = {each.chunk: each for each in worst}
 
-    async def claim(self, rules: Rules, spared: Collection[str] = ()) -> list[Claim]:
+    async def claim(self, rules: Rules, spared: Collection[str] = (), published: Collection[Claim] = ()) -> list[Claim]:
         """Publish what there is a place for now; return it.
 
         Args:
             rules: of the swarm.
             spared: peers that need no further claim now.
+            published: claims that stand on the DHT: who has lost its notebook must not give a number away twice.
 
         Raises:
             DaemonDied: our own p2pd has ended.
@@ -102,7 +104,8 @@ class Accuser:
         now_s = self._clock()
         epoch = rules.epoch_of(now_s)
         self._held = {chunk: each for chunk, each in self._held.items() if chunk.slot.epoch + CLAIM_EPOCHS >= epoch}
-        left = await asyncio.to_thread(self._notebook.numbers_left, epoch)
+        own = {each.number for each in published if (each.accuser, each.epoch) == (self._identity.peer_id, epoch)}
+        left = [each for each in await asyncio.to_thread(self._notebook.numbers_left, epoch) if each not in own]
         passed = now_s - rules.start_of(epoch)
         num_open = min(MAX_CLAIMS, 1 + int(MAX_CLAIMS * passed / rules.epoch_s)) - (MAX_CLAIMS - len(left))
         made = []
@@ -112,14 +115,14 @@ class Accuser:
             if not others:
                 break
             worst = max(others, key=_badness)
-            del self._held[worst.chunk]
             accused.add(worst.chunk.slot.provider)
             claim = await self._claim(worst, rules, epoch, number)
+            self._held.pop(worst.chunk, None)  # Only now: a full disk takes it the next time.
             made += [claim] if claim is not None else []
         return made
 
     async def _claim(self, accusation: Accusation, rules: Rules, epoch: int, number: int) -> Claim | None:
-        """Write everything down, then publish; None: there is a claim about that chunk, or of that number."""
+        """Write everything down, then publish; None: it would not hold, or that chunk or number has a claim."""
         try:
             blob = await asyncio.to_thread(pack, accusation.evidence)
         except ValueError as error:
@@ -141,6 +144,11 @@ class Accuser:
             evidence_bytes=len(blob),
             t=int(self._clock()),
         )
+        try:
+            await asyncio.to_thread(unpack_and_verify, blob, claim)
+        except FalseEvidence as error:  # Others would refute it, and this node would lose its voice by it.
+            logger.warning("false work is not claimed, because its evidence would not hold: %s", error)
+            return None
         signed = seal(claim, self._identity, rules=rules)
         chunk = _name_of(claim)
         if not await asyncio.to_thread(self._notebook.keep_claim, epoch, number, chunk, signed.envelope):

@@ -5,7 +5,8 @@
                           ├── deny          at once: silence convicts, and whoever knows of no guilt is innocent;
           │                 an anchor, for others: if it finds their work right, or the evidence false
                           ├── appeal        if it finds otherwise than what stands
-                          └── no finding? ──> evidence fetched, verified, run again: one at a time, beside all this
+                          └── no finding? ──> evidence fetched, verified, run again: one at a time, beside all this;
+                              what cannot be had is asked for again, until time is short
 
 Evidence that does not hold is refuted without being run. Runs in the event loop; examinations in a thread.
 """
@@ -78,6 +79,8 @@ class Desk:
         self._clock = clock
         self._draw = draw
         self._findings: OrderedDict[bytes, Finding] = OrderedDict()
+        self._missed: OrderedDict[bytes, Finding] = OrderedDict()
+        """Of claims whose evidence could not be had yet, the one that was asked for longest ago first."""
         self._examining: asyncio.Task[None] | None = None
 
     def finding(self, claim: bytes) -> Finding | None:
@@ -99,7 +102,7 @@ class Desk:
         due = duties(self._identity.peer_id, cases, outcomes, rules, self._clock())
         for duty in due:
             if duty.until_s > self._clock():
-                await self._do(duty, by_hash[duty.claim], outcomes, rules)
+                await self._try(duty, by_hash[duty.claim], outcomes, rules)
         await self._examine_next(due, by_hash)
 
     async def close(self) -> None:
@@ -112,6 +115,15 @@ class Desk:
         """Wait until the examination that is under way has ended."""
         if self._examining is not None:
             await self._examining
+
+    async def _try(self, duty: Duty, claim: Claim, outcomes: Outcomes, rules: Rules) -> None:
+        """Do one thing; what fails is due again at the next turn, and keeps nothing else from being done."""
+        try:
+            await self._do(duty, claim, outcomes, rules)
+        except DaemonDied:
+            raise
+        except (DhtError, OSError) as error:
+            logger.warning("what is due about the claim %s has failed: %s", claim.hash.hex()[:16], error)
 
     async def _do(self, duty: Duty, claim: Claim, outcomes: Outcomes, rules: Rules) -> None:
         match duty.act:
@@ -138,13 +150,19 @@ class Desk:
             return found is not None and found.opinion is Opinion.REFUTED
         if found is not None:
             return found.opinion is not Opinion.UPHELD
-        unit_s = Timeline.of(claim.t, rules).unit_s
-        return duty.act is Act.CONTEST or duty.until_s - self._clock() < MIN_LEFT * unit_s
+        if duty.act is Act.CONTEST or claim.hash in self._missed:
+            return True  # Who knows of no guilt is innocent.
+        return self._is_late(duty, claim, rules)
+
+    def _is_late(self, duty: Duty, claim: Claim, rules: Rules) -> bool:
+        return duty.until_s - self._clock() < MIN_LEFT * Timeline.of(claim.t, rules).unit_s
 
     async def _commit(self, duty: Duty, claim: Claim, rules: Rules) -> None:
         ballot = await asyncio.to_thread(self._notebook.ballot, claim.hash, duty.level)
         if ballot is None:
             found = self._findings.get(claim.hash)
+            if found is None and self._is_late(duty, claim, rules):
+                found = self._missed.get(claim.hash)
             if found is None:
                 return
             ballot = await self._decide(duty, claim, found, rules)
@@ -176,7 +194,8 @@ class Desk:
         """Begin the examination that is needed first, unless one is under way."""
         if self._examining is not None and not self._examining.done():
             return
-        for duty in due:
+        asked = {claim: number for number, claim in enumerate(self._missed, 1)}
+        for duty in sorted(due, key=lambda duty: asked.get(duty.claim, 0)):  # Who hands nothing out holds nobody up.
             claim = by_hash[duty.claim]
             is_own = claim.accuser == self._identity.peer_id
             is_denied = duty.act is Act.CONTEST and claim.accused == self._identity.peer_id
@@ -196,14 +215,14 @@ class Desk:
         except DaemonDied:
             return  # Whoever runs the node notices.
         except DhtError as error:
-            logger.info("the evidence of a claim cannot be had: %s", error)
-            found = cannot_tell(f"The evidence cannot be had: {error}")
+            logger.info("the evidence of a claim cannot be had, and is asked for again: %s", error)
+            _remember(self._missed, claim.hash, cannot_tell(f"The evidence cannot be had: {error}"))
+            return
         except Exception:
             logger.exception("a claim could not be examined by a defect of this program; please report it")
             found = cannot_tell("It could not be examined.")
-        self._findings[claim.hash] = found
-        while len(self._findings) > MAX_FINDINGS:
-            self._findings.popitem(last=False)
+        self._missed.pop(claim.hash, None)
+        _remember(self._findings, claim.hash, found)
 
     async def _found(self, claim: Claim) -> Finding:
         try:
@@ -212,3 +231,10 @@ class Desk:
         except FalseEvidence as error:
             return Finding(Opinion.REFUTED, 0, f"The evidence does not hold: {error}")
         return await asyncio.to_thread(self._examine, evidence, claim)
+
+
+def _remember(findings: OrderedDict[bytes, Finding], claim: bytes, found: Finding) -> None:
+    findings[claim] = found
+    findings.move_to_end(claim)
+    while len(findings) > MAX_FINDINGS:
+        findings.popitem(last=False)

@@ -1,10 +1,13 @@
 """Run verified evidence again on the blocks of one model, whose weights are at hand, and say what follows.
 
-    evidence ──rerun──> work ──check──> pass, fail, neither ──> refuted, upheld, inconclusive
+    evidence ──rerun──> work ──check──> pass, neither ──────────────────────────> refuted, inconclusive
+                                └─────> fail ──control──> an honest server passes ──> upheld
+                                                            └─ or fails, too ───────> inconclusive
 
+Whoever accuses may have made the inputs, so that nobody could have computed them well: see ``node.check.control``.
 The blocks are loaded in float32 for one examination and let go: it takes memory for them and for the session, bounded
-together, and where that is not enough this node cannot tell. Loads and computes for seconds to minutes in a thread of
-its own, at the lowest priority that the system gives a thread.
+together and by half of what is free, and where that is not enough this node cannot tell. Loads and computes for seconds
+to minutes in a thread of its own, at the lowest priority that the system gives a thread.
 """
 
 from __future__ import annotations
@@ -24,18 +27,22 @@ from dht.verdict import Opinion
 from dht.work import MAX_ERROR_PPM
 from node.check.calibration import Calibration
 from node.check.calibration_file import read_calibration, shipped_calibration
-from node.check.check import CheckResult, Verdict, check_span
+from node.check.check import CheckResult, Verdict, Work, check_span
+from node.check.control import NOBODY_COULD, control_of
 from node.check.evidence import Evidence
 from node.check.reference import HELD_IN, reference_span
 from node.claims.findings import Finding, cannot_tell
 from node.claims.rerun import work_of
 from node.errors import BadCalibration, BadOpening, CannotCheck, NodeError
 from node.model.checkpoint import Checkpoint
+from node.model.devices import free_bytes
 
 logger = logging.getLogger(__name__)
 
 MAX_EXAMINATION_BYTES = 4 * 2**30
 """Memory that an examination may take, weights included."""
+SHARE_OF_FREE = 2
+"""It takes one part in so many of the memory that is free: whoever accuses must not be able to end a node."""
 
 CPU = torch.device("cpu")
 
@@ -76,11 +83,21 @@ class CheckpointExaminer:
 
     def _run(self, evidence: Evidence, start: int, end: int, calibration: Calibration) -> Finding:
         work = work_of(evidence, calibration.hidden_size)
-        room = self.max_bytes - 2 * self.checkpoint.span_bytes(start, end, torch.float32)  # As stored, and in float32.
+        allowed = min(self.max_bytes, free_bytes(CPU) // SHARE_OF_FREE)
+        room = allowed - 2 * self.checkpoint.span_bytes(start, end, torch.float32)  # As stored, and in float32.
         if room <= 0:
             return cannot_tell("The blocks take more memory than an examination may.")
-        span = reference_span(self.checkpoint, evidence.weights, start, end, self.device)
-        return finding_of(check_span(span, work, calibration, evidence.weights, max_bytes=room))
+
+        def check(checked: Work) -> CheckResult:
+            span = reference_span(self.checkpoint, evidence.weights, start, end, self.device)
+            return check_span(span, checked, calibration, evidence.weights, max_bytes=room)
+
+        result = check(work)
+        if result.verdict is Verdict.FAIL:
+            control = control_of(self.checkpoint, evidence.weights, start, end, work, max_bytes=room)
+            if check(control).verdict is not Verdict.PASS:
+                return cannot_tell(NOBODY_COULD)
+        return finding_of(result)
 
 
 def examiner_of(checkpoint: Checkpoint, calibration: Path | None = None) -> CheckpointExaminer:

@@ -9,6 +9,7 @@ Scores on that board follow from what this node has seen come. Runs in the event
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +32,8 @@ from node.claims.findings import Examine
 from node.claims.notebook import Notebook
 from node.claims.shelf import Shelf
 from node.claims.stream import EvidenceServer, fetch_evidence
+
+logger = logging.getLogger(__name__)
 
 NOTEBOOK = "claims.sqlite"
 """In a node's home: what it must not forget about claims."""
@@ -86,7 +89,7 @@ class ClaimsKeeping:
     async def __aenter__(self) -> Self:
         self._notebook = await asyncio.to_thread(Notebook.open, self._home / NOTEBOOK)
         self._sightings = Sightings(await asyncio.to_thread(self._notebook.sightings))
-        self._kept = await asyncio.to_thread(self._notebook.rulings)
+        self._kept = await asyncio.to_thread(self._notebook.rulings, self._anchors)
         self._shelf = Shelf(self._home / SHELF)
         await asyncio.to_thread(self._shelf.tidy, self._clock())
         self.board = ScoreBoard(
@@ -137,11 +140,14 @@ class ClaimsKeeping:
         known = await self.board.refresh()
         present = rules.epoch_of(self._clock())
         self._sightings.forget_before(present - rules.window_epochs)
-        await asyncio.to_thread(self._note, known, present, rules)
+        try:
+            await asyncio.to_thread(self._note, known, present, rules)
+        except OSError as error:  # A full disk must not keep this node from denying what it is accused of.
+            logger.warning("what was seen of claims is not kept: %s", error)
         proofs = known.proofs
         cases = open_cases(proofs.claims, proofs.contests, proofs.verdicts)
         await self.desk.attend(cases, known.outcomes, rules)
-        await self.accuser.claim(rules, self._spared(known))
+        await self.accuser.claim(rules, self._spared(known), proofs.claims)
         return known
 
     def _spared(self, known: Standings) -> set[str]:
@@ -154,7 +160,7 @@ class ClaimsKeeping:
         """Put on the disk what must not be forgotten, and drop what may be; in a thread."""
         self._notebook.note_sightings(self._sightings.take_new())
         new = [ruling for claim, ruling in known.settled.items() if claim not in self._kept]
-        self._notebook.keep_rulings(new)
+        self._notebook.keep_rulings(new, self._anchors)
         self._kept |= {ruling.claim: ruling for ruling in new}
         if present > self._tidied:
             self._tidied = present

@@ -10,15 +10,19 @@ A SQLite file in the node's home. Waits for its disk: ``asyncio.to_thread``; cal
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Self
 
 from dht.claim import MAX_CLAIMS
+from dht.codec import encode
+from dht.errors import BadRecord
 from dht.judgement.kept_rulings import pack_ruling, unpack_ruling
 from dht.judgement.outcomes import Ruling
 from dht.standing.sightings import Sighting
@@ -35,7 +39,9 @@ CREATE TABLE IF NOT EXISTS claims (
     epoch INTEGER, number INTEGER, chunk BLOB UNIQUE NOT NULL, envelope BLOB NOT NULL, PRIMARY KEY (epoch, number)
 );
 CREATE TABLE IF NOT EXISTS sightings (record BLOB PRIMARY KEY, epoch INTEGER NOT NULL, seen_s REAL);
-CREATE TABLE IF NOT EXISTS rulings (claim BLOB PRIMARY KEY, epoch INTEGER NOT NULL, ruling BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS rulings (
+    claim BLOB, anchors BLOB, epoch INTEGER NOT NULL, ruling BLOB NOT NULL, PRIMARY KEY (claim, anchors)
+);
 """
 
 
@@ -59,11 +65,22 @@ class Ballot:
 
 
 class Notebook:
-    """One node's notes about claims. Closed by ``close``."""
+    """One node's notes about claims. Closed by ``close``; raises ``OSError`` where the disk does not do its part."""
 
     def __init__(self, file: sqlite3.Connection) -> None:
         self._file = file
         self._alone = threading.Lock()
+
+    @contextlib.contextmanager
+    def _using(self) -> Iterator[sqlite3.Connection]:
+        """Have the file alone; what failed half way is undone."""
+        with self._alone:
+            try:
+                yield self._file
+            except sqlite3.Error as error:
+                with contextlib.suppress(sqlite3.Error):  # SQLite has undone it itself, or the file is damaged.
+                    self._file.rollback()
+                raise OSError(f"what is noted about claims cannot be read or written: {error}") from error
 
     @classmethod
     def open(cls, path: Path | None) -> Self:
@@ -72,14 +89,14 @@ class Notebook:
         What was in it costs votes that were not opened yet, and nobody else anything.
 
         Raises:
-            sqlite3.OperationalError: it cannot be written.
+            OSError: it cannot be written.
         """
         if path is None:
             return cls(_connect(":memory:"))
         try:
             return cls(_connect(path))
-        except sqlite3.OperationalError:
-            raise
+        except sqlite3.OperationalError as error:
+            raise OSError(f"{path} cannot be written: {error}") from error
         except sqlite3.DatabaseError as error:
             aside = path.with_suffix(".damaged")
             logger.warning("%s is damaged (%s): it is put aside as %s, and a new one begun", path, error, aside.name)
@@ -96,16 +113,16 @@ class Notebook:
     def keep_ballot(self, ballot: Ballot) -> Ballot:
         """Write a vote down; return the one that stands, which is an earlier one where there is one."""
         row = (ballot.claim, ballot.level, ballot.epoch, int(ballot.opinion), ballot.salt, ballot.error_ppm)
-        with self._alone:
-            self._file.execute("INSERT OR IGNORE INTO ballots VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, ballot.commitment))
+        with self._using() as file:
+            file.execute("INSERT OR IGNORE INTO ballots VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, ballot.commitment))
         standing = self.ballot(ballot.claim, ballot.level)
         assert standing is not None
         return standing
 
     def ballot(self, claim: bytes, level: int) -> Ballot | None:
         """Return the vote of this node at a level; None: it has none."""
-        with self._alone:
-            found = self._file.execute("SELECT * FROM ballots WHERE claim = ? AND level = ?", (claim, level)).fetchone()
+        with self._using() as file:
+            found = file.execute("SELECT * FROM ballots WHERE claim = ? AND level = ?", (claim, level)).fetchone()
         if found is None:
             return None
         claim, level, epoch, opinion, salt, error_ppm, commitment = found
@@ -113,58 +130,72 @@ class Notebook:
 
     def numbers_left(self, epoch: int) -> list[int]:
         """Return the numbers that no claim of an epoch has yet."""
-        with self._alone:
-            taken = {number for (number,) in self._file.execute("SELECT number FROM claims WHERE epoch = ?", (epoch,))}
+        with self._using() as file:
+            taken = {number for (number,) in file.execute("SELECT number FROM claims WHERE epoch = ?", (epoch,))}
         return [number for number in range(MAX_CLAIMS) if number not in taken]
 
     def keep_claim(self, epoch: int, number: int, chunk: bytes, envelope: bytes) -> bool:
         """Write a claim down; say whether it is the first of its number, and about its chunk."""
-        with self._alone:
+        with self._using() as file:
             row = (epoch, number, chunk, envelope)
-            return self._file.execute("INSERT OR IGNORE INTO claims VALUES (?, ?, ?, ?)", row).rowcount > 0
+            return file.execute("INSERT OR IGNORE INTO claims VALUES (?, ?, ?, ?)", row).rowcount > 0
 
     def claims_since(self, epoch: int) -> list[bytes]:
         """Return the envelopes of this node's claims from an epoch on."""
-        with self._alone:
-            rows = self._file.execute("SELECT envelope FROM claims WHERE epoch >= ? ORDER BY epoch, number", (epoch,))
+        with self._using() as file:
+            rows = file.execute("SELECT envelope FROM claims WHERE epoch >= ? ORDER BY epoch, number", (epoch,))
             return [envelope for (envelope,) in rows]
 
     def note_sightings(self, new: Iterable[Sighting]) -> None:
         """Write down what was seen for the first time."""
-        with self._alone:
-            self._file.execute("BEGIN")
-            self._file.executemany("INSERT OR IGNORE INTO sightings VALUES (?, ?, ?)", new)
-            self._file.execute("COMMIT")
+        with self._using() as file:
+            file.execute("BEGIN")
+            file.executemany("INSERT OR IGNORE INTO sightings VALUES (?, ?, ?)", new)
+            file.execute("COMMIT")
 
     def sightings(self) -> list[Sighting]:
         """Return all that was seen."""
-        with self._alone:
-            return [Sighting(*row) for row in self._file.execute("SELECT * FROM sightings")]
+        with self._using() as file:
+            return [Sighting(*row) for row in file.execute("SELECT * FROM sightings")]
 
-    def keep_rulings(self, rulings: Iterable[Ruling]) -> None:
-        """Write down rulings that are final."""
-        rows = [(ruling.claim, ruling.epoch, pack_ruling(ruling)) for ruling in rulings]
-        with self._alone:
-            self._file.execute("BEGIN")
-            self._file.executemany("INSERT OR IGNORE INTO rulings VALUES (?, ?, ?)", rows)
-            self._file.execute("COMMIT")
+    def keep_rulings(self, rulings: Iterable[Ruling], anchors: Collection[str]) -> None:
+        """Write down rulings that are final by the trust of some anchors."""
+        whose = _digest_of(anchors)
+        rows = [(ruling.claim, whose, ruling.epoch, pack_ruling(ruling)) for ruling in rulings]
+        with self._using() as file:
+            file.execute("BEGIN")
+            file.executemany("INSERT OR IGNORE INTO rulings VALUES (?, ?, ?, ?)", rows)
+            file.execute("COMMIT")
 
-    def rulings(self) -> dict[bytes, Ruling]:
-        """Return the rulings that stand, by the hash of their claim."""
-        with self._alone:
-            rows = self._file.execute("SELECT claim, ruling FROM rulings").fetchall()
-        return {claim: unpack_ruling(ruling) for claim, ruling in rows}
+    def rulings(self, anchors: Collection[str]) -> dict[bytes, Ruling]:
+        """Return the rulings that stand by these anchors, by the hash of their claim: who names others judges anew."""
+        with self._using() as file:
+            whose = (_digest_of(anchors),)
+            rows = file.execute("SELECT claim, ruling FROM rulings WHERE anchors = ?", whose).fetchall()
+        return {claim: ruling for claim, packed in rows if (ruling := _read(packed)) is not None}
 
     def forget_before(self, epoch: int) -> None:
         """Drop what is about claims of earlier epochs; rulings stay, as convictions outlive what they rest on."""
-        with self._alone:
+        with self._using() as file:
             for table in ("ballots", "claims", "sightings"):
-                self._file.execute(f"DELETE FROM {table} WHERE epoch < ?", (epoch,))  # noqa: S608 - names of ours
+                file.execute(f"DELETE FROM {table} WHERE epoch < ?", (epoch,))  # noqa: S608 - names of ours
 
     def forget_rulings_before(self, epoch: int) -> None:
         """Drop rulings that count no more."""
-        with self._alone:
-            self._file.execute("DELETE FROM rulings WHERE epoch < ?", (epoch,))
+        with self._using() as file:
+            file.execute("DELETE FROM rulings WHERE epoch < ?", (epoch,))
+
+
+def _digest_of(anchors: Collection[str]) -> bytes:
+    return sha256(encode(sorted(anchors))).digest()
+
+
+def _read(packed: bytes) -> Ruling | None:
+    try:
+        return unpack_ruling(packed)
+    except BadRecord as error:
+        logger.warning("what was kept of a claim cannot be read, and is judged anew: %s", error)
+        return None
 
 
 def _connect(place: Path | str) -> sqlite3.Connection:
@@ -173,6 +204,9 @@ def _connect(place: Path | str) -> sqlite3.Connection:
         file.execute("PRAGMA journal_mode = WAL")
         file.execute("PRAGMA synchronous = FULL")
         file.executescript(_TABLES)
+        (found,) = file.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise sqlite3.DatabaseError(found)
     except sqlite3.Error:
         file.close()
         raise

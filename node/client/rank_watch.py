@@ -14,6 +14,7 @@ from typing import Any, Self
 from dht.errors import PeerUnreachable
 from dht.standing.board import ScoreBoard, Standings
 from dht.standing.ranks import Ranks, ranks_of
+from dht.standing.sightings import Sightings
 from dht.swarm import Swarm
 from node.client.rank_file import Whose, read_ranks, write_ranks
 from node.config import STANDINGS
@@ -36,7 +37,7 @@ class RankWatch:
 
     def __init__(self, swarm: Swarm, bootstraps: Sequence[str], anchors: Sequence[str], home: Path | None) -> None:
         self._swarm = swarm
-        self._board = ScoreBoard(swarm, bootstraps, anchors=anchors)
+        self._board = ScoreBoard(swarm, bootstraps, anchors=anchors, sightings=Sightings())
         self._board.on_refreshed = self._refreshed
         self._path = home / STANDINGS if home is not None else None
         self._tell: Callable[[Ranks], None] = _ignore

@@ -66,6 +66,10 @@ class References:
             self._span_bytes = size_bytes
         return self._span[1]
 
+    def let_go(self) -> None:
+        """Forget the blocks, so that others have their room."""
+        self._span, self._span_bytes = None, 0
+
     def entry(self, dtype: torch.dtype) -> Ends:
         """Return what embeds as a server does that computes in ``dtype``; raises as ``span``."""
         return self._load("the embedding", dtype, is_entry=True)

@@ -24,12 +24,14 @@ import torch
 from dht.work import MAX_ERROR_PPM
 from node.check.calibration import Calibration, Standard
 from node.check.check import MAX_CHECK_BYTES, CheckResult, Piece, Verdict, Work, check_span
+from node.check.control import NOBODY_COULD, control_of
 from node.check.end_check import EndWork, LoadedEnds, Part, check_ends, check_sizes
 from node.check.reference import DTYPES
 from node.check.statistics import ChunkStatistics
 from node.client.audit_book import Measured, Outcome
 from node.client.audit_book import Verdict as Ruling
 from node.client.audit_opening import Given, Opening
+from node.client.route import Stage
 from node.errors import CannotCheck, NodeError
 from node.model.checkpoint import Checkpoint
 from node.model.sampling import Sampling
@@ -61,6 +63,7 @@ class SpanJudge:
         max_bytes: int | None = None,
         tell: Callable[[str], None] = logger.warning,
     ) -> None:
+        self._checkpoint = checkpoint
         self._calibration = calibration
         self._references = References(checkpoint, max_bytes)
         self._tell = tell
@@ -93,8 +96,20 @@ class SpanJudge:
         if is_at_an_end(opening):
             return self._check_ends(opening)
         work, stage, references = work_of(opening), opening.stage, self._references
-        span = references.span(stage.weights, stage.start, stage.end)
-        max_bytes = min(references.left_bytes, MAX_CHECK_BYTES)
+        result = self._held_against(stage, work)
+        if result.verdict is not Verdict.FAIL:
+            return result
+        references.let_go()  # There is room for one.
+        room = references.left_bytes - 2 * self._checkpoint.span_bytes(stage.start, stage.end, torch.float32)
+        blocks = (stage.start, stage.end)
+        control = control_of(self._checkpoint, stage.weights, *blocks, work, max_bytes=min(room, MAX_CHECK_BYTES))
+        if self._held_against(stage, control).verdict is Verdict.PASS:
+            return result
+        return CheckResult(Verdict.INCONCLUSIVE, None, math.nan, NOBODY_COULD)
+
+    def _held_against(self, stage: Stage, work: Work) -> CheckResult:
+        span = self._references.span(stage.weights, stage.start, stage.end)
+        max_bytes = min(self._references.left_bytes, MAX_CHECK_BYTES)
         return check_span(span, work, self._calibration, stage.weights, max_bytes=max_bytes)
 
     def _check_ends(self, opening: Opening) -> CheckResult:

@@ -8,12 +8,15 @@ from dataclasses import replace
 import pytest
 
 from dht.audit import Finding
+from dht.claim import Claim
+from dht.contest import Contest
 from dht.equivocation import find_equivocations
 from dht.ident import Ident, Role, Succession
 from dht.identity import Identity
+from dht.judgement.outcomes import State
 from dht.receipts.snapshot_keeper import SnapshotKeeper
 from dht.receipts.snapshots import newest_record
-from dht.records import Envelope, seal
+from dht.records import Envelope, Kind, seal
 from dht.rules import DEFAULT_RULES
 from dht.snapshot import NO_SCORES
 from dht.standing import board as board_module
@@ -21,6 +24,7 @@ from dht.standing.board import ScoreBoard
 from dht.standing.snapshot_scores import SnapshotScores
 from dht.testnet import testnet
 from tests.dht.receipts.made import sealed
+from tests.dht.samples import receipt
 from tests.dht.test_audit import AUDIT
 
 ANCHOR, HONEST, LIAR, NEW, HEIR = (Identity.ephemeral() for _ in range(5))
@@ -151,3 +155,39 @@ async def test_a_refresh_that_fails_is_not_the_last_one(nodes, monkeypatch):
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_an_accused_of_whom_nobody_else_knows_is_heard(nodes):
+    """A server that has just joined stands in no receipt that was published: its denial is read all the same."""
+    began = DEFAULT_RULES.start_of(EPOCH - 1)
+    work = receipt(NEW, LIAR, epoch=EPOCH - 1, t_first=began + 1, t_last=began + 2).to_body()
+    claim = Claim(
+        LIAR.peer_id, EPOCH - 1, 0, work, NEW.sign(Kind.RECEIPT, work), bytes(16), segment=0, index=0, error_ppm=1,
+        evidence=bytes(32), evidence_bytes=1, t=began + 100,
+    )  # fmt: skip
+    denial = Contest(NEW.peer_id, claim.epoch, claim.hash, claim.accuser, 1, claim.t + 10)
+    assert await nodes[0].store(seal(claim, LIAR))
+    assert await nodes[0].store(seal(denial, NEW))
+    known = await board(nodes[2]).refresh()
+    assert NEW.peer_id not in {peer for work in known.evidence.works for peer in work[:2]}
+    assert known.proofs.contests == (denial,)
+
+
+async def test_a_ruling_stands_for_good_only_when_a_second_reading_has_found_the_same(nodes):
+    began = DEFAULT_RULES.start_of(EPOCH - 1)
+    work = receipt(NEW, LIAR, epoch=EPOCH - 1, t_first=began + 1, t_last=began + 2).to_body()
+    for seed in b"abc":
+        holder = Identity.from_seed(bytes([seed]) * 32)
+        await nodes[1].store(enrolled(holder))
+        assert await nodes[1].store(sealed(holder, ANCHOR, epochs_ago=2, **BIG))
+    claim = Claim(
+        ANCHOR.peer_id, EPOCH - 1, 0, work, NEW.sign(Kind.RECEIPT, work), bytes(16), segment=0, index=0, error_ppm=1,
+        evidence=bytes(32), evidence_bytes=1, t=began + 100,
+    )  # fmt: skip
+    assert await nodes[0].store(seal(claim, ANCHOR))
+    reader = board(nodes[2])
+    first = await reader.refresh()
+    assert first.outcomes.rulings[0].state is State.UPHELD
+    assert first.outcomes.rulings[0].is_final
+    assert first.settled == {}
+    assert set((await reader.refresh()).settled) == {claim.hash}

@@ -2,6 +2,9 @@
 
 import itertools
 
+import pytest
+
+from dht.judgement.duties import duties
 from dht.reputation import DEFAULT_SCORE_RULES, Conviction, OpenFail, Rejection
 from dht.standing.board import Terms, standings_of
 from dht.standing.hearing import hear
@@ -25,6 +28,7 @@ from tests.dht.judgement.town import (
 from tests.dht.samples import receipt
 
 HOLDERS = (ACCUSED, *PEERS[2:7])
+TRUSTED = HOLDERS[1]
 ANCHOR = ANCHORS[0]
 END_S = RULES.start_of(EPOCH + 3)
 COURT = court_of(HOLDERS, dict.fromkeys(HOLDERS, 2**40), [ANCHOR])
@@ -49,9 +53,9 @@ def heard(proofs, *, worked=None, now_s=END_S, settled=None):
 
 
 def test_who_does_not_deny_a_claim_is_convicted_and_gets_no_work_and_until_then_it_is_open():
-    proofs = tried(play([claim_of()], lambda *_: None, court=COURT, denies=False, appeals=False))
+    proofs = tried(play([claim_of(TRUSTED)], lambda *_: None, court=COURT, denies=False, appeals=False))
     early = heard(proofs, now_s=RULES.start_of(EPOCH) + 101)
-    assert (early.judged.convictions, early.judged.open_fails) == ((), (OpenFail(ACCUSER, ACCUSED),))
+    assert (early.judged.convictions, early.judged.open_fails) == ((), (OpenFail(TRUSTED, ACCUSED),))
     assert early.judged.cases[0].state == "open"
     judged = heard(proofs).judged
     assert judged.convictions == (Conviction(ACCUSED, EPOCH),)
@@ -59,7 +63,16 @@ def test_who_does_not_deny_a_claim_is_convicted_and_gets_no_work_and_until_then_
     terms = Terms((ANCHOR,), RULES, DEFAULT_SCORE_RULES)
     scores = standings_of(book(), proofs, terms, EPOCH + 3, END_S).scores
     assert rank_of(scores, ACCUSED) is Rank.CONVICTED
-    assert rank_of(scores, HOLDERS[1]) is Rank.ESTABLISHED
+    assert rank_of(scores, HOLDERS[2]) is Rank.ESTABLISHED
+
+
+def test_silence_convicts_nobody_whom_an_untrusted_id_accuses_so_a_claim_dated_back_for_newcomers_does_not_either():
+    """A new id costs nothing, and whoever was not there cannot know that its claim was published too late to deny."""
+    late = heard(Proofs(claims=(claim_of(PEERS[150]),)))
+    assert (late.judged.convictions, late.judged.rejections) == ((), ())
+    assert late.judged.cases[0].state == "undecided"
+    found = heard(tried(play([claim_of()], lambda *_: UP, court=COURT, denies=False, appeals=False)))
+    assert found.judged.convictions == (Conviction(ACCUSED, EPOCH),), "who is guilty and silent is judged by holders"
 
 
 def test_a_committee_of_those_with_flow_convicts_or_rejects_and_a_slanderer_pays():
@@ -92,5 +105,24 @@ def test_what_was_settled_stands_when_its_receipts_are_gone_and_only_for_who_rem
     assert heard(proofs, worked=gone, now_s=later).judged.convictions == (), "a newcomer cannot know"
 
 
+def test_what_was_settled_stands_when_its_claim_is_read_no_more_and_is_forgotten_when_it_counts_no_more():
+    """A node that has started anew reads the claims of a window; what it has kept is of many more epochs."""
+    proofs = tried(play([claim_of()], lambda *_: UP, court=COURT, appeals=False))
+    settled = heard(proofs).settled
+    later = END_S + 60 * RULES.epoch_s
+    again = heard(Proofs(), worked=Workbook(), now_s=later, settled=settled)
+    assert again.judged.convictions == (Conviction(ACCUSED, EPOCH),)
+    assert duties(ACCUSED, (), again.outcomes, RULES, later) == []
+    much_later = RULES.start_of(EPOCH + RULES.evidence_epochs)
+    assert heard(Proofs(), worked=Workbook(), now_s=much_later, settled=settled)[:2] == (Judged(), {})
+
+
 def test_where_nothing_is_claimed_nothing_is_computed():
     assert heard(Proofs())[:2] == (Judged(), {})
+
+
+def test_claims_about_blocks_that_hardly_anybody_holds_cost_no_scores(monkeypatch):
+    """They are never settled, so somebody who makes one in each epoch would have all scores computed again for good."""
+    monkeypatch.setattr("dht.standing.hearing.score", lambda *_: pytest.fail("scores were computed"))
+    claims = tuple(claim_of(epoch=EPOCH - ago) for ago in range(3))
+    assert {case.state for case in heard(Proofs(claims=claims), worked=Workbook()).judged.cases} == {"local"}

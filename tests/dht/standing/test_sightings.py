@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dht.judgement.docket import record_id
+from dht.judgement.timeline import Timeline
 from dht.records import Kind
 from dht.rules import DEFAULT_RULES
 from dht.standing.proofs import Proofs
@@ -41,11 +42,24 @@ def test_what_is_found_at_a_first_look_or_after_a_pause_counts_by_its_signed_tim
         assert seen.first_seen_s == {}
 
 
-def test_a_look_at_other_keys_shows_nothing():
+ELSEWHERE = {Kind.CLAIM: frozenset({(ACCUSER, EPOCH + 1)})}
+
+
+def test_a_look_at_other_keys_shows_nothing_of_what_was_signed_before():
     seen = Sightings()
-    seen.look({Kind.CLAIM: frozenset({(ACCUSER, EPOCH + 1)})}, Proofs(), 1000.0, PATIENCE_S)
-    seen.look(KEYS, Proofs(claims=(CLAIM,)), 1001.0, PATIENCE_S)
+    seen.look(ELSEWHERE, Proofs(), CLAIM.t + 1.0, PATIENCE_S)
+    seen.look(KEYS, Proofs(claims=(CLAIM,)), CLAIM.t + 2.0, PATIENCE_S)
     assert seen.first_seen_s == {}
+
+
+def test_who_takes_a_new_id_cannot_date_a_claim_back_into_the_time_of_who_was_looking():
+    seen, now_s = Sightings(), CLAIM.t - 1.0
+    for _ in range(40):
+        seen.look(ELSEWHERE, Proofs(), now_s, PATIENCE_S)
+        now_s += PATIENCE_S / 2
+    seen.look(ELSEWHERE | KEYS, Proofs(claims=(CLAIM,)), now_s, PATIENCE_S)
+    assert seen.first_seen_s == {CLAIM.hash: now_s}
+    assert not Timeline.of(CLAIM.t, DEFAULT_RULES).is_claim_timely(now_s)
 
 
 def test_a_restart_forgets_nothing_and_believes_nothing_new():

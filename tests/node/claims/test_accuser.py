@@ -75,3 +75,23 @@ async def test_what_is_too_old_to_be_claimed_is_let_go(accuser):
     accuser.hold(replace(old, receipt=session.receipt.to_body()))
     assert await accuser.claim(RULES) == []
     assert accuser._held == {}
+
+
+async def test_nothing_is_claimed_whose_evidence_would_not_hold(accuser):
+    """A liar that gets an accuser to publish such a thing three times would have silenced it."""
+    true = accusation(LIARS[0], 900)
+    accuser.hold(replace(true, evidence=replace(true.evidence, given=bytes(len(true.evidence.given)))))
+    accuser.hold(accusation(LIARS[1], 100))
+    assert [(claim.accused, claim.number) for claim in await accuser.claim(RULES)] == [(LIARS[1].peer_id, 1)]
+    assert accuser._notebook.numbers_left(EPOCH) == [0, 2]
+
+
+async def test_who_has_lost_its_notebook_gives_no_number_away_twice(accuser, tmp_path):
+    """Two claims for one place are a false claim, whatever they are of."""
+    accuser.hold(accusation(LIARS[0], 900))
+    published = await accuser.claim(RULES)
+    new = Notebook.open(tmp_path / "new.sqlite")
+    again = Accuser(accuser._swarm, accuser._identity, accuser._shelf, new, accuser._clock)
+    again.hold(accusation(LIARS[1], 800))
+    assert [claim.number for claim in await again.claim(RULES, (), published)] == [1]
+    new.close()

@@ -42,7 +42,7 @@ class Scene:
         session = held(provider=BY_ID[ACCUSED])
         signature = BY_ID[ACCUSED].sign(Kind.RECEIPT, session.receipt.to_body())
         self.blob, self.claim = session.claim(accuser=ACCUSER, receipt_signature=signature)
-        court = court_of(HOLDERS, dict.fromkeys(HOLDERS, 2**40), ANCHORS)
+        court = court_of(HOLDERS, dict.fromkeys((ACCUSER, *HOLDERS), 2**40), ANCHORS)
         court.holdings._spans[bytes(32)] = next(iter(court.holdings._spans.values()))  # The session is of this model.
         self.town = Town(court, [self.claim], [], [])
         self.member, self.opinion, self.home = member, opinion, home
@@ -141,7 +141,23 @@ async def test_who_cannot_have_the_evidence_appeals_and_as_a_juror_cannot_tell(s
     await scene.attend(8.1)
     await scene.attend(8.3)
     assert [type(each) for each in scene.swarm.records] == [Contest]
-    assert scene.desk.finding(scene.claim.hash).opinion is Opinion.INCONCLUSIVE
+    juror = scene_of(JUROR, Opinion.UPHELD, fetched=PeerUnreachable("gone"))
+    juror.denied()
+    for units in (3.1, 4.0, 4.6, 6.5):
+        await juror.attend(units)
+    assert juror.swarm.records[-1].opinion is Opinion.INCONCLUSIVE
+
+
+async def test_a_juror_asks_again_for_evidence_that_its_author_had_no_time_to_hand_out(scene_of):
+    """Four readers hold an accuser up, by chance or on purpose: that acquits nobody while there is time."""
+    scene = scene_of(JUROR, Opinion.UPHELD, fetched=PeerUnreachable("not now"))
+    scene.denied()
+    await scene.attend(3.1)
+    await scene.attend(3.6)
+    scene.fetched = scene.blob
+    for units in (4.1, 4.4, 6.5):
+        await scene.attend(units)
+    assert scene.swarm.records[-1].opinion is Opinion.UPHELD
 
 
 @pytest.mark.parametrize("spoil", [lambda blob: blob[:-1], lambda blob: bytes([blob[0] ^ 1]) + blob[1:]])
@@ -169,8 +185,7 @@ async def test_a_crash_between_disk_and_network_loses_no_vote_and_makes_no_secon
     scene.denied()
     await scene.attend(3.1)
     scene.swarm.is_down = True
-    with pytest.raises(PeerUnreachable):
-        await scene.attend(3.5)
+    await scene.attend(3.5)
     written = scene.notebook.ballot(scene.claim.hash, 1)
     assert written is not None
     scene.swarm.is_down, scene.opinion = False, Opinion.REFUTED  # It would find something else the next time.
@@ -182,6 +197,19 @@ async def test_a_crash_between_disk_and_network_loses_no_vote_and_makes_no_secon
     assert opened.committed == committed.commitment
     assert (opened.salt, opened.opinion) == (written.salt, Opinion.UPHELD)
     assert scene.num_examined == 1
+
+
+async def test_a_notebook_that_fails_keeps_nobody_from_denying_what_it_is_accused_of(scene_of):
+    juror = scene_of(JUROR, Opinion.UPHELD)
+    juror.denied()
+    await juror.attend(3.1)
+    juror.notebook._file.close()
+    await juror.attend(3.5)
+    accused = scene_of(ACCUSED, Opinion.REFUTED)
+    accused.notebook._file.close()
+    await accused.attend(0.1)
+    await accused.attend(1.9)
+    assert [each.level for each in accused.swarm.records] == [1]
 
 
 async def test_who_has_lost_its_notebook_opens_nothing(scene_of):

@@ -8,8 +8,10 @@ import torch
 
 from dht.verdict import Opinion
 from node.agreement.offers import profile_digest
+from node.check.calibration_file import shipped_calibration
 from node.check.evidence import Evidence, OpenedChunk
 from node.check.headers import Header, Piece
+from node.check.honest import servers_of
 from node.check.reference import reference_span
 from node.claims import examiner as examiner_module
 from node.claims.examiner import CheckpointExaminer, examiner_of
@@ -42,14 +44,14 @@ def work(examiner):
     return inputs, span.forward(inputs, span.new_cache(128, 1), None)
 
 
-def evidence_of(inputs, given):
+def evidence_of(inputs, given, held_in="float32"):
     chunks = []
     for index in range(2):
-        header = Header("float32", (Piece(64 * index, 1, 64, 1),)).to_bytes()
-        taken = bytes(to_payload(inputs[:, 64 * index : 64 * index + 64], "float32"))
+        header = Header(held_in, (Piece(64 * index, 1, 64, 1),)).to_bytes()
+        taken = bytes(to_payload(inputs[:, 64 * index : 64 * index + 64], held_in))
         leaf = Leaf(0, index, 64 * index, sha256(header).digest(), sha256(taken).digest(), bytes(32))
         chunks.append(OpenedChunk(leaf, header, taken))
-    return Evidence(b"", b"", b"", "float32", "", (), tuple(chunks), bytes(to_payload(given[:, 64:], "float32")))
+    return Evidence(b"", b"", b"", held_in, "", (), tuple(chunks), bytes(to_payload(given[:, 64:], held_in)))
 
 
 def claim_of(examiner, **changes):
@@ -81,6 +83,27 @@ def test_who_does_not_have_what_it_takes_cannot_tell(examiner, work):
         assert why in found.why
     assert examiner(replace(evidence, weights="tape"), claim).opinion is Opinion.INCONCLUSIVE
     assert examiner(replace(evidence, given=b""), claim).opinion is Opinion.INCONCLUSIVE
+
+
+@pytest.mark.parametrize("size", [30, 1000])
+def test_inputs_made_so_that_no_honest_server_computes_them_well_convict_nobody(examiner, size):
+    """Blocks norm what they look at: of hidden states that large, bfloat16 keeps nothing of what is added."""
+    honest = CheckpointExaminer(examiner.checkpoint, shipped_calibration(examiner.checkpoint.manifest32), CPU)
+    server = servers_of("bfloat16", [CPU])[0].build(examiner.checkpoint, START, END)
+    inputs = torch.randn(1, 128, honest.calibration.hidden_size, generator=torch.Generator().manual_seed(3))
+    for factor, opinion in ((1, Opinion.REFUTED), (size, Opinion.INCONCLUSIVE)):
+        entering = (factor * inputs).bfloat16()
+        given = server.forward(entering, server.new_cache(128, 1), None)
+        evidence = evidence_of(entering, given, "bfloat16")
+        assert honest(evidence, claim_of(examiner)).opinion is opinion
+    lazy = evidence_of(inputs.bfloat16(), inputs.bfloat16(), "bfloat16")
+    assert honest(lazy, claim_of(examiner)).opinion is Opinion.UPHELD
+
+
+def test_an_examination_leaves_a_node_half_of_the_memory_that_is_free(examiner, work, monkeypatch):
+    monkeypatch.setattr(examiner_module, "free_bytes", lambda _: 2**20)
+    found = examiner(evidence_of(*work), claim_of(examiner))
+    assert (found.opinion, "memory" in found.why) == (Opinion.INCONCLUSIVE, True)
 
 
 def test_a_calibration_that_cannot_be_read_keeps_no_node_from_serving(examiner, monkeypatch):

@@ -72,12 +72,51 @@ def ruling(state=State.UPHELD, backed_by="", **changes):
 @pytest.mark.parametrize("state", State)
 def test_rulings_come_back_as_they_stood(notebook, state):
     kept = [ruling(state), ruling(state, ACCUSER.peer_id, claim=b"d" * 32, epoch=12)]
-    notebook.keep_rulings(kept)
-    notebook.keep_rulings([ruling(State.REJECTED)])
-    assert notebook.rulings() == {each.claim: each for each in kept}
+    notebook.keep_rulings(kept, [])
+    notebook.keep_rulings([ruling(State.REJECTED)], [])
+    assert notebook.rulings([]) == {each.claim: each for each in kept}
     notebook.forget_before(100)
     notebook.forget_rulings_before(12)
-    assert notebook.rulings() == {b"d" * 32: kept[1]}
+    assert notebook.rulings([]) == {b"d" * 32: kept[1]}
+
+
+def test_who_names_other_anchors_is_bound_by_nothing_that_the_old_ones_decided(notebook):
+    notebook.keep_rulings([ruling()], ["one", "other"])
+    assert set(notebook.rulings(["other", "one"])) == {ruling().claim}
+    assert notebook.rulings(["one"]) == {}
+    notebook.keep_rulings([ruling(State.REJECTED)], ["one"])
+    assert [each.state for each in notebook.rulings(["one"]).values()] == [State.REJECTED]
+
+
+def test_a_ruling_that_cannot_be_read_is_left_out(notebook):
+    notebook.keep_rulings([ruling(), ruling(claim=b"d" * 32)], [])
+    notebook._file.execute("UPDATE rulings SET ruling = x'93' WHERE claim = ?", (b"d" * 32,))
+    assert set(notebook.rulings([])) == {b"c" * 32}
+
+
+def test_a_disk_that_was_full_is_written_to_again_when_it_is_not(notebook):
+    (pages,) = notebook._file.execute("PRAGMA page_count").fetchone()
+    notebook._file.execute(f"PRAGMA max_page_count = {pages}")
+    many = [Sighting(number.to_bytes(32, "big"), 5, None) for number in range(1000)]
+    for _ in range(2):
+        with pytest.raises(OSError, match="full"):
+            notebook.note_sightings(many)
+    notebook._file.execute("PRAGMA max_page_count = 100000")
+    notebook.note_sightings(many)
+    assert len(notebook.sightings()) == 1000
+
+
+def test_a_file_damaged_in_the_middle_is_put_aside_too(tmp_path):
+    path = tmp_path / "claims.sqlite"
+    notebook = Notebook.open(path)
+    notebook.note_sightings(Sighting(number.to_bytes(32, "big"), 5, None) for number in range(1000))
+    notebook.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:8192] + b"?" * (len(whole) - 8192))
+    notebook = Notebook.open(path)
+    assert notebook.sightings() == []
+    notebook.close()
+    assert path.with_suffix(".damaged").exists()
 
 
 def test_a_damaged_file_is_put_aside_and_the_node_begins_anew(tmp_path, caplog):
