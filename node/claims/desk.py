@@ -81,6 +81,8 @@ class Desk:
         self._findings: OrderedDict[bytes, Finding] = OrderedDict()
         self._missed: OrderedDict[bytes, Finding] = OrderedDict()
         """Of claims whose evidence could not be had yet, the one that was asked for longest ago first."""
+        self._waiting: list[tuple[Duty, Claim]] = []
+        """What is to be examined, and what for, the most urgent first."""
         self._examining: asyncio.Task[None] | None = None
 
     def finding(self, claim: bytes) -> Finding | None:
@@ -88,7 +90,7 @@ class Desk:
         return self._findings.get(claim)
 
     async def attend(self, cases: Sequence[Case], outcomes: Outcomes, rules: Rules) -> None:
-        """Sign what is due and can be signed; begin to find out what else must be known.
+        """Sign what is due and can be signed; begin to find out what else must be known, and to sign what follows.
 
         Args:
             cases: as ``open_cases`` orders them.
@@ -103,16 +105,16 @@ class Desk:
         for duty in due:
             if duty.until_s > self._clock():
                 await self._try(duty, by_hash[duty.claim], outcomes, rules)
-        await self._examine_next(due, by_hash)
+        await self._examine_what_is_due(due, by_hash, outcomes, rules)
 
     async def close(self) -> None:
-        """Give up the examination that is under way; a thread that computes ends by itself."""
+        """Give up the examinations that are under way; a thread that computes ends by itself."""
         if self._examining is not None:
             self._examining.cancel()
             await asyncio.gather(self._examining, return_exceptions=True)
 
     async def settle(self) -> None:
-        """Wait until the examination that is under way has ended."""
+        """Wait until the examinations that are under way have ended."""
         if self._examining is not None:
             await self._examining
 
@@ -190,10 +192,11 @@ class Desk:
     async def _publish(self, record: Record, rules: Rules) -> None:
         await self._swarm.store(seal(record, self._identity, rules=rules))
 
-    async def _examine_next(self, due: Sequence[Duty], by_hash: Mapping[bytes, Claim]) -> None:
-        """Begin the examination that is needed first, unless one is under way."""
-        if self._examining is not None and not self._examining.done():
-            return
+    async def _examine_what_is_due(
+        self, due: Sequence[Duty], by_hash: Mapping[bytes, Claim], outcomes: Outcomes, rules: Rules
+    ) -> None:
+        """Say anew what is to be examined, in order; begin with it, unless an examination is under way."""
+        self._waiting = []
         asked = {claim: number for number, claim in enumerate(self._missed, 1)}
         for duty in sorted(due, key=lambda duty: asked.get(duty.claim, 0)):  # Who hands nothing out holds nobody up.
             claim = by_hash[duty.claim]
@@ -203,8 +206,21 @@ class Desk:
                 continue
             if duty.act is Act.COMMIT and await self._has_voted(duty):
                 continue
-            self._examining = asyncio.create_task(self._find_out(claim))
-            return
+            self._waiting.append((duty, claim))
+        if self._waiting and (self._examining is None or self._examining.done()):
+            self._examining = asyncio.create_task(self._examine_waiting(outcomes, rules))
+
+    async def _examine_waiting(self, outcomes: Outcomes, rules: Rules) -> None:
+        """Find out one thing after the other, and sign what follows at once: the next turn may come too late."""
+        try:
+            while self._waiting:
+                duty, claim = self._waiting.pop(0)
+                if claim.hash not in self._findings:
+                    await self._find_out(claim)
+                if duty.until_s > self._clock():
+                    await self._try(duty, claim, outcomes, rules)
+        except DaemonDied:
+            return  # Whoever runs the node notices.
 
     async def _has_voted(self, duty: Duty) -> bool:
         return await asyncio.to_thread(self._notebook.ballot, duty.claim, duty.level) is not None
@@ -213,7 +229,7 @@ class Desk:
         try:
             found = await self._found(claim)
         except DaemonDied:
-            return  # Whoever runs the node notices.
+            raise
         except DhtError as error:
             logger.info("the evidence of a claim cannot be had, and is asked for again: %s", error)
             _remember(self._missed, claim.hash, cannot_tell(f"The evidence cannot be had: {error}"))
