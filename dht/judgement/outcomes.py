@@ -33,7 +33,7 @@ class Ruling(NamedTuple):
     why: str  # one sentence for people
     settled_s: int  # unix second from which on it stands; where it is pending: from which on it will at the latest
     level: int = 0  # that has judged last: 1 to 3; 0: none has, as in a default judgement
-    is_final: bool = True  # False: on trial, or a default judgement that can still be appealed against
+    is_final: bool = True  # False: on trial, or upheld so far
     phase: Phase | None = None  # what may be signed now
     committees: tuple[tuple[str, ...], ...] = ()  # of the levels that were called, from the first; () where one was not
     tallies: tuple[Tally | None, ...] = ()  # of the same levels; None: not closed, or not called

@@ -10,8 +10,8 @@
                                            └────────── decided, or left open ───── level 3: the anchors
 
 Whoever forces the last level against a clear verdict stakes its bond: it has one, and if it loses has none until the
-matter is forgotten. If the anchors cannot tell, the clear verdict stands then. What level 1 has found stands as well
-where nobody above it finds otherwise; in all other cases nothing follows. Guilt counts from when it is found, or
+matter is forgotten. If the anchors cannot tell, the clear verdict stands then. What four of level 1 have found stands,
+too, where nobody above it finds otherwise; in all other cases nothing follows. Guilt counts from when it is found, or
 silence has shown it, until another level finds otherwise: an appeal buys no time. Against a judgement by default
 holders are asked, because those who cannot tell would acquit everybody who is silent first.
 This file decides nothing about other cases; ``judge`` does.
@@ -35,6 +35,9 @@ FEW_HOLDERS = 10
 
 MIN_HOLDERS = 3
 """Where fewer hold them, the accused among these, nothing follows for anybody: there would be no committee."""
+
+MIN_VOTES = 4
+"""So many votes of level 1 for one side stand where nobody above it can tell."""
 
 REACH = 5
 """Level 2 is drawn among peers whose credibility is at least a fifth of the highest."""
@@ -107,10 +110,15 @@ class _Trial:
             return self._pending(found if decision is Decision.UNRESOLVED else decision)
         if last is Decision.UNRESOLVED and self._backed_by:  # Anchors that are away free nobody.
             return self._decided(decision, 2, settled_s)
-        stands = level == 1 and found is not Decision.UNRESOLVED and decision in (found, Decision.UNRESOLVED)
-        if last is Decision.UNRESOLVED and stands:
+        if last is Decision.UNRESOLVED and level == 1 and self._stands_alone(found, decision):
             return self._decided(found, 1, settled_s)
         return self._decided(last, 3, settled_s)
+
+    def _stands_alone(self, found: Decision, above: Decision) -> bool:
+        """Say whether what level 1 has found is enough where nobody above it could tell: not the word of two."""
+        tally = self._tallies[0]
+        votes = {Decision.UPHELD: tally.upheld, Decision.REFUTED: tally.refuted}.get(found, 0) if tally else 0
+        return votes >= MIN_VOTES and above in (found, Decision.UNRESOLVED)
 
     def _first(self) -> tuple[Decision | None, int]:
         """Return what holds before anybody appeals, and the level that says so; None: not yet known."""

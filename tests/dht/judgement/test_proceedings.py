@@ -70,6 +70,16 @@ def test_what_level_1_has_found_stands_where_nobody_above_it_can_tell():
             assert f"Of 7 holders of the blocks {7 if found is UP else 0} found the work false" in ruling.why
 
 
+def test_the_word_of_three_holders_does_not_stand_alone():
+    court = court_of(PEERS[:5])  # Accused and accuser among them.
+    for found in (UP, DOWN):
+        says = at_levels(found, SHRUG, SHRUG)
+        town = play([CLAIM], says, court=court)
+        (ruling,) = town.outcomes(CLAIM.t + 30 * UNIT_S).rulings
+        assert len(ruling.committee(1)) == 3
+        assert ruling.state is State.UNRESOLVED
+
+
 def test_against_a_judgement_by_default_holders_are_asked_and_those_who_cannot_tell_acquit_nobody():
     holders = {*PEERS[:20]}
     court = court_of(PEERS[:20])
