@@ -247,7 +247,8 @@ class _Verifier:
 
     async def _accuse(self, result: AuditResult) -> None:
         """Hold what others can be convinced of; it is claimed when there is a place for it."""
-        if result.opening is None or result.measured is None or not result.shows_itself:
+        is_fail = result.outcome is Outcome.FAIL and result.shows_itself
+        if not is_fail or result.opening is None or result.measured is None:
             return
         try:
             self._accuser.hold(await asyncio.to_thread(accusation_of, result.opening, result.measured.median_ppm))
