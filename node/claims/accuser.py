@@ -156,14 +156,21 @@ class Accuser:
         await self._swarm.store(signed)
         return claim
 
-    async def publish_again(self, rules: Rules, since: int) -> None:
-        """Publish the claims of the epochs from ``since`` on, as they were signed: a crash may have come between.
+    async def publish_again(self, rules: Rules, since: int, standing: Collection[bytes] = ()) -> None:
+        """Publish claims as they were signed: a crash, or a swarm that did not answer, may have come between.
+
+        Args:
+            rules: of the swarm.
+            since: epoch from which on.
+            standing: hashes of those that stand on the DHT.
 
         Raises:
             DaemonDied: our own p2pd has ended.
         """
         for envelope in await asyncio.to_thread(self._notebook.claims_since, since):
-            await self._swarm.store(place(Claim.from_body(Envelope.from_bytes(envelope).body), envelope, rules))
+            claim = Claim.from_body(Envelope.from_bytes(envelope).body)
+            if claim.hash not in standing:
+                await self._swarm.store(place(claim, envelope, rules))
 
 
 def _name_of(claim: Claim) -> bytes:

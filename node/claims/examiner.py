@@ -12,12 +12,9 @@ to minutes in a thread of its own, at the lowest priority that the system gives 
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import sys
-import threading
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -30,6 +27,7 @@ from node.check.calibration_file import read_calibration, shipped_calibration
 from node.check.check import CheckResult, Verdict, Work, check_span
 from node.check.control import NOBODY_COULD, control_of
 from node.check.evidence import Evidence
+from node.check.patience import patient_thread
 from node.check.reference import HELD_IN, reference_span
 from node.claims.findings import Finding, cannot_tell
 from node.claims.rerun import work_of
@@ -63,6 +61,9 @@ class CheckpointExaminer:
     device: torch.device = CPU
     """Not a GPU, where work that is being done may need all memory."""
     max_bytes: int = MAX_EXAMINATION_BYTES
+    _thread: ThreadPoolExecutor = field(
+        default_factory=lambda: patient_thread("efedllm-examiner"), init=False, repr=False, compare=False
+    )
 
     def __call__(self, evidence: Evidence, claim: Claim) -> Finding:
         """Examine; a node that cannot says so."""
@@ -73,9 +74,9 @@ class CheckpointExaminer:
             return cannot_tell("It is about another model than this node has.")
         if evidence.adapter or evidence.weights not in HELD_IN:
             return cannot_tell("The weights are held in a way that this node does not know.")
-        _be_patient()
         try:
-            return self._run(evidence, receipt.start, receipt.end, self.calibration)
+            run = self._thread.submit(self._run, evidence, receipt.start, receipt.end, self.calibration)
+            return run.result()
         except (CannotCheck, BadOpening) as error:
             return cannot_tell(str(error))
         except (NodeError, OSError, RuntimeError, MemoryError) as error:  # torch raises RuntimeError without memory.
@@ -125,10 +126,3 @@ def finding_of(result: CheckResult) -> Finding:
     median = result.statistics.median if result.statistics is not None else 0.0
     error_ppm = min(MAX_ERROR_PPM, int(median * 1e6)) if median < MAX_ERROR_PPM else MAX_ERROR_PPM
     return Finding(_OPINIONS[result.verdict], error_ppm, result.reason)
-
-
-def _be_patient() -> None:
-    """Let everything else go first; on Linux a thread has a priority of its own."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)

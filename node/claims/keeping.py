@@ -147,6 +147,7 @@ class ClaimsKeeping:
         proofs = known.proofs
         cases = open_cases(proofs.claims, proofs.contests, proofs.verdicts)
         await self.desk.attend(cases, known.outcomes, rules)
+        await self.accuser.publish_again(rules, present - 1, {claim.hash for claim in proofs.claims})
         await self.accuser.claim(rules, self._spared(known), proofs.claims)
         return known
 

@@ -10,14 +10,9 @@ it cannot do it says once, and has not judged: nobody is at fault for that.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import os
-import sys
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -26,6 +21,7 @@ from node.check.calibration import Calibration, Standard
 from node.check.check import MAX_CHECK_BYTES, CheckResult, Piece, Verdict, Work, check_span
 from node.check.control import NOBODY_COULD, control_of
 from node.check.end_check import EndWork, LoadedEnds, Part, check_ends, check_sizes
+from node.check.patience import patient_thread
 from node.check.reference import DTYPES
 from node.check.statistics import ChunkStatistics
 from node.client.audit_book import Measured, Outcome
@@ -69,7 +65,7 @@ class SpanJudge:
         self._tell = tell
         self._has_told = False
         self._pools = RatioPools()
-        self._thread = ThreadPoolExecutor(1, "efedllm-judge", initializer=_give_way)
+        self._thread = patient_thread("efedllm-judge")
 
     def __call__(self, opening: Opening) -> Ruling:
         """Judge an opening; waits for those before it."""
@@ -199,10 +195,3 @@ def _measured(statistics: ChunkStatistics, calibration: bytes) -> Measured:
 
 def _ppm(error: float) -> int:
     return MAX_ERROR_PPM if not math.isfinite(error) else min(MAX_ERROR_PPM, round(error * PPM))
-
-
-def _give_way() -> None:
-    """Let this thread, and those that torch starts for it, compute when nobody else wants to."""
-    if sys.platform == "linux":  # Elsewhere a thread's id is no number that a priority can be given to.
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)

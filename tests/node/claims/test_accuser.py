@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from dht.errors import PeerUnreachable
 from dht.identity import Identity
 from dht.rules import Rules
 from node.claims.accuser import MAX_HELD, Accusation, Accuser
@@ -17,9 +18,11 @@ LIARS = [Identity.ephemeral() for _ in range(4)]
 
 class Swarm:
     def __init__(self):
-        self.stored = []
+        self.stored, self.is_down = [], False
 
     async def store(self, signed):
+        if self.is_down:
+            raise PeerUnreachable("nobody answers")
         self.stored.append(signed)
         return True
 
@@ -95,3 +98,16 @@ async def test_who_has_lost_its_notebook_gives_no_number_away_twice(accuser, tmp
     again.hold(accusation(LIARS[1], 800))
     assert [claim.number for claim in await again.claim(RULES, (), published)] == [1]
     new.close()
+
+
+async def test_a_claim_that_nobody_took_is_published_again_and_one_that_stands_is_not(accuser):
+    accuser._swarm.is_down = True
+    accuser.hold(accusation(LIARS[0], 900))
+    with pytest.raises(PeerUnreachable):
+        await accuser.claim(RULES)
+    accuser._swarm.is_down = False
+    await accuser.publish_again(RULES, EPOCH)
+    (signed,) = accuser._swarm.stored
+    assert signed.record.accused == LIARS[0].peer_id
+    await accuser.publish_again(RULES, EPOCH, {signed.record.hash})
+    assert len(accuser._swarm.stored) == 1

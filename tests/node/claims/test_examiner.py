@@ -1,5 +1,8 @@
 """With the bundled model: claims about right work are refuted, about false work upheld. Thresholds are made up."""
 
+import os
+import sys
+import threading
 from dataclasses import replace
 from hashlib import sha256
 
@@ -112,3 +115,19 @@ def test_a_calibration_that_cannot_be_read_keeps_no_node_from_serving(examiner, 
 
     monkeypatch.setattr(examiner_module, "shipped_calibration", damaged)
     assert examiner_of(examiner.checkpoint).calibration is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
+def test_it_gives_way_in_a_thread_of_its_own_and_lowers_nobody_elses(examiner, work, monkeypatch):
+    seen = []
+
+    def noting(*arguments):
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return genuine(*arguments)
+
+    genuine = examiner_module.work_of
+    monkeypatch.setattr(examiner_module, "work_of", noting)
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    examiner(evidence_of(*work), claim_of(examiner))
+    assert seen == [19]
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
