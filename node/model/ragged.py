@@ -22,6 +22,8 @@ from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from node.model.named_attention import name_attention
+
 Attention: TypeAlias = Callable[..., tuple[torch.Tensor, Any]]
 
 _PLAIN_OPTIONS = frozenset({"dropout", "position_ids", "scaling", "sliding_window", "use_cache"})
@@ -63,7 +65,7 @@ class RaggedAttention:
         self._configs = list(configs)
         self._name = f"efedllm_ragged_{next(_numbers)}"
         self._batch: _Batch | None = None
-        ALL_ATTENTION_FUNCTIONS.register(self._name, self._attend)
+        name_attention(self._name, self._attend)
 
     def forward(self, parts: Sequence[Part]) -> list[torch.Tensor]:
         """Run the new tokens of ``parts`` and append them to their histories.

@@ -31,6 +31,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from node.model.arena import RESERVED, start_of, whole_of
 from node.model.cache import SpanCache
 from node.model.captured import CapturedCalls
+from node.model.named_attention import name_attention
 from node.model.ragged import Part
 
 MAX_ROWS = 128
@@ -96,7 +97,7 @@ class StaticDecode:
         self._places = torch.empty(0)
         """``[MAX_ROWS, 3]``: first position of the row in the arena, its capacity, its length before the step."""
         self._histories: _Histories | None = None
-        ALL_ATTENTION_FUNCTIONS.register(self._name, self._attend)
+        name_attention(self._name, self._attend)
 
     def can_decode(self, parts: Sequence[Part]) -> bool:
         """Say whether ``parts`` are single tokens without padding that fit together into a static shape."""

@@ -1,10 +1,13 @@
 """A span gives what its layers give inside the whole model, and shares weights with the views into it."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from node.errors import ConfigMismatch, UnsupportedFamily
 from node.model.checkpoint import Checkpoint
@@ -155,3 +158,17 @@ def test_a_model_without_one_list_of_its_layers_is_refused():
     for num_blocks in (3, 4):
         with pytest.raises(UnsupportedFamily, match="one list"):
             find_trunk(model, num_blocks)
+
+
+def test_a_span_that_is_given_up_leaves_nothing_behind(models):
+    checkpoint = models[1]
+    gc.collect()
+    known = set(ALL_ATTENTION_FUNCTIONS)
+    span = span_of(checkpoint, 0, 2)
+    span.forward(torch.zeros(1, 3, checkpoint.config.hidden_size), span.new_cache(8, 1), None)
+    model = weakref.ref(span._model)
+    assert set(ALL_ATTENTION_FUNCTIONS) > known
+    del span
+    gc.collect()
+    assert model() is None
+    assert set(ALL_ATTENTION_FUNCTIONS) == known
