@@ -450,6 +450,11 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
         "earn trust; up to 0.05, 0: nothing (default: 0.05)",
     )  # fmt: skip
     _add_calibration(parser)
+    parser.add_argument(
+        "--ask-anchors", action="store_true",
+        help="have anchors judge what audits open where this machine cannot: without weights, or without a "
+        "calibration; they see the text of what they judge",
+    )  # fmt: skip
     thin = parser.add_argument_group(
         "without weights",
         "The first server then reads the token ids of your prompt, and the last one every token that is generated.",
@@ -481,7 +486,7 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
 def _generation_options(arguments: Arguments, prompt: str) -> GenerateOptions:
     sampling = arguments.temperature is not None or arguments.top_p is not None
     if arguments.thin and arguments.calibration:
-        raise UserError("A client without weights judges nothing; leave out --thin, or --calibration.")
+        raise UserError("A client without weights judges nothing itself; leave out --thin, or --calibration.")
     if arguments.greedy and sampling:
         raise UserError("--greedy samples nothing; leave it out, or leave out --temperature and --top-p.")
     join = _join_text(arguments)
@@ -511,6 +516,7 @@ def _generation_options(arguments: Arguments, prompt: str) -> GenerateOptions:
         audit_rate=arguments.audit_rate,
         shadow_rate=arguments.shadow_rate,
         calibration=arguments.calibration,
+        ask_anchors=arguments.ask_anchors,
     )
 
 

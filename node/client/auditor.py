@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Awaitable, Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import TypeAlias
@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 Judge: TypeAlias = Callable[[Opening], Verdict]
 """Says whether a stage's outputs follow from its inputs. Called in a thread; takes as long as it likes."""
+AskOthers: TypeAlias = Callable[[Opening], Awaitable[Verdict]]
+"""Has somebody else say it."""
 
 MAX_WAITING = 256
 """Audits that may wait; more are not carried out."""
@@ -136,17 +138,19 @@ class Auditor:
         tell: called with every result.
         per_mille: share of the chunks of each stage that are audited, thousandths.
         judge: judges what was opened; None: it is opened, and compared with what was signed.
+        ask: asked where there is no judge; None: nobody is.
         wholly: peers of which every chunk is audited.
         book: results are entered there; None: into one of its own.
     """
 
     def __init__(
         self, dial: Dialer, tell: Callable[[AuditResult], None], per_mille: int, judge: Judge | None = None,
-        *, wholly: Set[str] = frozenset(), book: AuditBook | None = None,
+        *, ask: AskOthers | None = None, wholly: Set[str] = frozenset(), book: AuditBook | None = None,
     ) -> None:  # fmt: skip
         self.per_mille = per_mille
         self.wholly = wholly
         self.judge = judge
+        self.ask = ask
         self.book = book if book is not None else AuditBook()
         self._dial = dial
         self._tell = tell
@@ -215,15 +219,21 @@ class Auditor:
         return await self._judge(due, session, opening)
 
     async def _judge(self, due: DueAudit, session: AuditedSession, opening: Opening) -> AuditResult:
-        if self.judge is None:
+        if self.judge is None and self.ask is None:
             return _result(due, session, Outcome.INCONCLUSIVE, "it is opened as it was signed; nobody has run it again")
         try:
-            verdict = await asyncio.to_thread(self.judge, opening)
+            verdict = await self._verdict(opening)
         except Exception as error:  # Whatever a judge raises, it has not judged.
             logger.warning("a chunk could not be judged", exc_info=True)
             verdict = Verdict(Outcome.INCONCLUSIVE, f"it could not be judged: {error}")
         unjudged = _result(due, session, Outcome.INCONCLUSIVE, "", "", opening)
         return judged(unjudged, verdict)
+
+    async def _verdict(self, opening: Opening) -> Verdict:
+        if self.judge is not None:
+            return await asyncio.to_thread(self.judge, opening)
+        assert self.ask is not None
+        return await self.ask(opening)
 
     async def _open_inputs(self, due: DueAudit, session: AuditedSession) -> Given:
         """Return what went in at all positions up to the chunk's end."""

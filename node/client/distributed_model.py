@@ -106,6 +106,7 @@ class AutoDistributedModelForCausalLM:
         anchors: Iterable[str] | None = None,
         audit_rate: float | None = None,
         judge: Judge | None = None,
+        ask_anchors: bool = False,
         shadow_rate: float | None = None,
     ) -> Any:
         """Load embeddings, norm and head of a model; its blocks run on the swarm's servers.
@@ -141,6 +142,9 @@ class AutoDistributedModelForCausalLM:
                 the swarm has it, 0: nothing.
             judge: says whether what a server gave follows from what it was given; None: what is opened is compared with
                 what was signed, and not run again.
+            ask_anchors: without ``judge``, have the anchors whose trust counts for this client judge what is opened, as
+                far as they run ``efedllm verify`` for the model, for receipts. They see the text of what they judge, as
+                far as hidden states (with ``thin``, ids) tell it.
             shadow_rate: share (0 to 0.05) of what this client consumes that is run a second time through newcomers, so
                 that they can earn trust where they get no work otherwise: beginnings of its sessions, in the
                 background, compared and delivered to nobody. None: 0.05, 0: nothing; without ``receipts``, and with
@@ -158,6 +162,8 @@ class AutoDistributedModelForCausalLM:
             raise UserError(f"There is no codec {codec}; use one of {', '.join((AUTO_CODEC, *CODECS))}.")
         if audit_rate is not None and not 0 <= audit_rate <= 1:
             raise UserError(f"A share of {audit_rate} cannot be audited; give audit_rate from 0 to 1.")
+        if ask_anchors and not receipts:
+            raise UserError("Anchors judge for receipts; leave out receipts=False, or ask_anchors.")
         shadow_per_mille = _shadow_per_mille(shadow_rate)
         _check_thin(thin, num_logits, server_sampling, manifest)
         routes, trusted = Policy.of(policy, only_peers), _anchors(anchors)
@@ -184,6 +190,7 @@ class AutoDistributedModelForCausalLM:
             anchors=trusted,
             audit_per_mille=None if audit_rate is None else round(PER_MILLE * audit_rate),
             judge=judge,
+            asks_anchors=ask_anchors,
             shadow_per_mille=shadow_per_mille,
         )
         if thin:

@@ -19,10 +19,12 @@ from typing import Self, TypeVar
 
 from dht.directory import Directory
 from dht.parameters import parse_join, split_address
+from dht.standing.board import anchors_of
 from dht.swarm import Swarm
+from node.client.asked_judge import AskedJudge
 from node.client.audit_book import AuditBook, AuditResult, Outcome
 from node.client.audit_publisher import AuditPublisher
-from node.client.auditor import Auditor, Judge
+from node.client.auditor import AskOthers, Auditor, Judge
 from node.client.chain import Chain, SessionShape, StageFailed, open_chain
 from node.client.dealings import Dealings
 from node.client.explain import Explanation, explain
@@ -72,7 +74,8 @@ class Network:
         self, loop: LoopThread, swarm: Swarm, exits: contextlib.AsyncExitStack, *, manifest: bytes, num_blocks: int,
         step_timeout_s: float, policy: Policy = FASTEST, dealings: Dealings | None = None, hidden_size: int = 0,
         watch: RankWatch | None = None, publisher: AuditPublisher | None = None,
-        audit_per_mille: int | None = None, judge: Judge | None = None, shadow_per_mille: int = 0,
+        audit_per_mille: int | None = None, judge: Judge | None = None, ask: AskOthers | None = None,
+        shadow_per_mille: int = 0,
     ) -> None:  # fmt: skip
         self._loop = loop
         self._swarm = swarm
@@ -96,7 +99,7 @@ class Network:
         self.on_shadowed: Callable[[Shadowed], None] = _log_shadowed
         """Called in the loop's thread with what came of each duplicate that a newcomer was given."""
         audited = _teller(weakref.ref(self), Network._audited)
-        self._auditor = Auditor(swarm.dial, audited, _per_mille(swarm, audit_per_mille), judge)
+        self._auditor = Auditor(swarm.dial, audited, _per_mille(swarm, audit_per_mille), judge, ask=ask)
         self.last_route: Route | None = None
         """The route of the session opened last; None: none was, or the last one could not be."""
         self._chains: set[Chain] = set()
@@ -110,6 +113,7 @@ class Network:
             is_busy=partial(_is_waited_for, self._chains),
             audited=audited,
             tell=_teller(weakref.ref(self), Network._shadowed),
+            ask=ask,
         )
         budget = ShadowBudget(shadow_per_mille if dealings is not None else 0)  # Who signs for nothing helps nobody.
         self._shadow = ShadowTraffic(parts, budget, num_blocks)
@@ -125,7 +129,7 @@ class Network:
         cls, *, manifest: bytes, num_blocks: int, join: str | None, initial_peers: Sequence[str],
         step_timeout_s: float, policy: Policy = FASTEST, hidden_size: int = 0, home: Path | None = None,
         signs: bool = False, name: str = "", anchors: Sequence[str] = (), audit_per_mille: int | None = None,
-        judge: Judge | None = None, shadow_per_mille: int = 0,
+        judge: Judge | None = None, asks_anchors: bool = False, shadow_per_mille: int = 0,
     ) -> Self:  # fmt: skip
         """Join a swarm as a client that serves nothing.
 
@@ -143,6 +147,7 @@ class Network:
             anchors: peer ids whose trust counts for this client; none: those of the swarm.
             audit_per_mille: share of what is signed for that is audited, thousandths; None: as the swarm has it.
             judge: judges what audits open; None: nobody does.
+            asks_anchors: whether anchors are asked to judge it where there is no judge.
             shadow_per_mille: share of what is consumed that newcomers may be given a second time, thousandths.
 
         Raises:
@@ -189,6 +194,7 @@ class Network:
             loop, swarm, exits, manifest=manifest, num_blocks=num_blocks, step_timeout_s=step_timeout_s, policy=policy,
             dealings=dealings, hidden_size=hidden_size, watch=watch, publisher=publisher,
             audit_per_mille=audit_per_mille, judge=judge, shadow_per_mille=shadow_per_mille,
+            ask=_asked(swarm, dealings, anchors) if asks_anchors else None,
         )  # fmt: skip
         made._shun(shunned)
         return made
@@ -477,6 +483,12 @@ def _per_mille(swarm: Swarm, asked: int | None) -> int:
     if asked is not None:
         return asked
     return swarm.parameters.audit_per_mille if swarm.parameters is not None else _AUDIT_PER_MILLE
+
+
+def _asked(swarm: Swarm, dealings: Dealings | None, anchors: Sequence[str]) -> AskOthers | None:
+    if dealings is None:  # Nobody judges for those who do not sign for it.
+        return None
+    return AskedJudge(swarm.dial, dealings, lambda: anchors or anchors_of(swarm.parameters))
 
 
 def _leave(

@@ -25,7 +25,7 @@ from typing import Protocol
 from dht.errors import DhtError
 from dht.records import Announcement
 from node.client.audit_book import AuditBook, AuditResult, Outcome
-from node.client.auditor import Auditor, Judge
+from node.client.auditor import AskOthers, Auditor, Judge
 from node.client.outlook import Outlook, Wanted
 from node.client.recheck import Doubt, Rechecked, Runner, compare
 from node.client.reveal_call import Dialer
@@ -96,6 +96,8 @@ class ShadowParts:
     """Called with every audit of a duplicate."""
     tell: Callable[[Shadowed], None]
     """Called with what came of a duplicate."""
+    ask: AskOthers | None = None
+    """Asked where there is no judge."""
 
 
 class ShadowTraffic:
@@ -197,7 +199,7 @@ class ShadowTraffic:
             self._parts.audited(replace(result, is_shadow=True))
 
         parts = self._parts
-        auditor = Auditor(parts.dial, audited, 0, parts.judge, wholly=frozenset({peer}), book=parts.book)
+        auditor = Auditor(parts.dial, audited, 0, parts.judge, ask=parts.ask, wholly=frozenset({peer}), book=parts.book)
         compared, why_not = None, ""
         try:
             try:

@@ -75,6 +75,8 @@ class GenerateOptions:
     """Share of what is consumed that newcomers run a second time; None: as much as there may be."""
     calibration: Path | None = None
     """By which audits are judged; None: by the one that this package has for the model, if any."""
+    ask_anchors: bool = False
+    """Whether anchors judge what this machine cannot."""
 
 
 class Printer(TextStreamer):
@@ -203,6 +205,7 @@ def connect(options: GenerateOptions) -> Any:
         audit_rate=options.audit_rate,
         shadow_rate=options.shadow_rate,
         judge=_judge(options),
+        ask_anchors=options.ask_anchors,
     )
 
 

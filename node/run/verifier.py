@@ -1,7 +1,8 @@
 """``efedllm verify``: run sessions of its own through every server of a model, judge all that they do, publish it.
 
     canary ──openings──> judge ──> AUDIT records
-                           └─ a chunk that is false ──> CLAIM, with evidence that every node can run again
+    member ──openings──>  │└─ a chunk of a canary that is false ──> CLAIM, with evidence that every node can run again
+                          └─ to members: verdicts, for receipts
 
 The event loop holds the verifier's own identity: it plans, publishes, claims, takes part in trials and tells. Each
 canary runs in a thread with a node of its own, and the judge in another one. What its sessions say it has made up, so
@@ -14,14 +15,13 @@ import asyncio
 import contextlib
 import random
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from dht.beginnings import BEGINNINGS_FILE
 from dht.directory import read_directory
-from dht.enrolment import Enrolment
 from dht.errors import DaemonDied, DhtError
 from dht.ident import Role
 from dht.identity import Identity
@@ -42,16 +42,18 @@ from node.errors import CannotCheck, UserError
 from node.model.checkpoint import Checkpoint
 from node.model.families import check_family
 from node.run.audit_teller import audited_fields
-from node.run.duties import in_background
 from node.run.events import Reporter
 from node.run.generate import max_positions
 from node.run.libraries import silence_libraries
 from node.run.lifetime import until_told_to_stop
+from node.run.receipt_keeping import ReceiptKeeping
 from node.run.trials import trials
+from node.serve.contracts import Contracts
 from node.verify.canary import Canary, CanaryModel, Findings
 from node.verify.canary_plan import Guise, Held, draw_guise, in_turn, peers_through
 from node.verify.canary_text import CanaryTexts
 from node.verify.epoch_book import EpochBook, Report
+from node.verify.judge_desk import Judged, JudgeDesk
 from node.verify.span_judge import SpanJudge
 
 _RULES_S = 15.0
@@ -94,15 +96,28 @@ async def run_verifier(options: VerifyOptions, reporter: Reporter) -> None:
         place = Swarm(identity, join=join, listen=options.listen, announce=options.announce)
         swarm = await exits.enter_async_context(place)
         rules = await swarm.wait_for_rules(_RULES_S)
-        enrolment = Enrolment(swarm, identity, Role.VERIFIER, path=options.home / BEGINNINGS_FILE)
-        await exits.enter_async_context(in_background({"enrolling this identity": enrolment.run}))
+        contracts = await _keep_receipts(exits, options, identity, swarm, model.checkpoint)
         publisher = await exits.enter_async_context(AuditPublisher(swarm, identity, rules))
         keeping = await exits.enter_async_context(trials(options.home, join, swarm, identity, examine))
         verifier = _Verifier(options, reporter, swarm, model, judge, publisher, keeping.accuser)
+        checkpoint = model.checkpoint
+        desk = JudgeDesk(contracts, checkpoint.manifest32, checkpoint.num_blocks, judge.judge_alone, verifier.judged)
+        await desk.start(swarm)
         reporter.say(f"Checking the servers of {model.checkpoint.short_name} as {identity.peer_id}.")
         reporter.event("ready", {"role": "verifier", "peer_id": identity.peer_id})
         reason = await verifier.run()
         reporter.say(f"Stopping ({reason}).")
+
+
+async def _keep_receipts(
+    exits: contextlib.AsyncExitStack, options: VerifyOptions, identity: Identity, swarm: Swarm, checkpoint: Checkpoint
+) -> Contracts:
+    keeping = await exits.enter_async_context(ReceiptKeeping(options.home, identity, swarm, Role.VERIFIER))
+    manifest, name = checkpoint.manifest32, checkpoint.name
+    await keeping.ledger.ask(lambda held: held.note_model(manifest, name))
+    contracts = Contracts(identity, keeping.ledger, keeping.rules)
+    exits.push_async_callback(contracts.drained)
+    return contracts
 
 
 def _load(options: VerifyOptions, reporter: Reporter) -> tuple[CanaryModel, SpanJudge, Examine]:
@@ -154,6 +169,8 @@ class _Verifier:
         """By peer: when it was checked last, or could not be; monotonic seconds."""
         self._canary: Canary | None = None
         self._has_told_of_gap = False
+        self._judged: Counter[Outcome] = Counter()
+        """What members have had judged, since it was told last."""
 
     async def run(self) -> str:
         """Check servers until told to stop; return why."""
@@ -255,7 +272,23 @@ class _Verifier:
         except CannotCheck as error:
             self._reporter.say(f"The server {result.owner} cannot be accused of it: {error}")
 
+    def judged(self, judged: Judged) -> None:
+        """Take what a member has had judged."""
+        self._judged[judged.outcome] += 1
+        fields = {"consumer": judged.consumer, "blocks": f"{judged.start}:{judged.end}", "tokens": judged.tokens}
+        self._reporter.event("judged", {**fields, "outcome": judged.outcome.value, "signed": judged.is_signed})
+
+    def _tell_judged(self) -> None:
+        counts, self._judged = self._judged, Counter()
+        if counts.total():
+            self._reporter.say(
+                f"Judged for members: {counts.total()} chunks; passed: {counts[Outcome.PASS]}, failed: "
+                f"{counts[Outcome.FAIL]}, said nothing: {counts[Outcome.INCONCLUSIVE]}."
+            )
+
     def _tell(self, reports: list[Report]) -> None:
+        if reports:  # An epoch has ended, or the verifier stops.
+            self._tell_judged()
         for report in reports:
             self._reporter.event("verified", report.as_fields())
             self._reporter.say(report.in_words())

@@ -61,13 +61,10 @@ class Contracts:
         Raises:
             Refused: there is no offer, or not one that can be taken.
         """
-        if not opened.offer:
-            raise Refused("bad_offer", "This server counts what it does: open with an offer, or use a newer client.")
-        own, now_s = self.desk.own, self._clock()
         wanted = Offer(
             session=opened.session,
             consumer=client,
-            provider=own,
+            provider=self.desk.own,
             manifest=opened.manifest,
             start=opened.start,
             end=opened.end,
@@ -77,7 +74,30 @@ class Contracts:
             max_tokens=opened.batch * opened.max_length,
             t=0,
         )
-        offer = read_offer(opened.offer, opened.offer_signature, wanted, verify, now_s)
+        lane, account, standing, signed_tokens = await self.agree(wanted, opened.offer, opened.offer_signature)
+        contract = Contract(self, opened, lane, account, signed_tokens, tell, self._clock)
+        self._unsigned_ends.setdefault(client, standing.unsigned_ends)
+        self._open.setdefault(client, set()).add(contract)
+        return contract
+
+    async def agree(self, wanted: Offer, body: bytes, signature: bytes) -> tuple[Lane, ProviderAccount, Standing, int]:
+        """Take an offer, if it can be taken; ``end`` is due afterwards.
+
+        Args:
+            wanted: what it must say; its lane and time do not count.
+            body: of the offer, as it came.
+            signature: of the consumer.
+
+        Returns:
+            Where the work is counted, how; how the consumer stands, and tokens that it has signed for so far.
+
+        Raises:
+            Refused: there is no offer, or not one that can be taken.
+        """
+        if not body:
+            raise Refused("bad_offer", "This server counts what it does: open with an offer, or use a newer client.")
+        client, now_s = wanted.consumer, self._clock()
+        offer = read_offer(body, signature, wanted, verify, now_s)
         epoch = self._rules.epoch_of(now_s)
         signed_tokens, was_used, (num_unsigned, since_s) = await self._history(client, epoch, offer.lane)
         standing = Standing(self._unsigned_ends[client] if client in self._open else num_unsigned)
@@ -99,10 +119,7 @@ class Contracts:
             verify=verify,
             reserve=self.reserve,
         )
-        contract = Contract(self, opened, lane, account, signed_tokens, tell, self._clock)
-        self._unsigned_ends.setdefault(client, standing.unsigned_ends)
-        self._open.setdefault(client, set()).add(contract)
-        return contract
+        return lane, account, standing, signed_tokens
 
     async def _history(self, client: str, epoch: int, lane: int) -> tuple[int, bool, tuple[int, int]]:
         """Ask the ledger how much a client has signed for, whether it knows the lane, and of unsigned ends."""

@@ -69,9 +69,13 @@ class SpanJudge:
 
     def __call__(self, opening: Opening) -> Ruling:
         """Judge an opening; waits for those before it."""
-        return self._thread.submit(self._judge, opening).result()
+        return self._thread.submit(self._judge, opening, is_pooled=True).result()
 
-    def _judge(self, opening: Opening) -> Ruling:
+    def judge_alone(self, opening: Opening) -> Ruling:
+        """Judge an opening without regard to others of its server, which may be made up where a stranger sends them."""
+        return self._thread.submit(self._judge, opening, is_pooled=False).result()
+
+    def _judge(self, opening: Opening, *, is_pooled: bool) -> Ruling:
         try:
             result = self._check(opening)
         except NodeError as error:
@@ -80,7 +84,7 @@ class SpanJudge:
         measured = _measured(result.statistics, self._calibration.digest) if result.statistics is not None else None
         if result.verdict is Verdict.FAIL:
             return Ruling(Outcome.FAIL, result.reason, measured, shows_itself=True)
-        if reason := self._pool(opening, result):
+        if is_pooled and (reason := self._pool(opening, result)):
             return Ruling(Outcome.FAIL, reason, measured)
         return Ruling(_OUTCOMES[result.verdict], result.reason, measured)
 

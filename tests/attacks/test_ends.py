@@ -5,9 +5,11 @@ servers in float32, in bfloat16 and with weights in 8 bits are not, as long as t
 """
 
 import contextlib
+import json
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -23,7 +25,7 @@ from tests.attacks.evil_server import evil_server
 from tests.churn_kit import Fleet
 from tests.families import VOCABULARY
 from tests.node.verify.tiny import calibration_of
-from tests.processes import NodeProcess, bootstrap
+from tests.processes import NodeProcess, bootstrap, run_command
 from tests.swarm.models import LLAMA, save
 
 FIRST, LAST = (0, 2), (2, 4)
@@ -67,12 +69,15 @@ def behave(swarm, peer, name):
     (swarm.fleet.servers[peer].home / "behaviour").write_text(name)
 
 
-def audited(swarm, peers, *, thin=True, server_sampling=False, judge=None):
-    """Run a session through ``peers``, of a client without weights or with ends; return what came of all chunks."""
+def audited(swarm, peers, *, thin=True, server_sampling=False, judge=None, anchors=()):
+    """Run a session through ``peers``, of a client without weights or with ends; return what came of all chunks.
+
+    Anchors judge where there are some.
+    """
     results = []
     with AutoDistributedModelForCausalLM.from_pretrained(
         str(swarm.directory), join=swarm.join, thin=thin, server_sampling=server_sampling, audit_rate=1.0,
-        judge=judge or swarm.judge, only_peers=peers,
+        judge=None if anchors else judge or swarm.judge, anchors=anchors, ask_anchors=bool(anchors), only_peers=peers,
     ) as remote:  # fmt: skip
         remote.on_audited(results.append)
         ids = torch.randint(3, 100, (1, PROMPT), generator=torch.Generator().manual_seed(7))
@@ -127,6 +132,39 @@ def test_weights_in_8_bits_pass_as_what_is_declared_and_fail_as_anything_else(sw
     assert {(each.outcome, each.owner) for each in results} == {(Outcome.PASS, "")}, results
     assert undeclared
     assert {ruling.outcome for ruling in undeclared} == {Outcome.FAIL}
+
+
+@pytest.fixture
+def anchor(swarm, tmp_path):
+    """A verifier whom clients may trust, and who hardly runs sessions of its own."""
+    command = ["verify", str(swarm.directory), "--join", swarm.join, "--calibration", str(swarm.calibration)]
+    verifier = NodeProcess([*command, "--canaries-per-epoch", "1", "--num-threads", "1"], tmp_path / "verifier")
+    try:
+        yield SimpleNamespace(process=verifier, peer_id=verifier.ready()["peer_id"])
+    finally:
+        verifier.stop()
+
+
+def test_a_client_without_weights_has_an_anchor_judge_and_the_anchor_earns_receipts_for_it(swarm, anchor):
+    behave(swarm, swarm.evil_first, "")
+    behave(swarm, swarm.evil_last, "second best")
+    told, honest = [anchor.peer_id], (swarm.first, swarm.lasts["float32"])
+    passed = audited(swarm, honest, anchors=told)
+    assert {(each.peer_id, each.outcome) for each in passed} == {(peer, Outcome.PASS) for peer in honest}, passed
+    found = audited(swarm, [swarm.first, swarm.evil_last], anchors=told)
+    assert {each.owner for each in found if each.outcome is Outcome.FAIL} == {swarm.evil_last}, found
+
+    process = anchor.process
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 0
+    judged = [event for event in iter(partial(process.events.get, timeout=0.1), None) if event["event"] == "judged"]
+    assert {event["outcome"] for event in judged} == {"pass", "fail"}
+    assert all(event["signed"] for event in judged)
+    listed = run_command(["receipts", "--json"], process.home).stdout.splitlines()
+    receipts = [json.loads(line) for line in listed]
+    earned = [receipt for receipt in receipts if receipt["provider"] == anchor.peer_id]
+    assert {receipt["kind"] for receipt in earned} == {"audit"}
+    assert sum(receipt["amount"] for receipt in earned) == sum(event["tokens"] for event in judged) > 0
 
 
 @pytest.mark.full
