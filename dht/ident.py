@@ -1,4 +1,4 @@
-"""IDENT and SUCCESSION: that an identity exists since an epoch, with proof of work, and which one takes its place.
+"""IDENT, SUCCESSION and AFFILIATION: since when an identity exists, which one takes its place, which belong together.
 
 The proof limits how fast identities can be made. It is no defence against many of them: what an identity is worth is
 decided by what was done under it. This file does no I/O and reads no clock. Pure, and slow where it finds a proof.
@@ -183,3 +183,59 @@ class Succession(Record):
         if succession.old == succession.new:
             raise BadRecord("nobody succeeds himself")
         return succession
+
+
+@dataclass(frozen=True, slots=True)
+class Affiliation(Record):
+    """AFFILIATION: two identities are one owner's, who is served by what they gave and took together.
+
+    Key ``(owner,)``, subkey the member. It ends with its lifetime, not before.
+    """
+
+    KIND: ClassVar[int] = Kind.AFFILIATION
+    MAX_BYTES: ClassVar[int] = 320
+    IS_REGIONAL: ClassVar[bool] = True
+
+    owner: str  # peer id under whose key it stands, a server's; first author
+    member: str  # peer id that belongs to it, a client's; second author
+    epoch: int  # epoch in which both signed
+
+    @property
+    def authors(self) -> tuple[str, ...]:
+        """Both: nobody is served by another's merit, nor bears its debts, unless both want it."""
+        return (self.owner, self.member)
+
+    @property
+    def subkey(self) -> bytes:
+        """The member's 38 bytes."""
+        return peer_id_to_bytes(self.member)
+
+    def key_parts(self, envelope: bytes = b"") -> tuple[KeyPart, ...]:
+        """``(owner,)``."""
+        return (peer_id_to_bytes(self.owner),)
+
+    def expires_s(self, rules: Rules) -> float:
+        """As long as evidence lives."""
+        return rules.end_of_evidence(self.epoch)
+
+    def objection(self, rules: Rules, now_s: float) -> str | None:
+        """The epoch has begun."""
+        return None if rules.has_begun(self.epoch, now_s) else "from the future"
+
+    def to_body(self) -> bytes:
+        """Encode canonically."""
+        return encode([peer_id_to_bytes(self.owner), peer_id_to_bytes(self.member), self.epoch])
+
+    @classmethod
+    def from_body(cls, body: bytes) -> Self:
+        """Decode and check; raises ``BadRecord``."""
+        fields = Fields(decode(body, cls.MAX_BYTES))
+        affiliation = cls(
+            owner=take_peer_id(fields, "owner"),
+            member=take_peer_id(fields, "member"),
+            epoch=fields.uint("epoch", MAX_EPOCH),
+        )
+        fields.end()
+        if affiliation.owner == affiliation.member:
+            raise BadRecord("nobody belongs to himself")
+        return affiliation

@@ -75,6 +75,7 @@ class Kind(IntEnum):
     PARAMETERS = 18
     SUCCESSION = 19
     CALIBRATION = 20
+    AFFILIATION = 21
 
 
 class ServerState(IntEnum):

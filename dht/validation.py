@@ -22,7 +22,7 @@ from dht.codec import decode
 from dht.contest import Contest
 from dht.equivocation import Equivocation
 from dht.errors import BadRecord
-from dht.ident import Ident, Succession
+from dht.ident import Affiliation, Ident, Succession
 from dht.identity import peer_id_to_bytes, verify
 from dht.parameters import SwarmParameters
 from dht.records import (
@@ -45,6 +45,7 @@ REGISTRY: Mapping[int, type[Record]] = MappingProxyType(
     {
         kind.KIND: kind
         for kind in (
+            Affiliation,
             Announcement,
             Audit,
             Calibration,

@@ -746,6 +746,20 @@ def _add_identity(commands: Commands) -> None:
     imported.add_argument("--replace", action="store_true", help="put aside the identity that stands here")
     summary = "end this identity, and let a new one inherit in a swarm what it has earned there"
     _add_join(_command(actions, "rotate", _rotate_identity, summary))
+    summary = (
+        "let a swarm know that this server and a client are yours, so that what it gives lifts the client's requests"
+    )
+    linked = _command(actions, "link", _link_identity, summary)
+    linked.add_argument(
+        "--consent",
+        metavar="LINE",
+        help="what `identity consent` printed where the client is (default: the client here)",
+    )
+    summary = "agree, as the client here, to be known as used by a server's owner: prints a line for `identity link`"
+    consenting = _command(actions, "consent", _consent_identity, summary)
+    consenting.add_argument("server", metavar="PEER_ID", help="of the server, as `identity show` says it there")
+    for action in (linked, consenting):
+        _add_join(action)
 
 
 def _show_identity(arguments: Arguments) -> int:
@@ -775,6 +789,24 @@ def _rotate_identity(arguments: Arguments) -> int:
     from node.run.rotation import rotate
 
     run_loop(lambda: rotate(default_home(), join))
+    return 0
+
+
+def _link_identity(arguments: Arguments) -> int:
+    join = _join(arguments)
+    from node.run.affiliation import link
+    from node.run.lifetime import run_loop
+
+    run_loop(lambda: link(default_home(), join, arguments.consent))
+    return 0
+
+
+def _consent_identity(arguments: Arguments) -> int:
+    join = _join(arguments)
+    from node.run.affiliation import consent
+    from node.run.lifetime import run_loop
+
+    run_loop(lambda: consent(default_home(), join, arguments.server))
     return 0
 
 

@@ -5,12 +5,13 @@ evidence      what counts                            successions   which identit
 edges         who has reason to trust whom           flow          trust carried from the anchors
 scores        standings, and their digest            explanation   why a peer stands where it does
 contribution  whose request is served first under load
+owners        which identities are one owner's, for that
 
 Nothing here does I/O, reads a clock, draws at random or uses a float. docs/trust.md has the formula.
 """
 
 from dht.reputation.contribution import Contribution, contributions, priority
-from dht.reputation.evidence import Conviction, Evidence, OpenFail, Pass, Rejection, Succeeded, Work
+from dht.reputation.evidence import Affiliated, Conviction, Evidence, OpenFail, Pass, Rejection, Succeeded, Work
 from dht.reputation.explanation import Explanation, Inflow, Weight, why
 from dht.reputation.fixed_point import ONE, decay
 from dht.reputation.rules import DEFAULT_SCORE_RULES, ScoreRules
@@ -19,6 +20,7 @@ from dht.reputation.scores import Scores, Standing, score
 __all__ = [
     "DEFAULT_SCORE_RULES",
     "ONE",
+    "Affiliated",
     "Contribution",
     "Conviction",
     "Evidence",

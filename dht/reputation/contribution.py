@@ -5,7 +5,8 @@
 A half at r = 2, where everybody begins: a new identity stands where one stands that took twice what it may, and falls
 with the first token that it takes. Bitswap's curve, on co-signed receipts. What was done for peers that nobody trusts
 counts nothing, or else a free rider would sign for itself under another name; while nobody is trusted at all, receipts
-are all there is, and everybody's count. What a convict has done counts as little as its score. Pure.
+are all there is, and everybody's count. What a convict has done counts as little as its score. Identities of one owner
+have what all of them gave and took; work among them is nobody's merit, and nobody's debt. Pure.
 """
 
 from collections import defaultdict
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 from dht.reputation.evidence import Evidence
 from dht.reputation.fixed_point import BITS, ONE, decay, decay_table
+from dht.reputation.owners import owners_of
 from dht.reputation.rules import DEFAULT_SCORE_RULES
 from dht.reputation.scores import Scores
 from dht.reputation.successions import inherited, settle
@@ -29,7 +31,7 @@ MIDDLE = 2
 
 
 class Contribution(NamedTuple):
-    """What receipts say of one peer, block-tokens, halved with age."""
+    """What receipts say of one peer and the others of its owner, block-tokens, halved with age."""
 
     provided: int  # for peers that are trusted, of each pair no more than counts for the score, less its penalty
     consumed: int  # from anybody
@@ -44,20 +46,25 @@ def contributions(scores: Scores, evidence: Evidence) -> dict[str, Contribution]
     """
     rules, epoch = scores.rules, scores.epoch
     table = decay_table(rules.window_epochs, rules.flow_half_life_epochs)
+    known = inherited(evidence, settle(evidence.successions, epoch))
+    owners = owners_of(known.affiliations)
     pairs: defaultdict[tuple[str, str], int] = defaultdict(int)
-    for consumer, provider, of_epoch, work in inherited(evidence, settle(evidence.successions, epoch)).works:
+    for consumer, provider, of_epoch, work in known.works:
         age = epoch - of_epoch
-        if 0 <= age < rules.window_epochs and consumer != provider:
+        if 0 <= age < rules.window_epochs and owners.get(consumer, consumer) != owners.get(provider, provider):
             pairs[consumer, provider] += work * table[age]
     provided: defaultdict[str, int] = defaultdict(int)
     consumed: defaultdict[str, int] = defaultdict(int)
     most = rules.max_work_units * rules.unit_work * ONE
     for (consumer, provider), total in pairs.items():
-        consumed[consumer] += total
+        consumed[owners.get(consumer, consumer)] += total
         if not scores.has_flow or consumer in scores.anchors or scores.weight(consumer):
-            provided[provider] += min(most, total) * scores.standing(provider).penalty >> BITS
-    names = provided.keys() | consumed.keys()
-    return {peer: Contribution(provided[peer] >> BITS, consumed[peer] >> BITS) for peer in names}
+            provided[owners.get(provider, provider)] += min(most, total) * scores.standing(provider).penalty >> BITS
+    owned = {peer: owner for peer, owner in owners.items() if owner in provided or owner in consumed}
+    return {
+        peer: Contribution(provided[owner] >> BITS, consumed[owner] >> BITS)
+        for peer, owner in ({peer: peer for peer in provided.keys() | consumed.keys()} | owned).items()
+    }
 
 
 def priority(provided: int, consumed: int, unit_work: int = DEFAULT_SCORE_RULES.unit_work) -> int:

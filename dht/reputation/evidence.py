@@ -55,6 +55,13 @@ class Succeeded(NamedTuple):
     epoch: int  # from which on the old one is dead
 
 
+class Affiliated(NamedTuple):
+    """Two identities of one owner. Counts once, and for priority alone."""
+
+    owner: str
+    member: str
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """All that is known, in any order."""
@@ -66,6 +73,7 @@ class Evidence:
     open_fails: tuple[OpenFail, ...] = ()
     equivocators: frozenset[str] = field(default_factory=frozenset)
     successions: tuple[Succeeded, ...] = ()
+    affiliations: tuple[Affiliated, ...] = ()
 
 
 def weights(entries: Iterable[tuple[str, int]], epoch: int, table: tuple[int, ...], most: int) -> dict[str, int]:

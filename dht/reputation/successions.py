@@ -11,7 +11,7 @@ Who named an heir is dead in every case. Pure.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dht.reputation.evidence import Conviction, Evidence, OpenFail, Pass, Rejection, Succeeded, Work
+from dht.reputation.evidence import Affiliated, Conviction, Evidence, OpenFail, Pass, Rejection, Succeeded, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,7 @@ def inherited(evidence: Evidence, estates: dict[str, Estate]) -> Evidence:
     rejections = ((heir_of(peer), epoch) for peer, epoch in evidence.rejections)
     fails = ((heir_of(accuser), heir_of(accused)) for accuser, accused in evidence.open_fails)
     liars = map(heir_of, evidence.equivocators)
+    affiliations = ((heir_of(owner), heir_of(member)) for owner, member in evidence.affiliations)
     return Evidence(
         works=tuple(Work(c, p, epoch, work) for c, p, epoch, work in works if c is not None and p is not None),
         passes=tuple(Pass(a, p, epoch) for a, p, epoch in passes if a is not None and p is not None),
@@ -73,4 +74,5 @@ def inherited(evidence: Evidence, estates: dict[str, Estate]) -> Evidence:
         rejections=tuple(Rejection(peer, epoch) for peer, epoch in rejections if peer is not None),
         open_fails=tuple(OpenFail(a, b) for a, b in fails if a is not None and b is not None),
         equivocators=frozenset(peer for peer in liars if peer is not None),
+        affiliations=tuple(Affiliated(a, b) for a, b in affiliations if a is not None and b is not None),
     )

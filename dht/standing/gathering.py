@@ -5,6 +5,7 @@
     claims, as judged    conviction, rejection, open fail
     EQUIVOCATION         equivocator
     SUCCESSION           succession
+    AFFILIATION          affiliation
 
 What is dated later than the epoch is left out, so that nodes that read at different times find the same.
 """
@@ -12,7 +13,7 @@ What is dated later than the epoch is left out, so that nodes that read at diffe
 from collections.abc import Iterable
 
 from dht.audit import Audit, Finding
-from dht.reputation import Evidence, OpenFail, Pass, Succeeded
+from dht.reputation import Affiliated, Evidence, OpenFail, Pass, Succeeded
 from dht.standing.proofs import Judged, Proofs
 from dht.standing.workbook import Workbook
 
@@ -39,6 +40,9 @@ def evidence_of(book: Workbook, proofs: Proofs, judged: Judged, epoch: int) -> E
         equivocators=frozenset(proof.accused for proof in proofs.equivocations if proof.slot.epoch <= epoch),
         successions=tuple(
             {Succeeded(each.old, each.new, each.epoch) for each in proofs.successions if each.epoch <= epoch}
+        ),
+        affiliations=tuple(
+            {Affiliated(each.owner, each.member) for each in proofs.affiliations if each.epoch <= epoch}
         ),
     )
 
@@ -69,6 +73,7 @@ def until(proofs: Proofs, epoch: int, end_s: float) -> Proofs:
     return Proofs(
         equivocations=tuple(each for each in proofs.equivocations if each.slot.epoch <= epoch),
         successions=tuple(each for each in proofs.successions if each.epoch <= epoch),
+        affiliations=tuple(each for each in proofs.affiliations if each.epoch <= epoch),
         audits=tuple(each for each in proofs.audits if each.epoch <= epoch),
         claims=tuple(each for each in proofs.claims if each.epoch <= epoch and each.t < end_s),
         contests=tuple(each for each in proofs.contests if each.t < end_s),

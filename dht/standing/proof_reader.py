@@ -1,8 +1,8 @@
 """Read from the DHT what stands there about peers beside their receipts.
 
 Verdicts and contests are looked for in epochs that have claims, and nowhere else. What a peer has signed in its own
-name is under its own key; equivocations and successions are under the peer that they are about. It runs on the event
-loop.
+name is under its own key; equivocations, successions and affiliations are under the peer that they are about. It runs
+on the event loop.
 """
 
 from collections.abc import Collection, Sequence
@@ -11,7 +11,7 @@ from dht.audit import Audit
 from dht.claim import Claim
 from dht.contest import TRIAL_EPOCHS, Contest
 from dht.equivocation import Equivocation
-from dht.ident import Succession
+from dht.ident import Affiliation, Succession
 from dht.identity import peer_id_to_bytes
 from dht.receipts.checking import SignatureChecker
 from dht.records import Kind, Record
@@ -69,6 +69,9 @@ class ProofReader:
             ),
             successions=tuple(
                 record for record in await self._about(Kind.SUCCESSION, peers) if isinstance(record, Succession)
+            ),
+            affiliations=tuple(
+                record for record in await self._about(Kind.AFFILIATION, peers) if isinstance(record, Affiliation)
             ),
             audits=await self._audits.read(peers, window, present, window[0], checker),
             claims=claims,

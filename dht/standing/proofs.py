@@ -10,7 +10,7 @@ from dht.audit import Audit
 from dht.claim import Claim
 from dht.contest import Contest
 from dht.equivocation import Equivocation
-from dht.ident import Succession
+from dht.ident import Affiliation, Succession
 from dht.reputation import Conviction, OpenFail, Rejection
 from dht.verdict import Verdict
 
@@ -21,6 +21,7 @@ class Proofs:
 
     equivocations: tuple[Equivocation, ...] = ()
     successions: tuple[Succession, ...] = ()
+    affiliations: tuple[Affiliation, ...] = ()
     audits: tuple[Audit, ...] = ()
     claims: tuple[Claim, ...] = ()
     contests: tuple[Contest, ...] = ()

@@ -18,7 +18,7 @@ from dht.calibration import Calibration, Threshold
 from dht.claim import Claim
 from dht.contest import Contest
 from dht.equivocation import Equivocation, prove
-from dht.ident import Ident, Role, Succession, find_proof
+from dht.ident import Affiliation, Ident, Role, Succession, find_proof
 from dht.identity import Identity
 from dht.parameters import SwarmParameters
 from dht.records import (
@@ -109,6 +109,7 @@ RECEIPT = Receipt(
 IDENT = Ident(ALICE.peer_id, EPOCH - 9, EPOCH, find_proof(ALICE.peer_id, EPOCH - 9, 8), Role.SERVER, "lab")
 SNAPSHOT = Snapshot(ALICE.peer_id, EPOCH - 56, EPOCH - 1, 2, digest_of([b"one", b"two"]), bytes(32))
 SUCCESSION = Succession(ALICE.peer_id, BOB.peer_id, EPOCH)
+AFFILIATION = Affiliation(ALICE.peer_id, BOB.peer_id, EPOCH)
 AUDIT = Audit(
     auditor=CAROL.peer_id,
     epoch=EPOCH,
@@ -207,6 +208,7 @@ def _good() -> Iterator[tuple[str, Record, Rules]]:
     yield "a commitment to a verdict", COMMITMENT, DEFAULT_RULES
     yield "the verdict opened", OPENED, DEFAULT_RULES
     yield "a calibration", CALIBRATION, DEFAULT_RULES
+    yield "two identities of one owner", AFFILIATION, DEFAULT_RULES
 
 
 def sealed(record: Record, rules: Rules = DEFAULT_RULES) -> SignedRecord:

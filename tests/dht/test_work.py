@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dht.equivocation import Equivocation, find_equivocations, prove
 from dht.errors import BadRecord
-from dht.ident import Ident, Role, Succession, find_proof, proof_bits
+from dht.ident import Affiliation, Ident, Role, Succession, find_proof, proof_bits
 from dht.identity import Identity
 from dht.records import Envelope, seal
 from dht.rules import DEFAULT_RULES, MAX_SKEW_S, Rules
@@ -218,14 +218,15 @@ def test_a_proof_is_for_one_identity_and_one_epoch():
     assert max(proof_bits(bob, EPOCH, nonce), proof_bits(alice, EPOCH + 1, nonce)) < 12
 
 
-def test_a_succession_needs_both():
-    made = Succession(PROVIDER.peer_id, OTHER.peer_id, EPOCH)
+@pytest.mark.parametrize("kind", [Succession, Affiliation])
+def test_a_succession_and_an_affiliation_need_both(kind):
+    made = kind(PROVIDER.peer_id, OTHER.peer_id, EPOCH)
     assert refusal(as_stored(seal(made, PROVIDER, OTHER))) is None
-    body = made.to_body()
-    half = Envelope(19, body, (PROVIDER.sign(19, body), PROVIDER.sign(19, body))).to_bytes()
+    body, number = made.to_body(), kind.KIND
+    half = Envelope(number, body, (PROVIDER.sign(number, body), PROVIDER.sign(number, body))).to_bytes()
     assert refusal(replace(as_stored(seal(made, PROVIDER, OTHER)), value=half)) == "signature"
     with pytest.raises(BadRecord):
-        Succession.from_body(replace(made, new=made.old).to_body())
+        kind.from_body(kind(PROVIDER.peer_id, PROVIDER.peer_id, EPOCH).to_body())
 
 
 def test_a_snapshot_is_of_epochs_that_have_ended_and_does_not_depend_on_the_order():
@@ -244,7 +245,7 @@ def test_a_snapshot_names_no_more_epochs_than_stand_on_the_dht_at_once():
         assert refusal(as_stored(seal(longer, PROVIDER))) == "longer than a window"
 
 
-@pytest.mark.parametrize("kind", [Receipt, Equivocation, Ident, Succession, Snapshot])
+@pytest.mark.parametrize("kind", [Receipt, Equivocation, Ident, Succession, Affiliation, Snapshot])
 @given(data=st.data())
 def test_no_bytes_make_a_record_raise_anything_else(kind, data):
     body = data.draw(st.binary(max_size=64))
@@ -254,6 +255,7 @@ def test_no_bytes_make_a_record_raise_anything_else(kind, data):
         Receipt: PLAIN.to_body(),
         Ident: Ident(PROVIDER.peer_id, 1, 2, 3, Role.CLIENT, "").to_body(),
         Succession: Succession(PROVIDER.peer_id, OTHER.peer_id, EPOCH).to_body(),
+        Affiliation: Affiliation(PROVIDER.peer_id, OTHER.peer_id, EPOCH).to_body(),
         Snapshot: Snapshot(PROVIDER.peer_id, 1, 2, 3, bytes(32), bytes(32)).to_body(),
         Equivocation: prove(PROVIDER.peer_id, *opened(PLAIN, replace(PLAIN, amount=65, work=260))).to_body(),
     }[kind]

@@ -17,7 +17,7 @@ from dht.codec import MAX_ITEMS, decode, encode
 from dht.contest import Contest
 from dht.equivocation import Equivocation, prove
 from dht.errors import BadAddress, BadJoinCode, BadRecord, IdentityDamaged, WrongPassphrase
-from dht.ident import Ident, Role, Succession
+from dht.ident import Affiliation, Ident, Role, Succession
 from dht.identity import Identity, verify
 from dht.identity_export import Cost, _Sealed, exported_peer_id, open_identity, seal_identity
 from dht.parameters import JoinCode, SwarmParameters, parse_join
@@ -58,6 +58,7 @@ SAMPLES: tuple[Record, ...] = (
     _equivocation(),
     Ident(ALICE.peer_id, EPOCH - 1, EPOCH, 7, Role.SERVER, "here"),
     Succession(ALICE.peer_id, BOB.peer_id, EPOCH),
+    Affiliation(ALICE.peer_id, BOB.peer_id, EPOCH),
     Snapshot(ALICE.peer_id, EPOCH - 2, EPOCH - 1, 5, bytes(32), bytes(32)),
     Audit(
         ALICE.peer_id,

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+from dht.ident import Affiliation
 from dht.reputation import DEFAULT_SCORE_RULES
 from dht.rules import DEFAULT_RULES
 from dht.standing.board import Terms, standings_of
@@ -12,9 +13,9 @@ from node.run.client_levels import ClientLevels
 from tests.node.run.test_score_words import ANCHOR, EPOCH, GOOD, OTHER, PEER, work
 
 
-def standings(*receipts):
+def standings(*receipts, proofs=Proofs()):
     terms = Terms((ANCHOR.peer_id,), DEFAULT_RULES, DEFAULT_SCORE_RULES)
-    return standings_of(Workbook(receipts), Proofs(), terms, EPOCH, DEFAULT_RULES.start_of(EPOCH + 1))
+    return standings_of(Workbook(receipts), proofs, terms, EPOCH, DEFAULT_RULES.start_of(EPOCH + 1))
 
 
 def test_levels_follow_the_board_and_a_new_state_of_it_replaces_them():
@@ -27,3 +28,12 @@ def test_levels_follow_the_board_and_a_new_state_of_it_replaces_them():
     assert levels.level_of("somebody") == NEW_LEVEL
     board.standings = standings(work(OTHER, ANCHOR, 40))
     assert levels.level_of(GOOD.peer_id) == NEW_LEVEL, "what it gave is not in the window any more"
+
+
+def test_a_donors_client_is_served_by_what_its_server_gave_where_both_have_signed_that_they_are_its():
+    receipts = work(GOOD, ANCHOR, 40), work(OTHER, PEER, 2)
+    levels = ClientLevels(SimpleNamespace(standings=standings(*receipts)))
+    assert levels.level_of(PEER.peer_id) < NEW_LEVEL
+    linked = Proofs(affiliations=(Affiliation(GOOD.peer_id, PEER.peer_id, EPOCH),))
+    levels = ClientLevels(SimpleNamespace(standings=standings(*receipts, proofs=linked)))
+    assert levels.level_of(PEER.peer_id) == levels.level_of(GOOD.peer_id) == NUM_LEVELS - 1
