@@ -13,9 +13,9 @@ from node.run.client_levels import ClientLevels
 from tests.node.run.test_score_words import ANCHOR, EPOCH, GOOD, OTHER, PEER, work
 
 
-def standings(*receipts, proofs=Proofs()):
+def standings(*receipts, proofs=None):
     terms = Terms((ANCHOR.peer_id,), DEFAULT_RULES, DEFAULT_SCORE_RULES)
-    return standings_of(Workbook(receipts), proofs, terms, EPOCH, DEFAULT_RULES.start_of(EPOCH + 1))
+    return standings_of(Workbook(receipts), proofs or Proofs(), terms, EPOCH, DEFAULT_RULES.start_of(EPOCH + 1))
 
 
 def test_levels_follow_the_board_and_a_new_state_of_it_replaces_them():
