@@ -235,6 +235,20 @@ def _liar(how: Callable[[], None]) -> Callable[[], None]:
     return behave
 
 
+def _mute(how: Callable[[], None]) -> Callable[[], None]:
+    """Do false work, and take no part in any trial, as one that takes another identity when it is found out."""
+
+    def behave() -> None:
+        how()
+
+        async def attend(*_: object) -> None:
+            pass
+
+        Desk.attend = attend  # type: ignore[method-assign, assignment]
+
+    return behave
+
+
 def _slanders() -> None:
     """As a verifier: find everything false that is right, and claim it with the evidence of the right work."""
     genuine = SpanJudge.__call__
@@ -327,6 +341,9 @@ _BEHAVIOURS: dict[str, Callable[[], None]] = {
     "skipping liar": _liar(_skips),
     "noisy liar": _liar(_noises),
     "flickering liar": _liar(_flickers),
+    "skipping mute": _mute(_skips),
+    "noisy mute": _mute(_noises),
+    "flickering mute": _mute(_flickers),
     "ends": _ends,
     "detects": _detects,
 }

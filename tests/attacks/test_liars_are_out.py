@@ -5,6 +5,9 @@ different ways (a block left out, noise, noise now and then), attract work by wh
 appeal, and vote for each other; a verifier that the founder named an anchor; a slanderer, who claims what is right,
 with the evidence of it; and a client that audits nothing and knows of all this only what stands on the DHT. An epoch
 takes 96 s here, so a trial's unit is eight seconds.
+
+The ordinary suite has the same with liars who say nothing in court, and without the slanderer: default judgement takes
+a few units, where a trial that is fought over takes two epochs.
 """
 
 import contextlib
@@ -74,38 +77,40 @@ class Client:
         )
 
 
-@pytest.fixture
-def swarm(tmp_path, monkeypatch):
-    monkeypatch.setenv("EFEDLLM_HOME", str(tmp_path / "client"))
-    home = tmp_path / "verifier"
-    home.mkdir()
-    verifier = json.loads(run_command(["identity", "show", "--json"], home).stdout)["peer_id"]
+@contextlib.contextmanager
+def swarm_among(lying, home, *, slanders):
+    """Start everything; ``lying`` says how the three liars go about it in court."""
+    verifying = home / "verifier"
+    verifying.mkdir()
+    verifier = json.loads(run_command(["identity", "show", "--json"], verifying).stdout)["peer_id"]
     rules = ("--epoch", str(EPOCH_S), "--anchors", verifier)
     serving = ("--dtype", "float32", "--num-threads", "1", "--max-memory", "1GiB")
     with (
-        bootstrap(tmp_path / "bootstrap", *rules) as (_, join),
-        Fleet("embedded", join, tmp_path / "fleet", *serving) as fleet,
+        bootstrap(home / "bootstrap", *rules) as (_, join),
+        Fleet("embedded", join, home / "fleet", *serving) as fleet,
     ):
         honest = fleet.start(LOW, LOW, HIGH, HIGH, HIGH)
         liars = [
-            fleet.start(span, program=evil_server(behaviour))[0]
-            for span, behaviour in ((LOW, "skipping liar"), (HIGH, "noisy liar"), (LOW, "flickering liar"))
+            fleet.start(span, program=evil_server(f"{behaviour} {lying}"))[0]
+            for span, behaviour in ((LOW, "skipping"), (HIGH, "noisy"), (LOW, "flickering"))
         ]
         command = ["verify", "embedded", "--join", join, "--num-threads", "1", "--canaries-per-epoch"]
         with contextlib.ExitStack() as exits:
-            process = NodeProcess([*command, "20"], home)
+            process = NodeProcess([*command, "20"], verifying)
             exits.callback(process.stop)
-            slandering = NodeProcess([*command, "4"], tmp_path / "slanderer", program=evil_server("slanders"))
-            exits.callback(slandering.stop)
+            slanderer = ""
+            if slanders:
+                slandering = NodeProcess([*command, "4"], home / "slanderer", program=evil_server("slanders"))
+                exits.callback(slandering.stop)
+                slanderer = slandering.ready()["peer_id"]
             assert process.ready()["peer_id"] == verifier
-            slanderer = slandering.ready()["peer_id"]
             yield SimpleNamespace(
                 join=join,
                 honest={*honest},
                 liars={*liars},
                 verifier=verifier,
                 slanderer=slanderer,
-                home=tmp_path / "user",
+                home=home / "user",
             )
 
 
@@ -130,25 +135,35 @@ def standings(swarm):
 
 
 @pytest.fixture
-def client(swarm):
-    client = Client(swarm.join)
-    yield client
-    client.model.close()
+def scene(tmp_path, monkeypatch):
+    """Start a swarm with liars, and a client in it."""
+    monkeypatch.setenv("EFEDLLM_HOME", str(tmp_path / "client"))
+    with contextlib.ExitStack() as exits:
+
+        def start(lying, *, slanders):
+            swarm = exits.enter_context(swarm_among(lying, tmp_path, slanders=slanders))
+            client = Client(swarm.join)
+            exits.callback(client.model.close)
+            return swarm, client
+
+        yield start
 
 
-@pytest.mark.full
-@pytest.mark.timeout(PATIENCE_S + 300)
-def test_liars_are_convicted_and_from_then_on_every_answer_is_right(swarm, client):
-    began_s, before = time.monotonic(), []
+def ask_until_all_are_out(swarm, client):
+    """Ask again and again; return what the answers were, and how long it took, s."""
+    began_s, answers = time.monotonic(), []
     while not (swarm.liars <= client.convicted() and swarm.liars <= convicted_for_good(swarm)):
         assert time.monotonic() - began_s < PATIENCE_S, told(swarm, "claims")
-        before.append(client.ask())
+        answers.append(client.ask())
         time.sleep(2.0)
     took_s = time.monotonic() - began_s
-    num_wrong = sum(not is_right for is_right, _ in before)
-    print(f"{num_wrong} of {len(before)} answers were wrong in the {took_s:.0f} s before the last liar was out")
+    num_wrong = sum(not is_right for is_right, _ in answers)
+    print(f"{num_wrong} of {len(answers)} answers were wrong in the {took_s:.0f} s before the last liar was out")
     assert num_wrong, "they did no harm, so nothing was shown"
 
+
+def check_that_all_is_well(swarm, client):
+    """From now on every answer is right and every honest server is as well thought of as before."""
     after = [client.ask() for _ in range(AFTERWARDS)]
     assert [is_right for is_right, _ in after] == [True] * AFTERWARDS
     workers = [peer for _, peers in after for peer in peers]
@@ -159,18 +174,34 @@ def test_liars_are_convicted_and_from_then_on_every_answer_is_right(swarm, clien
     ranks = standings(swarm)
     assert {peer for peer, rank in ranks.items() if rank == "convicted"} == swarm.liars
     assert {peer for peer, rank in ranks.items() if rank == "established"} == swarm.honest
-    claims = claims_of(swarm)
-    print(Counter((claim["accuser"] == swarm.slanderer, claim["state"], claim["is_final"]) for claim in claims))
-    by_verifier = [claim for claim in claims if claim["accuser"] == swarm.verifier]
+    by_verifier = [claim for claim in claims_of(swarm) if claim["accuser"] == swarm.verifier]
     assert {claim["accused"] for claim in by_verifier} == swarm.liars, "nobody else was accused by it"
     assert not [claim for claim in by_verifier if claim["state"] == "rejected"]
-    slanders = [claim for claim in claims if claim["accuser"] == swarm.slanderer and claim["accused"] in swarm.honest]
-    assert slanders, "it did no harm, so nothing was shown"
-    assert not [claim for claim in slanders if claim["state"] == "upheld"]
     for liar in swarm.liars:
         story = told(swarm, "score", liar, "--why")
         assert "convicted of false work" in story
         assert "It gets no work" in story
+
+
+@pytest.mark.timeout(PATIENCE_S + 300)
+def test_liars_who_say_nothing_are_convicted_and_from_then_on_every_answer_is_right(scene):
+    swarm, client = scene("mute", slanders=False)
+    ask_until_all_are_out(swarm, client)
+    check_that_all_is_well(swarm, client)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(PATIENCE_S + 300)
+def test_liars_are_convicted_and_from_then_on_every_answer_is_right(scene):
+    swarm, client = scene("liar", slanders=True)
+    ask_until_all_are_out(swarm, client)
+    check_that_all_is_well(swarm, client)
+
+    claims = claims_of(swarm)
+    print(Counter((claim["accuser"] == swarm.slanderer, claim["state"], claim["is_final"]) for claim in claims))
+    slanders = [claim for claim in claims if claim["accuser"] == swarm.slanderer and claim["accused"] in swarm.honest]
+    assert slanders, "it did no harm, so nothing was shown"
+    assert not [claim for claim in slanders if claim["state"] == "upheld"]
     story = told(swarm, "score", slanders[0]["accused"], "--why")
     assert "established" in story
     assert swarm.slanderer in story
