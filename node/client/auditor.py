@@ -16,9 +16,10 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from dht.errors import DhtError
+from dht.swarm import Swarm
 from node.client.audit_book import AuditBook, AuditResult, Outcome, Verdict
 from node.client.audit_check import digest_of, first_wrong
 from node.client.audit_opening import Given, Opening
@@ -35,6 +36,25 @@ logger = logging.getLogger(__name__)
 
 Judge: TypeAlias = Callable[[Opening], Verdict]
 """Says whether a stage's outputs follow from its inputs. Called in a thread; takes as long as it likes."""
+
+
+@runtime_checkable
+class Attending(Protocol):
+    """A judge that has something to do in the swarm while its client runs."""
+
+    async def attend(self, swarm: Swarm, anchors: Sequence[str]) -> None:
+        """Do it; cancelled when the client leaves.
+
+        Args:
+            swarm: entered.
+            anchors: peer ids whose trust counts for the client; none: those of the swarm.
+        """
+
+
+def attending_of(judge: object) -> Attending | None:
+    """Return a judge that has something to do in the swarm; None: it has not."""
+    return judge if isinstance(judge, Attending) else None
+
 
 MAX_WAITING = 256
 """Audits that may wait; more are not carried out."""
