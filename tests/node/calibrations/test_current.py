@@ -1,4 +1,4 @@
-"""What a node judges by is set once, read everywhere, and handed out without work for whoever asks for something else."""
+"""What a node judges by is set once, read everywhere, and handed out without work for who asks for something else."""
 
 import asyncio
 
