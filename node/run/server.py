@@ -98,9 +98,8 @@ async def run_server(options: ServeOptions, reporter: Reporter) -> None:
             current = Current(examiner.calibration)
             examine = CurrentExaminer(examiner, current)
             keeping = await exits.enter_async_context(
-                trials(options.home, options.join, swarm, identity, examine, anchors=options.anchors)
+                trials(options.home, options.join, swarm, identity, examine, anchors=options.anchors, current=current)
             )
-            current.on_used.append(lambda _: keeping.desk.reconsider())
             await exits.enter_async_context(
                 calibration_of_model(
                     options.home, swarm, identity, manifest, current, reporter, anchors=options.anchors

@@ -99,8 +99,7 @@ async def run_verifier(options: VerifyOptions, reporter: Reporter) -> None:
         enrolment = Enrolment(swarm, identity, Role.VERIFIER, path=options.home / BEGINNINGS_FILE)
         await exits.enter_async_context(in_background({"enrolling this identity": enrolment.run}))
         publisher = await exits.enter_async_context(AuditPublisher(swarm, identity, rules))
-        keeping = await exits.enter_async_context(trials(options.home, join, swarm, identity, examine))
-        current.on_used.append(lambda _: keeping.desk.reconsider())
+        keeping = await exits.enter_async_context(trials(options.home, join, swarm, identity, examine, current=current))
         manifest, publishes = model.checkpoint.manifest32, options.calibration is not None
         await exits.enter_async_context(
             calibration_of_model(options.home, swarm, identity, manifest, current, reporter, publishes=publishes)

@@ -20,7 +20,7 @@ from node.client.audit_book import Outcome
 from node.config import IDENTITY
 from node.verify.client_judge import judge_for_client
 from tests.node.verify.tiny import Tiny
-from tests.processes import NodeProcess, bootstrap, servers
+from tests.processes import NodeProcess, bootstrap, run_command, servers
 
 PATIENCE_S = 45.0
 
@@ -97,3 +97,24 @@ def test_a_server_and_a_client_judge_by_what_an_anchor_was_given(model, tmp_path
     assert passed, results
     assert {result.measured.calibration for result in passed} == {calibration.digest}
     assert not [result for result in results if result.outcome is Outcome.FAIL]
+
+
+def test_a_server_judges_by_what_the_bootstrap_was_given(model, tmp_path):
+    directory, calibration = model
+    data, file = encode_calibration(calibration), tmp_path / "calibration.json"
+    file.write_bytes(data)
+    with (
+        bootstrap(tmp_path / "bootstrap", "--calibration", str(file)) as (_, join),
+        servers(directory, join, [(0, 2)], tmp_path, "--num-threads", "1") as (server,),
+    ):
+        assert event_of(server, "calibration")["sha256"] == calibration.digest.hex()
+        assert kept(server.home) == [data]
+
+
+def test_a_bootstrap_founds_nothing_with_a_calibration_that_cannot_be_used(tmp_path):
+    file = tmp_path / "calibration.json"
+    file.write_text("{}")
+    ended = run_command(["bootstrap", "--calibration", str(file)], tmp_path / "bootstrap")
+    assert (ended.returncode, ended.stdout) == (23, "")
+    assert "make it with `efedllm calibrate`" in ended.stderr
+    assert not (tmp_path / "bootstrap" / "bootstrap.json").exists()
