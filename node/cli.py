@@ -233,6 +233,11 @@ def _add_bootstrap(commands: Commands) -> None:
         "--anchors", type=given.peers, metavar="PEER_ID,...", default=(),
         help="whose trust counts in the swarm that is founded, beside this bootstrap's own",
     )  # fmt: skip
+    parser.add_argument(
+        "--calibration", type=Path, action="append", default=[], metavar="FILE",
+        help="what `efedllm calibrate` wrote of a model: as an anchor, name it to all who judge work on that model, "
+        "and hand it out; may be repeated",
+    )  # fmt: skip
     _add_addresses(parser)
     _add_events(parser)
     parser.add_argument("--exit-with-stdin", action="store_true", help="end when standard input ends")
@@ -254,6 +259,7 @@ def _bootstrap(arguments: Arguments) -> int:
         proof_of_work_bits=arguments.proof_of_work,
         anchors=arguments.anchors,
         exit_with_stdin=arguments.exit_with_stdin,
+        calibrations=tuple(arguments.calibration),
     )
     reporter = _reporter(arguments)
     run_loop(lambda: run_bootstrap(options, reporter))
@@ -479,7 +485,8 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
         "--calibration",
         type=Path,
         metavar="FILE",
-        help="what `efedllm calibrate` wrote of MODEL, to judge work by (default: the bundled model's)",
+        help="what `efedllm calibrate` wrote of MODEL, to judge work by (default: the bundled model's; of others what "
+        "the anchors name)",
     )
 
 

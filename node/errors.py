@@ -87,6 +87,10 @@ class StageAtFault(RemoteError):
         self.reason = reason
 
 
+class FalseBytes(RemoteError):
+    """A peer hands out something else than what it was asked for by its hash."""
+
+
 class FalseEvidence(RemoteError):
     """Evidence does not show what the claim says; whether the work was right need not be looked at."""
 

@@ -89,6 +89,11 @@ class Desk:
         """Return what this node found of a claim, by its hash; None: nothing yet."""
         return self._findings.get(claim)
 
+    def reconsider(self) -> None:
+        """Forget what could not be told: this node can tell more than before. What it has signed stands."""
+        for claim in [claim for claim, found in self._findings.items() if found.opinion is Opinion.INCONCLUSIVE]:
+            del self._findings[claim]
+
     async def attend(self, cases: Sequence[Case], outcomes: Outcomes, rules: Rules) -> None:
         """Sign what is due and can be signed; begin to find out what else must be known, and to sign what follows.
 

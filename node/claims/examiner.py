@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ import torch
 from dht.claim import Claim
 from dht.verdict import Opinion
 from dht.work import MAX_ERROR_PPM
+from node.calibrations.current import Current
 from node.check.calibration import Calibration
 from node.check.calibration_file import read_calibration, shipped_calibration
 from node.check.check import CheckResult, Verdict, Work, check_span
@@ -99,6 +100,26 @@ class CheckpointExaminer:
             if check(control).verdict is not Verdict.PASS:
                 return cannot_tell(NOBODY_COULD)
         return finding_of(result)
+
+
+class CurrentExaminer:
+    """Examines claims by the calibration that the node has when it is asked; an ``Examine``.
+
+    Args:
+        examiner: how it examines.
+        current: by what.
+    """
+
+    def __init__(self, examiner: CheckpointExaminer, current: Current) -> None:
+        self._examiner = examiner
+        self._current = current
+
+    def __call__(self, evidence: Evidence, claim: Claim) -> Finding:
+        """Examine; a node that cannot says so."""
+        calibration = self._current.calibration
+        if calibration is not self._examiner.calibration:
+            self._examiner = replace(self._examiner, calibration=calibration)
+        return self._examiner(evidence, claim)
 
 
 def examiner_of(checkpoint: Checkpoint, calibration: Path | None = None) -> CheckpointExaminer:

@@ -31,7 +31,8 @@ from node.claims.desk import Desk
 from node.claims.findings import Examine
 from node.claims.notebook import Notebook
 from node.claims.shelf import Shelf
-from node.claims.stream import EvidenceServer, fetch_evidence
+from node.claims.stream import EVIDENCE_PROTOCOL, fetch_evidence
+from node.handout import Handout
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ class ClaimsKeeping:
             clock=self._clock,
             draw=secrets.token_bytes,
         )
-        await EvidenceServer(self._shelf.get).start(self._swarm)
+        await Handout(EVIDENCE_PROTOCOL, self._shelf.get).start(self._swarm)
         return self
 
     async def __aexit__(self, *_: object) -> None:

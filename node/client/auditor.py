@@ -16,9 +16,10 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from dht.errors import DhtError
+from dht.swarm import Swarm
 from node.client.audit_book import AuditBook, AuditResult, Outcome, Verdict
 from node.client.audit_check import digest_of, first_wrong
 from node.client.audit_opening import Given, Opening
@@ -37,6 +38,25 @@ Judge: TypeAlias = Callable[[Opening], Verdict]
 """Says whether a stage's outputs follow from its inputs. Called in a thread; takes as long as it likes."""
 AskOthers: TypeAlias = Callable[[Opening], Awaitable[Verdict]]
 """Has somebody else say it."""
+
+
+@runtime_checkable
+class Attending(Protocol):
+    """A judge that has something to do in the swarm while its client runs."""
+
+    async def attend(self, swarm: Swarm, anchors: Sequence[str]) -> None:
+        """Do it; cancelled when the client leaves.
+
+        Args:
+            swarm: entered.
+            anchors: peer ids whose trust counts for the client; none: those of the swarm.
+        """
+
+
+def attending_of(judge: object) -> Attending | None:
+    """Return a judge that has something to do in the swarm; None: it has not."""
+    return judge if isinstance(judge, Attending) else None
+
 
 MAX_WAITING = 256
 """Audits that may wait; more are not carried out."""
@@ -138,7 +158,7 @@ class Auditor:
         tell: called with every result.
         per_mille: share of the chunks of each stage that are audited, thousandths.
         judge: judges what was opened; None: it is opened, and compared with what was signed.
-        ask: asked where there is no judge; None: nobody is.
+        ask: asked where there is no judge, or it cannot run it again; None: nobody is.
         wholly: peers of which every chunk is audited.
         book: results are entered there; None: into one of its own.
     """
@@ -231,7 +251,9 @@ class Auditor:
 
     async def _verdict(self, opening: Opening) -> Verdict:
         if self.judge is not None:
-            return await asyncio.to_thread(self.judge, opening)
+            verdict = await asyncio.to_thread(self.judge, opening)
+            if self.ask is None or verdict.measured is not None or verdict.outcome is not Outcome.INCONCLUSIVE:
+                return verdict
         assert self.ask is not None
         return await self.ask(opening)
 

@@ -141,10 +141,11 @@ class AutoDistributedModelForCausalLM:
             audit_rate: share (0 to 1) of what each server signs for that it has to open again to this client; None: as
                 the swarm has it, 0: nothing.
             judge: says whether what a server gave follows from what it was given; None: what is opened is compared with
-                what was signed, and not run again.
-            ask_anchors: without ``judge``, have the anchors whose trust counts for this client judge what is opened, as
-                far as they run ``efedllm verify`` for the model, for receipts. They see the text of what they judge, as
-                far as hidden states (with ``thin``, ids) tell it.
+                what was signed, and not run again. One of ``judge_for_client`` looks for a calibration that it was not
+                given among those that the anchors name.
+            ask_anchors: where ``judge`` is None or cannot tell, have the anchors whose trust counts for this client
+                judge what is opened, as far as they run ``efedllm verify`` for the model, for receipts. They see the
+                text of what they judge, as far as hidden states (with ``thin``, ids) tell it.
             shadow_rate: share (0 to 0.05) of what this client consumes that is run a second time through newcomers, so
                 that they can earn trust where they get no work otherwise: beginnings of its sessions, in the
                 background, compared and delivered to nobody. None: 0.05, 0: nothing; without ``receipts``, and with

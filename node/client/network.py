@@ -24,7 +24,7 @@ from dht.swarm import Swarm
 from node.client.asked_judge import AskedJudge
 from node.client.audit_book import AuditBook, AuditResult, Outcome
 from node.client.audit_publisher import AuditPublisher
-from node.client.auditor import AskOthers, Auditor, Judge
+from node.client.auditor import AskOthers, Auditor, Judge, attending_of
 from node.client.chain import Chain, SessionShape, StageFailed, open_chain
 from node.client.dealings import Dealings
 from node.client.explain import Explanation, explain
@@ -147,7 +147,7 @@ class Network:
             anchors: peer ids whose trust counts for this client; none: those of the swarm.
             audit_per_mille: share of what is signed for that is audited, thousandths; None: as the swarm has it.
             judge: judges what audits open; None: nobody does.
-            asks_anchors: whether anchors are asked to judge it where there is no judge.
+            asks_anchors: whether anchors are asked to judge it where there is no judge, or it cannot.
             shadow_per_mille: share of what is consumed that newcomers may be given a second time, thousandths.
 
         Raises:
@@ -168,6 +168,8 @@ class Network:
                 swarm, identity = await enter_swarm(exits, code, home if signs else None)
                 bootstraps = [split_address(address)[1] for address in code.addresses]
                 watch = await exits.enter_async_context(RankWatch(swarm, bootstraps, anchors, home))
+                if (attending := attending_of(judge)) is not None:
+                    exits.push_async_callback(_cancelled, asyncio.create_task(attending.attend(swarm, anchors)))
                 if not signs:
                     return swarm, watch, None, None
                 dealings = await open_dealings(exits, swarm, identity, home, manifest, name)
@@ -477,6 +479,11 @@ async def _open_shadow(
 
 def _is_waited_for(chains: Set[Chain]) -> bool:
     return any(chain.is_waiting for chain in chains)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _per_mille(swarm: Swarm, asked: int | None) -> int:

@@ -97,7 +97,7 @@ class ShadowParts:
     tell: Callable[[Shadowed], None]
     """Called with what came of a duplicate."""
     ask: AskOthers | None = None
-    """Asked where there is no judge."""
+    """Asked where there is no judge, or it cannot run it again."""
 
 
 class ShadowTraffic:

@@ -19,8 +19,10 @@ from dht.parameters import MAX_ANCHORS, SECRET_BYTES, JoinCode, SwarmParameters,
 from dht.records import Envelope, seal
 from dht.rules import Rules
 from dht.swarm import Swarm
+from node.check.calibration_file import read_calibration
 from node.errors import UserError
 from node.run.bootstrap_duties import bootstrap_duties
+from node.run.calibrations import calibrations_of_bootstrap, one_of_each
 from node.run.events import Reporter
 from node.run.lifetime import until_told_to_stop
 
@@ -47,6 +49,8 @@ class BootstrapOptions:
     exit_with_stdin: bool
     anchors: tuple[str, ...] = ()
     """Peer ids whose trust counts in the swarm that is founded, beside the founder's own."""
+    calibrations: tuple[Path, ...] = ()
+    """Files that it names to the swarm as an anchor, and hands out."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,10 @@ async def run_bootstrap(options: BootstrapOptions, reporter: Reporter) -> None:
     """Serve a swarm's bootstrap until told to stop.
 
     Raises:
+        UserError: one of its calibrations cannot be used.
         DaemonDied: its p2pd has ended by itself.
     """
+    calibrations = one_of_each([read_calibration(path) for path in options.calibrations])
     identity = Identity.load_or_create(options.home / "identity")
     state_path = options.home / _STATE_FILE
     founding = _load_or_found(state_path, identity, options)
@@ -120,7 +126,10 @@ async def run_bootstrap(options: BootstrapOptions, reporter: Reporter) -> None:
         _save(state_path, founding)
         addresses = tuple(swarm.addresses)
         code = JoinCode((*addresses, *others), founding.name, founding.parameters_hash, founding.secret).encode()
-        async with bootstrap_duties(swarm, identity, options.home, options.join):
+        async with (
+            bootstrap_duties(swarm, identity, options.home, options.join),
+            calibrations_of_bootstrap(swarm, identity, calibrations, reporter),
+        ):
             told = asyncio.create_task(until_told_to_stop(exit_with_stdin=options.exit_with_stdin))
             closed = asyncio.create_task(swarm.wait_closed())
             try:

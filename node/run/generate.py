@@ -25,8 +25,7 @@ from node.run.events import Reporter
 from node.run.explanation import tell_explanation
 from node.run.libraries import silence_libraries
 from node.run.lifetime import end_on_terminate_as_on_interrupt, end_with_stdin
-from node.verify.client_judge import judge_for_client
-from node.verify.span_judge import SpanJudge
+from node.verify.client_judge import ClientJudge, judge_for_client
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class GenerateOptions:
     shadow_rate: float | None = None
     """Share of what is consumed that newcomers run a second time; None: as much as there may be."""
     calibration: Path | None = None
-    """By which audits are judged; None: by the one that this package has for the model, if any."""
+    """By which audits are judged; None: by what this package has for the model, or the anchors name, if anything."""
     ask_anchors: bool = False
     """Whether anchors judge what this machine cannot."""
 
@@ -209,7 +208,7 @@ def connect(options: GenerateOptions) -> Any:
     )
 
 
-def _judge(options: GenerateOptions) -> SpanJudge | None:
+def _judge(options: GenerateOptions) -> ClientJudge | None:
     """Return who judges what audits open; None: nobody can."""
     if options.thin is not None or options.audit_rate == 0:
         return None

@@ -63,7 +63,7 @@ class ServeOptions:
     anchors: tuple[str, ...] = ()
     """Peer ids whose trust counts for this server; none: those of the swarm."""
     calibration: Path | None = None
-    """By which claims about the model are examined; None: the one that this package has for it."""
+    """By which claims about the model are examined; None: by what this package has for it, or the anchors name."""
 
 
 def open_checkpoint(options: ServeOptions, progress: Any) -> Checkpoint:

@@ -24,13 +24,15 @@ from dht.identity import Identity
 from dht.records import ServerState
 from dht.swarm import Stream, Swarm
 from node.batching import Limits
-from node.claims.examiner import examiner_of
+from node.calibrations.current import Current
+from node.claims.examiner import CurrentExaminer, examiner_of
 from node.engine import Engine
 from node.errors import NodeError, Refused
 from node.model.checkpoint import Checkpoint
 from node.model.span import Span
 from node.run import control_socket
 from node.run.announcing import Announcing
+from node.run.calibrations import calibration_of_model
 from node.run.client_levels import ClientLevels
 from node.run.doors import Doors
 from node.run.events import Reporter
@@ -92,9 +94,18 @@ async def run_server(options: ServeOptions, reporter: Reporter) -> None:
             announcing.joining(span)
             await exits.enter_async_context(announcing.announcer)
             contracts = await _keep_receipts(exits, options, identity, swarm, checkpoint)
-            examine = await asyncio.to_thread(examiner_of, checkpoint, options.calibration)
-            keeping = trials(options.home, options.join, swarm, identity, examine, anchors=options.anchors)
-            levels = ClientLevels((await exits.enter_async_context(keeping)).board)
+            examiner = await asyncio.to_thread(examiner_of, checkpoint, options.calibration)
+            current = Current(examiner.calibration)
+            examine = CurrentExaminer(examiner, current)
+            keeping = await exits.enter_async_context(
+                trials(options.home, options.join, swarm, identity, examine, anchors=options.anchors, current=current)
+            )
+            await exits.enter_async_context(
+                calibration_of_model(
+                    options.home, swarm, identity, manifest, current, reporter, anchors=options.anchors
+                )
+            )
+            levels = ClientLevels(keeping.board)
             engine = await exits.enter_async_context(
                 Engine(
                     limits=_GPU_LIMITS if plan.weights.device.type == "cuda" else Limits(),

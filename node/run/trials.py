@@ -13,6 +13,7 @@ from dht.claim import Claim
 from dht.identity import Identity
 from dht.parameters import JoinCode
 from dht.swarm import Swarm
+from node.calibrations.current import Current
 from node.check.evidence import Evidence
 from node.claims.findings import Examine, Finding, cannot_tell
 from node.claims.keeping import ClaimsKeeping
@@ -29,6 +30,7 @@ async def trials(
     examine: Examine,
     *,
     anchors: Sequence[str] = (),
+    current: Current | None = None,
 ) -> AsyncIterator[ClaimsKeeping]:
     """Take part while the context lasts.
 
@@ -39,12 +41,15 @@ async def trials(
         identity: who signs.
         examine: runs evidence again.
         anchors: whose trust counts for this node; none: those of the swarm.
+        current: by what is examined, where that may come later: what could not be told is then examined again.
     """
     bootstraps = bootstraps_of(join) if join is not None else ()
     async with (
         ClaimsKeeping(home, swarm, identity, examine, bootstraps=bootstraps, anchors=anchors) as keeping,
         in_background({"taking part in trials": keeping.run}),
     ):
+        if current is not None:
+            current.on_used.append(lambda _: keeping.desk.reconsider())
         yield keeping
 
 

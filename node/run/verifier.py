@@ -28,9 +28,10 @@ from dht.identity import Identity
 from dht.parameters import parse_join
 from dht.records import EMBEDS, HEADS, Announcement, ServerState
 from dht.swarm import Swarm
+from node.calibrations.current import Current
 from node.check.calibration_file import find_calibration
 from node.claims.accuser import Accuser
-from node.claims.examiner import MAX_EXAMINATION_BYTES, CheckpointExaminer
+from node.claims.examiner import MAX_EXAMINATION_BYTES, CheckpointExaminer, CurrentExaminer
 from node.claims.findings import Examine
 from node.client.accusation import accusation_of
 from node.client.audit_book import AuditResult, Outcome
@@ -38,10 +39,11 @@ from node.client.audit_publisher import AuditPublisher
 from node.client.auditor import judged
 from node.client.offers import newest
 from node.config import IDENTITY
-from node.errors import CannotCheck, UserError
+from node.errors import CannotCheck
 from node.model.checkpoint import Checkpoint
 from node.model.families import check_family
 from node.run.audit_teller import audited_fields
+from node.run.calibrations import calibration_of_model
 from node.run.events import Reporter
 from node.run.generate import max_positions
 from node.run.libraries import silence_libraries
@@ -54,7 +56,7 @@ from node.verify.canary_plan import Guise, Held, draw_guise, in_turn, peers_thro
 from node.verify.canary_text import CanaryTexts
 from node.verify.epoch_book import EpochBook, Report
 from node.verify.judge_desk import Judged, JudgeDesk
-from node.verify.span_judge import SpanJudge
+from node.verify.model_judge import ModelJudge
 
 _RULES_S = 15.0
 _MIN_PAUSE_S = 0.5
@@ -70,7 +72,7 @@ class VerifyOptions:
     home: Path
     join: str
     calibration: Path | None
-    """None: the one that this package has for the model."""
+    """None: the one that this package has for the model, or that the anchors of the swarm name."""
     max_memory_bytes: int | None
     """Of the judge; None: half of what is free."""
     canaries_per_epoch: int
@@ -84,13 +86,13 @@ async def run_verifier(options: VerifyOptions, reporter: Reporter) -> None:
     """Check servers until told to stop.
 
     Raises:
-        UserError: there is no such model, or no calibration of it.
+        UserError: there is no such model, or the file is no calibration of it.
     """
     silence_libraries()
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
     identity = Identity.load_or_create(options.home / IDENTITY)
-    model, judge, examine = await asyncio.to_thread(_load, options, reporter)
+    model, current, judge, examine = await asyncio.to_thread(_load, options, reporter)
     join = parse_join(options.join)
     async with contextlib.AsyncExitStack() as exits:
         place = Swarm(identity, join=join, listen=options.listen, announce=options.announce)
@@ -98,11 +100,14 @@ async def run_verifier(options: VerifyOptions, reporter: Reporter) -> None:
         rules = await swarm.wait_for_rules(_RULES_S)
         contracts = await _keep_receipts(exits, options, identity, swarm, model.checkpoint)
         publisher = await exits.enter_async_context(AuditPublisher(swarm, identity, rules))
-        keeping = await exits.enter_async_context(trials(options.home, join, swarm, identity, examine))
-        verifier = _Verifier(options, reporter, swarm, model, judge, publisher, keeping.accuser)
+        keeping = await exits.enter_async_context(trials(options.home, join, swarm, identity, examine, current=current))
         checkpoint = model.checkpoint
-        desk = JudgeDesk(contracts, checkpoint.manifest32, checkpoint.num_blocks, judge.judge_alone, verifier.judged)
-        await desk.start(swarm)
+        manifest, publishes = checkpoint.manifest32, options.calibration is not None
+        await exits.enter_async_context(
+            calibration_of_model(options.home, swarm, identity, manifest, current, reporter, publishes=publishes)
+        )
+        verifier = _Verifier(options, reporter, swarm, model, current, judge, publisher, keeping.accuser)
+        await JudgeDesk(contracts, manifest, checkpoint.num_blocks, judge.judge_alone, verifier.judged).start(swarm)
         reporter.say(f"Checking the servers of {model.checkpoint.short_name} as {identity.peer_id}.")
         reporter.event("ready", {"role": "verifier", "peer_id": identity.peer_id})
         reason = await verifier.run()
@@ -120,20 +125,17 @@ async def _keep_receipts(
     return contracts
 
 
-def _load(options: VerifyOptions, reporter: Reporter) -> tuple[CanaryModel, SpanJudge, Examine]:
+def _load(options: VerifyOptions, reporter: Reporter) -> tuple[CanaryModel, Current, ModelJudge, Examine]:
     with reporter.progress() as bar:
         checkpoint = Checkpoint.open(options.model, revision=options.revision, home=options.home, progress=bar.update)
         check_family(checkpoint.config)
         calibration = find_calibration(checkpoint.manifest32, options.calibration)
-        if calibration is None:
-            raise UserError(
-                f"There is no calibration of {checkpoint.name}, so nobody can say what is honest; make one with "
-                "`efedllm calibrate`, and pass --calibration FILE."
-            )
         model = CanaryModel(checkpoint, options.join)
     bound = options.max_memory_bytes
-    judge = SpanJudge(checkpoint, calibration, max_bytes=bound, tell=reporter.say)
-    return model, judge, CheckpointExaminer(checkpoint, calibration, max_bytes=bound or MAX_EXAMINATION_BYTES)
+    current = Current(calibration)
+    judge = ModelJudge(checkpoint, current, max_bytes=bound, tell=reporter.say)
+    examiner = CheckpointExaminer(checkpoint, calibration, max_bytes=bound or MAX_EXAMINATION_BYTES)
+    return model, current, judge, CurrentExaminer(examiner, current)
 
 
 def _held(server: Announcement, num_blocks: int) -> Held:
@@ -150,7 +152,8 @@ class _Verifier:
         reporter: Reporter,
         swarm: Swarm,
         model: CanaryModel,
-        judge: SpanJudge,
+        current: Current,
+        judge: ModelJudge,
         publisher: AuditPublisher,
         accuser: Accuser,
     ) -> None:
@@ -158,6 +161,7 @@ class _Verifier:
         self._reporter = reporter
         self._swarm = swarm
         self._model = model
+        self._current = current
         self._judge = judge
         self._publisher = publisher
         self._accuser = accuser
@@ -192,6 +196,7 @@ class _Verifier:
             self._tell(self._book.take())
 
     async def _patrol(self) -> None:
+        await self._wait_for_calibration()
         while True:
             began_s = time.monotonic()
             try:
@@ -205,6 +210,14 @@ class _Verifier:
             interval_s = self._swarm.validator.rules.epoch_s / self._options.canaries_per_epoch
             due_s = began_s + interval_s * self._chance.uniform(0.5, 1.5)
             await asyncio.sleep(max(_MIN_PAUSE_S, due_s - time.monotonic()))
+
+    async def _wait_for_calibration(self) -> None:
+        if self._current.calibration is None:
+            self._reporter.say(
+                f"There is no calibration of {self._model.checkpoint.name} here, so nobody is judged before anchors "
+                "of the swarm name one; make one with `efedllm calibrate`, and pass --calibration FILE."
+            )
+            await self._current.wait()
 
     def _epoch(self) -> int:
         return self._swarm.validator.rules.epoch_of(time.time())

@@ -80,6 +80,12 @@ def test_a_calibration_to_judge_by_can_be_named_and_not_by_a_client_without_weig
         options_of("generate", "--prompt", "x", "--thin", "--calibration", "x.json")
 
 
+def test_a_bootstrap_can_be_given_calibrations():
+    asked = _parser().parse_args(["bootstrap", "--calibration", "x.json", "--calibration", "y.json"])
+    assert [str(file) for file in asked.calibration] == ["x.json", "y.json"]
+    assert _parser().parse_args(["bootstrap"]).calibration == []
+
+
 def test_a_verifier_can_be_asked_for():
     asked = _parser().parse_args(["verify", "embedded", "--max-memory", "1GiB", "--canaries-per-epoch", "9"])
     assert (asked.max_memory, asked.canaries_per_epoch, asked.calibration) == (2**30, 9, None)

@@ -119,6 +119,20 @@ async def test_an_anchor_denies_for_others_what_it_finds_right_and_nothing_else(
         assert denied == ([(ANCHORS[0], 1)] if opinion is Opinion.REFUTED else [])
 
 
+async def test_what_could_not_be_told_is_found_out_again_when_the_node_can_tell_more_and_nothing_else(scene_of):
+    scene = scene_of(ANCHORS[0], Opinion.INCONCLUSIVE)
+    await scene.attend(0.1)
+    scene.opinion = Opinion.REFUTED
+    await scene.attend(0.2)
+    assert (scene.num_examined, scene.swarm.records) == (1, [])
+    scene.desk.reconsider()
+    await scene.attend(0.3)
+    assert [(each.contester, each.level) for each in scene.swarm.records] == [(ANCHORS[0], 1)]
+    scene.desk.reconsider()
+    await scene.attend(0.4)
+    assert scene.num_examined == 2, "what was found stands"
+
+
 async def test_a_server_that_finds_itself_guilty_does_not_appeal(scene_of):
     scene = scene_of(ACCUSED, Opinion.UPHELD)
     for units in (8.1, 8.3, 8.9):

@@ -11,13 +11,14 @@ import torch
 
 from dht.verdict import Opinion
 from node.agreement.offers import profile_digest
+from node.calibrations.current import Current
 from node.check.calibration_file import shipped_calibration
 from node.check.evidence import Evidence, OpenedChunk
 from node.check.headers import Header, Piece
 from node.check.honest import servers_of
 from node.check.reference import reference_span
 from node.claims import examiner as examiner_module
-from node.claims.examiner import CheckpointExaminer, examiner_of
+from node.claims.examiner import CheckpointExaminer, CurrentExaminer, examiner_of
 from node.commitment.chunks import Leaf
 from node.errors import BadCalibration
 from node.model.checkpoint import EMBEDDED, Checkpoint
@@ -86,6 +87,14 @@ def test_who_does_not_have_what_it_takes_cannot_tell(examiner, work):
         assert why in found.why
     assert examiner(replace(evidence, weights="tape"), claim).opinion is Opinion.INCONCLUSIVE
     assert examiner(replace(evidence, given=b""), claim).opinion is Opinion.INCONCLUSIVE
+
+
+def test_what_could_not_be_told_can_be_when_a_calibration_has_come(examiner, work):
+    evidence, claim, current = evidence_of(*work), claim_of(examiner), Current()
+    examine = CurrentExaminer(replace(examiner, calibration=None), current)
+    assert examine(evidence, claim).opinion is Opinion.INCONCLUSIVE
+    current.use(examiner.calibration)
+    assert examine(evidence, claim).opinion is Opinion.REFUTED
 
 
 @pytest.mark.parametrize("size", [30, 1000])

@@ -9,8 +9,9 @@ import pytest
 from dht.errors import PeerUnreachable
 from dht.membership.members import read_message
 from dht.testnet import testnet
-from node.claims.stream import EVIDENCE_PROTOCOL, EvidenceServer, fetch_evidence
+from node.claims.stream import EVIDENCE_PROTOCOL, fetch_evidence
 from node.errors import FalseEvidence
+from node.handout import Handout
 from tests.node.check.session import held
 
 BLOB, CLAIM = held().claim()
@@ -28,7 +29,7 @@ def claim_by(swarm, **changes):
 
 async def test_a_member_has_evidence_by_its_hash_and_what_is_not_there_it_has_not(nodes):
     accuser, reader = nodes
-    await EvidenceServer({CLAIM.evidence: BLOB}.get).start(accuser)
+    await Handout(EVIDENCE_PROTOCOL, {CLAIM.evidence: BLOB}.get).start(accuser)
     assert await fetch_evidence(reader, claim_by(accuser)) == BLOB
     with pytest.raises(PeerUnreachable):
         await fetch_evidence(reader, claim_by(accuser, evidence=bytes(32)))
@@ -37,7 +38,7 @@ async def test_a_member_has_evidence_by_its_hash_and_what_is_not_there_it_has_no
 async def test_false_evidence_is_refused_by_whoever_reads_it(nodes):
     accuser, reader = nodes
     false = [BLOB[:-1] + bytes([BLOB[-1] ^ 1]), BLOB + b"!", BLOB[:-1], b""]
-    await EvidenceServer(lambda _: false[-1]).start(accuser)
+    await Handout(EVIDENCE_PROTOCOL, lambda _: false[-1]).start(accuser)
     while false:
         with pytest.raises(FalseEvidence, match=re.compile("names|size")):
             await fetch_evidence(reader, claim_by(accuser))
@@ -67,10 +68,10 @@ async def test_a_greedy_reader_has_one_stream_at_a_time(nodes):
         asyncio.run_coroutine_threadsafe(may_go.wait(), loop).result(10)
         return BLOB
 
-    server = EvidenceServer(find)
+    server = Handout(EVIDENCE_PROTOCOL, find)
     await server.start(accuser)
     first = asyncio.create_task(fetch_evidence(reader, claim_by(accuser)))
-    while not server._readers.total():
+    while not server.num_readers:
         await asyncio.sleep(0.01)
     with pytest.raises(PeerUnreachable, match="now"):
         await fetch_evidence(reader, claim_by(accuser))

@@ -12,7 +12,7 @@ from dht.errors import PeerUnreachable
 from dht.membership.members import Stream
 from node.client import auditor as auditor_module
 from node.client import reveal_call
-from node.client.audit_book import MAX_IN_VAIN, AuditResult, Outcome, Verdict
+from node.client.audit_book import MAX_IN_VAIN, AuditResult, Measured, Outcome, Verdict
 from node.client.audit_plan import DueAudit
 from node.client.audit_trail import Tile
 from node.client.auditor import MAX_WAITING, AuditedSession, AuditedStage, Auditor
@@ -159,6 +159,27 @@ async def test_a_judge_names_the_stage_and_one_that_raises_nobody(stages):
     stages.auditor.judge = broken
     result = await stages.audit(stages.due())
     assert (result.outcome, result.owner) == (Outcome.INCONCLUSIVE, "")
+
+
+async def test_others_are_asked_where_there_is_no_judge_or_it_cannot_run_it_again_and_nowhere_else(stages):
+    measured = Measured(1, 2, 3, bytes(32))
+    cannot, can = Verdict(Outcome.INCONCLUSIVE), Verdict(Outcome.INCONCLUSIVE, "", measured)
+    asked = []
+
+    async def ask(opening):
+        asked.append(opening)
+        return Verdict(Outcome.PASS, "they say", measured)
+
+    stages.auditor.ask = ask
+    for judge, outcome, num_asked in (
+        (None, Outcome.PASS, 1),
+        (lambda _: cannot, Outcome.PASS, 2),
+        (lambda _: can, Outcome.INCONCLUSIVE, 2),
+        (lambda _: Verdict(Outcome.FAIL, "off by 3", measured), Outcome.FAIL, 2),
+    ):
+        stages.auditor.judge = judge
+        assert (await stages.audit(stages.due())).outcome is outcome
+        assert len(asked) == num_asked
 
 
 async def test_without_a_judge_what_is_opened_as_signed_proves_nothing_more(stages):

@@ -1,5 +1,6 @@
 """The verifier gives each server its turn, whatever comes of it, tells what it has found, and refuses to guess."""
 
+import asyncio
 import io
 import json
 import random
@@ -11,8 +12,8 @@ import pytest
 from dht.identity import Identity
 from dht.records import EMBEDS, HEADS, Kind, ServerState
 from dht.rules import DEFAULT_RULES
+from node.calibrations.current import Current
 from node.client.audit_book import AuditResult, Measured, Outcome, Verdict
-from node.errors import UserError
 from node.run import verifier as verifier_module
 from node.run.events import Reporter
 from node.run.verifier import VerifyOptions, _load, _Verifier
@@ -20,6 +21,7 @@ from node.verify.canary import Findings
 from node.verify.canary_plan import Guise
 from tests.dht.samples import MANIFEST, announcement
 from tests.families import build
+from tests.node.check.figures import calibration
 from tests.node.client.test_accusation import opening_of
 from tests.node.verify.tiny import TINY
 
@@ -62,6 +64,7 @@ class World:
         self.swarm, self.publisher = Swarm(), Publisher()
         self.out, self.err = io.StringIO(), io.StringIO()
         self.accused = []
+        self.current = Current(calibration())
         self.guises, self.went_through, self.finds = [], [], lambda peers: Findings((), (), "no server answers")
         world = self
 
@@ -79,13 +82,14 @@ class World:
         monkeypatch.setattr(verifier_module, "Canary", Canary)
         config = SimpleNamespace(max_position_embeddings=512)
         config.get_text_config = lambda: SimpleNamespace(vocab_size=100)
-        checkpoint = SimpleNamespace(config=config, manifest32=MANIFEST, num_blocks=4)
+        checkpoint = SimpleNamespace(config=config, manifest32=MANIFEST, num_blocks=4, name="a model")
         judge = lambda opening: Verdict(Outcome.FAIL, "it is false") if opening == "false" else Verdict(Outcome.PASS)  # noqa: E731
         self.verifier = _Verifier(
             options(tmp_path),
             Reporter(events_json=True, out=self.out, err=self.err),
             self.swarm,
             SimpleNamespace(checkpoint=checkpoint),
+            self.current,
             judge,
             self.publisher,
             SimpleNamespace(hold=self.accused.append),
@@ -200,9 +204,26 @@ async def test_servers_that_take_no_sessions_are_not_checked(world):
     assert {event["peer_id"] for event in world.events("canary")} == {server.peer_id for server in SERVERS}
 
 
-def test_without_a_calibration_nobody_is_judged_and_the_mend_is_said(tmp_path):
+async def test_without_a_calibration_nobody_is_checked_the_mend_is_said_and_it_begins_when_there_is_one(world):
+    world.verifier._current = current = Current()
+    patrol = asyncio.create_task(world.verifier._patrol())
+    try:
+        await asyncio.sleep(0.05)
+        assert not world.went_through
+        assert world.err.getvalue().count("make one with `efedllm calibrate`") == 1
+        current.use(calibration())
+        async with asyncio.timeout(10):
+            while not world.went_through:
+                await asyncio.sleep(0.01)
+    finally:
+        patrol.cancel()
+        await asyncio.gather(patrol, return_exceptions=True)
+
+
+def test_a_model_without_a_calibration_is_taken(tmp_path):
     directory = tmp_path / "model"
     build("llama", TINY).save_pretrained(directory)
     reporter = Reporter(events_json=False, out=io.StringIO(), err=io.StringIO())
-    with pytest.raises(UserError, match="make one with `efedllm calibrate`"):
-        _load(options(tmp_path, directory), reporter)
+    _, current, judge, _ = _load(options(tmp_path, directory), reporter)
+    assert current.calibration is None
+    assert judge(None).outcome is Outcome.INCONCLUSIVE
