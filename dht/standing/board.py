@@ -12,8 +12,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from dht.hardening.duty import take_turn
@@ -33,7 +32,7 @@ from dht.reputation import (
 )
 from dht.rules import Rules
 from dht.standing.gathering import evidence_of
-from dht.standing.hearing import NO_OUTCOMES, NOTHING_SEEN, Settled, hear
+from dht.standing.hearing import NO_OUTCOMES, NOTHING_SEEN, NOTHING_SETTLED, Settled, hear
 from dht.standing.proof_reader import ProofReader
 from dht.standing.proofs import Judged, Proofs
 from dht.standing.sightings import Sightings, half_unit_s
@@ -44,8 +43,6 @@ from dht.swarm import Swarm
 MIN_PERIOD_S = 5.0
 """Two refreshes are never closer, however short epochs are: one costs about a tenth of a second in a swarm of six."""
 
-NOTHING_SETTLED: Settled = MappingProxyType({})
-
 
 @dataclass(frozen=True, slots=True)
 class Standings:
@@ -55,9 +52,10 @@ class Standings:
     evidence: Evidence  # what the scores were computed from
     proofs: Proofs  # the records behind it, besides receipts
     judged: Judged  # what has become of the claims among these
-    settled: Settled  # rulings that stand, for the next time
+    settled: Settled  # rulings that this node found final, for the next time
     contributions: Mapping[str, Contribution]  # by peer: what it gave and took that counts where not all can be served
     outcomes: Outcomes = NO_OUTCOMES  # what follows from the claims, ruling by ruling
+    ruled: Settled = field(default_factory=dict)  # what most anchors have signed: it stands before what this node found
 
 
 class ScoreBoard:
@@ -123,7 +121,7 @@ class ScoreBoard:
         async with SignatureChecker() as checker:
             await self._works.read(window, checker)
             peers = self._works.peers | set(self.anchors)
-            proofs = await self._proofs.read(peers, window, rules.evidence_epochs, checker)
+            proofs = await self._proofs.read(peers, self.anchors, window, rules.evidence_epochs, checker)
         seen = self._look(proofs, began_s, rules)
         score_rules = score_rules_of(self._swarm.parameters, rules)
         terms = Terms(self.anchors, rules, score_rules)
@@ -184,7 +182,14 @@ def standings_of(
     evidence = evidence_of(book, proofs, heard.judged, epoch)
     scores = score(evidence, terms.anchors, epoch, terms.score_rules)
     return Standings(
-        scores, evidence, proofs, heard.judged, heard.settled, contributions(scores, evidence), heard.outcomes
+        scores,
+        evidence,
+        proofs,
+        heard.judged,
+        heard.settled,
+        contributions(scores, evidence),
+        heard.outcomes,
+        heard.ruled,
     )
 
 

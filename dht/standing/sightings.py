@@ -59,6 +59,15 @@ class Sightings:
         """When records were first seen that came while this node was looking, unix seconds."""
         return {record: each.seen_s for record, each in self._seen.items() if each.seen_s is not None}
 
+    @property
+    def since_s(self) -> float:
+        """When the looks began that have had no pause since, unix seconds."""
+        return self._since_s
+
+    def saw_come(self, record: bytes) -> bool:
+        """Say whether a record was not there yet at an earlier look, by its ``record_id``."""
+        return record in self._seen and self._seen[record].seen_s is not None
+
     def look(self, keys: Keys, proofs: Proofs, now_s: float, patience_s: float) -> None:
         """Note what was read.
 

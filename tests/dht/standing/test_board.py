@@ -18,6 +18,7 @@ from dht.receipts.snapshot_keeper import SnapshotKeeper
 from dht.receipts.snapshots import newest_record
 from dht.records import Envelope, Kind, seal
 from dht.rules import DEFAULT_RULES
+from dht.ruling import term_of
 from dht.snapshot import NO_SCORES
 from dht.standing import board as board_module
 from dht.standing.board import ScoreBoard
@@ -110,7 +111,9 @@ async def test_settled_epochs_are_read_once_and_newcomers_in_full(nodes, monkeyp
 
     monkeypatch.setattr(nodes[0], "read_many", noting)
     await watching.refresh()
-    assert {epoch for _, (_, epoch) in asked} == {EPOCH, EPOCH - 1}
+    terms = {term for kind, (_, term) in asked if kind == Kind.RULING}
+    assert {epoch for kind, (_, epoch) in asked if kind != Kind.RULING} == {EPOCH, EPOCH - 1}
+    assert terms == {term_of(EPOCH), term_of(EPOCH) - 1}
     asked.clear()
     await nodes[1].store(sealed(NEW, ANCHOR, epochs_ago=9, **BIG))
     await nodes[1].store(enrolled(NEW))
