@@ -121,7 +121,10 @@ class ScoreBoard:
         async with SignatureChecker() as checker:
             await self._works.read(window, checker)
             peers = self._works.peers | set(self.anchors)
-            proofs = await self._proofs.read(peers, self.anchors, window, rules.evidence_epochs, checker)
+            is_anchor = self._sightings is not None and self._swarm.peer_id in self.anchors
+            proofs = await self._proofs.read(
+                peers, self.anchors, window, rules.evidence_epochs, checker, is_anchor=is_anchor
+            )
         seen = self._look(proofs, began_s, rules)
         score_rules = score_rules_of(self._swarm.parameters, rules)
         terms = Terms(self.anchors, rules, score_rules)

@@ -37,7 +37,7 @@ class ProofReader:
         self._contests = EpochReader(swarm, Contest, TRIAL_EPOCHS + 1)
         self._verdicts = EpochReader(swarm, Verdict, TRIAL_EPOCHS + 1)
         self._rulings = EpochReader(swarm, RulingRecord, NUM_UNSETTLED)
-        self._rulings_read = -1  # epoch in which all rulings were read last
+        self._present = -1  # epoch of the last call
 
     @property
     def asked(self) -> dict[int, frozenset[tuple[str, int]]]:
@@ -55,6 +55,8 @@ class ProofReader:
         window: range,
         evidence_epochs: int,
         checker: SignatureChecker,
+        *,
+        is_anchor: bool = False,
     ) -> Proofs:
         """Read what has come, and return all that is known.
 
@@ -65,11 +67,18 @@ class ProofReader:
                 more who held which blocks, and so who had to judge.
             evidence_epochs: Newest epochs on whose claims rulings are read.
             checker: Checks signatures.
+            is_anchor: Whether claims, too, are all read again once an epoch: others rely on it that nobody dates one
+                back to when they look no more.
 
         Raises:
             DaemonDied: Our own p2pd has ended.
         """
         present, oldest = window[-1], window[0]
+        if present > self._present:
+            self._rulings.begin_again()
+            if is_anchor:
+                self._claims.begin_again()
+        self._present = present
         claims = await self._claims.read(peers, window, present, oldest, checker)
         tried = {claim.epoch for claim in claims}
         peers = {*peers, *(claim.accused for claim in claims)}  # Whoever is accused is heard, known before or not.
@@ -91,11 +100,7 @@ class ProofReader:
         self, anchors: Collection[str], epochs: range, checker: SignatureChecker
     ) -> tuple[RulingRecord, ...]:
         oldest, present = term_of(epochs[0]), term_of(epochs[-1])
-        if epochs[-1] > self._rulings_read:
-            self._rulings.begin_again()
-        found = await self._rulings.read(anchors, range(oldest, present + 1), present, oldest, checker)
-        self._rulings_read = epochs[-1]
-        return found
+        return await self._rulings.read(anchors, range(oldest, present + 1), present, oldest, checker)
 
     async def _about(self, kind: Kind, peers: Collection[str]) -> Sequence[Record]:
         keys = [(peer_id_to_bytes(peer),) for peer in peers]
