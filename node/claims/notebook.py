@@ -206,8 +206,10 @@ def kept_rulings(path: Path, anchors: Collection[str]) -> dict[bytes, Ruling]:
     """Return what a node found final, from its file, which is left as it is; nothing where it cannot be read."""
     if not path.is_file():
         return {}
+    is_open = path.with_name(path.name + "-wal").exists()  # Else SQLite would leave files of its own beside it.
+    how = "mode=ro" if is_open else "mode=ro&immutable=1"
     try:
-        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as file:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True)) as file:
             return _rulings_in(file, anchors)
     except sqlite3.Error as error:
         logger.warning("what is kept of claims in %s cannot be read, and is judged anew: %s", path, error)
