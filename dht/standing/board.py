@@ -70,7 +70,7 @@ class ScoreBoard:
         clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
         sightings: Sightings | None = None,
-        settled: Settled = NOTHING_SETTLED,
+        kept: Callable[[tuple[str, ...]], Settled] | None = None,
     ) -> None:
         """Describe the board; nothing is read yet.
 
@@ -81,7 +81,8 @@ class ScoreBoard:
             clock: Unix seconds.
             rng: Draws what snapshots are compared at; None: the system's.
             sightings: Remembers when what is about claims came; None: signed times are believed.
-            settled: Rulings that stood for an earlier process of this node.
+            kept: Gives, in a thread, the rulings that stood for an earlier process of this node, by the anchors that
+                count: they are known when the swarm's parameters are.
         """
         self._swarm = swarm
         self._anchors = tuple(anchors)
@@ -89,7 +90,7 @@ class ScoreBoard:
         self._works = WorkReader(swarm, bootstraps, rng or random.SystemRandom())
         self._proofs = ProofReader(swarm)
         self._sightings = sightings
-        self._settled = settled
+        self._kept = kept
         self.standings: Standings | None = None
         """What is known; None: nothing yet."""
         self.on_refreshed: Callable[[Standings], None] = _ignore
@@ -128,7 +129,7 @@ class ScoreBoard:
         seen = self._look(proofs, began_s, rules)
         score_rules = score_rules_of(self._swarm.parameters, rules)
         terms = Terms(self.anchors, rules, score_rules)
-        settled = self.standings.settled if self.standings is not None else self._settled
+        settled = await self._settled_before()
         now_s = self._clock()
         found = await asyncio.to_thread(
             standings_of, self._works.book.copy(), proofs, terms, present, now_s, settled, seen
@@ -136,6 +137,11 @@ class ScoreBoard:
         self.standings = replace(found, settled=self._confirmed(found, settled))
         self.on_refreshed(self.standings)
         return self.standings
+
+    async def _settled_before(self) -> Settled:
+        if self.standings is not None:
+            return self.standings.settled
+        return await asyncio.to_thread(self._kept, self.anchors) if self._kept is not None else NOTHING_SETTLED
 
     def _confirmed(self, found: Standings, settled: Settled) -> Settled:
         """Keep of what is final now what the last refresh found as well: one may not have read everything."""

@@ -89,7 +89,6 @@ class ClaimsKeeping:
     async def __aenter__(self) -> Self:
         self._notebook = await asyncio.to_thread(Notebook.open, self._home / NOTEBOOK)
         self._sightings = Sightings(await asyncio.to_thread(self._notebook.sightings))
-        self._kept = await asyncio.to_thread(self._notebook.rulings, self._anchors)
         self._shelf = Shelf(self._home / SHELF)
         await asyncio.to_thread(self._shelf.tidy, self._clock())
         self.board = ScoreBoard(
@@ -98,7 +97,7 @@ class ClaimsKeeping:
             anchors=self._anchors,
             clock=self._clock,
             sightings=self._sightings,
-            settled=self._kept,
+            kept=self._remember,
         )
         self._clerk = Clerk(self._swarm, self._identity, self._notebook)
         self.accuser = Accuser(self._swarm, self._identity, self._shelf, self._notebook, self._clock)
@@ -163,11 +162,16 @@ class ClaimsKeeping:
         on_trial = {ruling.accused for ruling in own if not ruling.is_final}
         return on_trial | {peer for peer in known.scores.peers if rank_of(known.scores, peer) in _OUT}
 
+    def _remember(self, anchors: tuple[str, ...]) -> dict[bytes, Ruling]:
+        """Return what stood for an earlier process by these anchors; in a thread."""
+        self._kept = self._notebook.rulings(anchors)
+        return self._kept
+
     def _note(self, known: Standings, present: int, rules: Rules) -> None:
         """Put on the disk what must not be forgotten, and drop what may be; in a thread."""
         self._notebook.note_sightings(self._sightings.take_new())
         new = [ruling for claim, ruling in known.settled.items() if claim not in self._kept]
-        self._notebook.keep_rulings(new, self._anchors)
+        self._notebook.keep_rulings(new, self.board.anchors)
         self._kept |= {ruling.claim: ruling for ruling in new}
         if present > self._tidied:
             self._tidied = present

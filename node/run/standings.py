@@ -29,5 +29,10 @@ def board_of(swarm: Swarm, join: JoinCode, anchors: Sequence[str], home: Path) -
         anchors: Whose trust counts for this user; none: those of the swarm.
         home: The node's state directory; nothing is written there.
     """
-    settled = kept_rulings(home / NOTEBOOK, anchors)
-    return ScoreBoard(swarm, bootstraps_of(join), anchors=anchors, rng=random.SystemRandom(), settled=settled)
+    return ScoreBoard(
+        swarm,
+        bootstraps_of(join),
+        anchors=anchors,
+        rng=random.SystemRandom(),
+        kept=lambda by_whom: kept_rulings(home / NOTEBOOK, by_whom),
+    )
