@@ -173,15 +173,22 @@ async def test_newcomers_do_not_believe_a_claim_that_was_dated_back_to_an_anchor
     assert State.IGNORED not in {each.state for each in untold.rulings}
 
 
-async def test_a_node_that_is_no_anchor_signs_nothing(court, claimed_late):
+@pytest.mark.parametrize("is_anchor", [False, True])
+async def test_who_is_no_anchor_or_judges_by_others_than_the_swarms_signs_nothing_and_keeps_what_it_found(
+    court, claimed_late, is_anchor
+):
     """It has seen what the anchor above has."""
-    watcher = court.jurors[0]
+    watcher = court.anchor if is_anchor else court.jurors[0]
+    node = court.nodes[watcher.peer_id]
+    if is_anchor:
+        node._anchors = (watcher.peer_id,)
     await watch(court, since=0, until=2, swarm=watcher)
     claim = await claimed_late(court.clock.epoch)
     await watch(court, since=2.4, until=3, swarm=watcher)
-    known = court.nodes[watcher.peer_id].board.standings
-    assert known.settled[claim.hash].state is State.IGNORED
+    assert node.board.standings.settled[claim.hash].state is State.IGNORED
     assert (await newcomer(court, watcher).refresh()).proofs.rulings == ()
+    assert node.board._kept((court.anchor.peer_id,))[claim.hash].state is State.IGNORED
+    assert node.board._kept((court.accused.peer_id,)) == {}
 
 
 def test_what_is_signed_is_read_again_from_the_disk(notebook):
