@@ -67,10 +67,6 @@ class Sightings:
         """When the looks began that have had no pause since, unix seconds."""
         return self._since_s
 
-    def saw_come(self, record: bytes) -> bool:
-        """Say whether a record was not there yet at an earlier look, by its ``record_id``."""
-        return record in self._seen and self._seen[record].seen_s is not None
-
     def look(self, keys: Keys, proofs: Proofs, now_s: float, patience_s: float) -> None:
         """Note what was read.
 
