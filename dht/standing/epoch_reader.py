@@ -11,10 +11,12 @@ from dht.claim import Claim
 from dht.contest import Contest
 from dht.identity import peer_id_to_bytes
 from dht.receipts.checking import SignatureChecker
+from dht.records import Record
+from dht.ruling import RulingRecord
 from dht.swarm import Swarm
 from dht.verdict import Verdict
 
-R = TypeVar("R", Audit, Claim, Contest, Verdict)
+R = TypeVar("R", Audit, Claim, Contest, Verdict, RulingRecord)
 
 
 class EpochReader(Generic[R]):
@@ -25,7 +27,7 @@ class EpochReader(Generic[R]):
 
         Args:
             swarm: Where.
-            kind: Whose keys are a peer and an epoch.
+            kind: Whose keys are a peer and an epoch; what is said of epochs here is said of terms where it is RULING.
             num_unsettled: Newest epochs that are read again, because records of them may still come.
         """
         self._swarm = swarm
@@ -35,6 +37,10 @@ class EpochReader(Generic[R]):
         self._found: dict[int, set[R]] = {}
         self.asked: frozenset[tuple[str, int]] = frozenset()
         """Peers and epochs under which the last call has read."""
+
+    def begin_again(self) -> None:
+        """Read everything once more: what is already known stays so."""
+        self._read = {}
 
     async def read(
         self, peers: Collection[str], epochs: Iterable[int], present: int, oldest: int, checker: SignatureChecker
@@ -64,8 +70,14 @@ class EpochReader(Generic[R]):
         async for found in self._swarm.read_many(self._kind.KIND, keys, forestall=forestall):
             for signed in found:
                 if isinstance(signed.record, self._kind):
-                    self._found.setdefault(signed.record.epoch, set()).add(signed.record)
+                    self._found.setdefault(_epoch_of(signed.record), set()).add(signed.record)
         for epoch, unread in missing.items():
             if epoch <= present - self._num_unsettled:
                 self._read.setdefault(epoch, set()).update(unread)
         return tuple(record for found_then in self._found.values() for record in found_then)
+
+
+def _epoch_of(record: Record) -> int:
+    _, epoch = record.key_parts(b"")
+    assert isinstance(epoch, int)
+    return epoch

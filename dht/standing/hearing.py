@@ -5,8 +5,9 @@
         receipts and audits before it ───────┴─> scores as of its start ─> credibilities ─> its committees
 
 What was settled is remembered and stands, also where the claim itself is read no more: receipts show for a window only
-who held which blocks, so later on nobody can draw the committee of an old claim again. Pure; seconds where there are
-many epochs with claims.
+who held which blocks, so later on nobody can draw the committee of an old claim again. What most anchors have signed
+stands before all, whatever this node has read, seen or remembered: so newcomers have it, too, and all have the same.
+Pure; seconds where there are many epochs with claims.
 """
 
 from collections.abc import Collection, Mapping
@@ -18,6 +19,8 @@ from dht.judgement.holdings import Holdings
 from dht.judgement.judge import Court, judge
 from dht.judgement.outcomes import Outcomes, Ruling, State
 from dht.judgement.proceedings import MIN_HOLDERS
+from dht.judgement.signed_rulings import SIGNED_STATES, agreed
+from dht.judgement.timeline import Timeline
 from dht.reputation import OpenFail, ScoreRules, score
 from dht.rules import Rules
 from dht.standing.gathering import evidence_of, until
@@ -29,16 +32,17 @@ Settled = Mapping[bytes, Ruling]
 
 NOTHING_SEEN: FirstSeen = MappingProxyType({})
 
-NO_OUTCOMES = Outcomes((), (), (), (), ())
+NOTHING_SETTLED: Settled = MappingProxyType({})
 
-_DECIDED = frozenset({State.UPHELD, State.REJECTED, State.UNRESOLVED})
+NO_OUTCOMES = Outcomes((), (), (), (), ())
 
 
 class Heard(NamedTuple):
     """What has become of the claims."""
 
     judged: Judged
-    settled: Settled
+    settled: Settled  # by what this node has read and seen, and for it alone
+    ruled: Settled = NOTHING_SETTLED  # by most anchors: stands before that
     outcomes: Outcomes = NO_OUTCOMES
 
 
@@ -61,26 +65,39 @@ def hear(
         rules: Of the swarm.
         score_rules: Its constants.
         now_s: Unix seconds.
-        settled: What stands already.
+        settled: What this node found final before.
         first_seen_s: What this node has seen come.
     """
     oldest = rules.epoch_of(now_s) + 1 - rules.evidence_epochs
-    settled = {claim: ruling for claim, ruling in settled.items() if ruling.epoch >= oldest}
-    if not proofs.claims and not settled:
+    settled, ruled = _since(oldest, settled), _since(oldest, agreed(proofs.rulings, anchors))
+    stands = {**settled, **ruled}
+    if not proofs.claims and not stands:
         return Heard(Judged(), settled)
     holdings = Holdings(book.spans())
     credibility: dict[int, dict[str, int]] = {}
     court = Court(rules, holdings, credibility, tuple(anchors), first_seen_s)
-    open_claims = (claim for claim in proofs.claims if claim.hash not in settled)
+    open_claims = (claim for claim in proofs.claims if claim.hash not in stands)
     for epoch in sorted({claim.epoch for claim in open_claims if len(court.holders(claim)) >= MIN_HOLDERS}):
         start_s = rules.start_of(epoch)
         before = until(proofs, epoch - 1, start_s)
-        earlier = _judged(_outcomes(before, court, start_s, _of_before(epoch, settled)))
+        earlier = _judged(_outcomes(before, court, start_s, _of_before(epoch, stands)))
         scores = score(evidence_of(book, before, earlier, epoch - 1), anchors, epoch - 1, score_rules)
         credibility[epoch] = {peer: standing.credibility for peer, standing in scores.standings.items()}
-    outcomes = _outcomes(proofs, court, now_s, settled)
-    decided = {each.claim: each for each in outcomes.rulings if each.is_final and each.state in _DECIDED}
-    return Heard(_judged(outcomes), {**settled, **decided}, outcomes)
+    outcomes = _outcomes(proofs, court, now_s, stands)
+    decided = {each.claim: each for each in outcomes.rulings if each.claim not in ruled and _is_found(each, court)}
+    return Heard(_judged(outcomes), {**settled, **decided}, ruled, outcomes)
+
+
+def _is_found(ruling: Ruling, court: Court) -> bool:
+    """Say whether a ruling is a finding of its own; who is ignored for other claims of his is so because of these."""
+    if ruling.state is State.IGNORED:
+        clock = Timeline.of(ruling.settled_s, court.rules)
+        return not clock.is_claim_timely(court.first_seen_s.get(ruling.claim))
+    return ruling.is_final and ruling.state in SIGNED_STATES
+
+
+def _since(oldest: int, settled: Settled) -> Settled:
+    return {claim: ruling for claim, ruling in settled.items() if ruling.epoch >= oldest}
 
 
 def _of_before(epoch: int, settled: Settled) -> Settled:

@@ -1,8 +1,9 @@
 """Read from the DHT what stands there about peers beside their receipts.
 
 Verdicts and contests are looked for in epochs that have claims, and nowhere else. What a peer has signed in its own
-name is under its own key; equivocations, successions and affiliations are under the peer that they are about. It runs
-on the event loop.
+name is under its own key; equivocations, successions and affiliations are under the peer that they are about. Rulings
+of anchors are read for as long as convictions count, and all of them again once an epoch: one may be signed late, or
+twice. It runs on the event loop.
 """
 
 from collections.abc import Collection, Sequence
@@ -15,13 +16,14 @@ from dht.ident import Affiliation, Succession
 from dht.identity import peer_id_to_bytes
 from dht.receipts.checking import SignatureChecker
 from dht.records import Kind, Record
+from dht.ruling import RulingRecord, term_of
 from dht.standing.epoch_reader import EpochReader
 from dht.standing.proofs import Proofs
 from dht.swarm import Swarm
 from dht.verdict import Verdict
 
 NUM_UNSETTLED = 2
-"""Newest epochs whose audits and claims are read again."""
+"""Newest epochs whose audits and claims are read again, and newest terms whose rulings are."""
 
 
 class ProofReader:
@@ -34,6 +36,8 @@ class ProofReader:
         self._claims = EpochReader(swarm, Claim, NUM_UNSETTLED)
         self._contests = EpochReader(swarm, Contest, TRIAL_EPOCHS + 1)
         self._verdicts = EpochReader(swarm, Verdict, TRIAL_EPOCHS + 1)
+        self._rulings = EpochReader(swarm, RulingRecord, NUM_UNSETTLED)
+        self._present = -1  # epoch of the last call
 
     @property
     def asked(self) -> dict[int, frozenset[tuple[str, int]]]:
@@ -45,21 +49,36 @@ class ProofReader:
         }
 
     async def read(
-        self, peers: Collection[str], window: range, evidence_epochs: int, checker: SignatureChecker
+        self,
+        peers: Collection[str],
+        anchors: Collection[str],
+        window: range,
+        evidence_epochs: int,
+        checker: SignatureChecker,
+        *,
+        is_anchor: bool = False,
     ) -> Proofs:
         """Read what has come, and return all that is known.
 
         Args:
             peers: Peer ids of all who may have signed something, or may be named in it.
+            anchors: Peer ids of those whose rulings are read.
             window: Epochs that are read, oldest first; the last one is the present. Of older ones nobody could say any
                 more who held which blocks, and so who had to judge.
-            evidence_epochs: Claims that were read are remembered for so many.
+            evidence_epochs: Newest epochs on whose claims rulings are read.
             checker: Checks signatures.
+            is_anchor: Whether claims, too, are all read again once an epoch: others rely on it that nobody dates one
+                back to when they look no more.
 
         Raises:
             DaemonDied: Our own p2pd has ended.
         """
-        present, oldest = window[-1], window[-1] + 1 - evidence_epochs
+        present, oldest = window[-1], window[0]
+        if present > self._present:
+            self._rulings.begin_again()
+            if is_anchor:
+                self._claims.begin_again()
+        self._present = present
         claims = await self._claims.read(peers, window, present, oldest, checker)
         tried = {claim.epoch for claim in claims}
         peers = {*peers, *(claim.accused for claim in claims)}  # Whoever is accused is heard, known before or not.
@@ -77,7 +96,14 @@ class ProofReader:
             claims=claims,
             contests=await self._contests.read(peers, tried, present, oldest, checker),
             verdicts=await self._verdicts.read(peers, tried, present, oldest, checker),
+            rulings=await self._ruled(anchors, range(max(0, present + 1 - evidence_epochs), present + 1), checker),
         )
+
+    async def _ruled(
+        self, anchors: Collection[str], epochs: range, checker: SignatureChecker
+    ) -> tuple[RulingRecord, ...]:
+        oldest, present = term_of(epochs[0]), term_of(epochs[-1])
+        return await self._rulings.read(anchors, range(oldest, present + 1), present, oldest, checker)
 
     async def _about(self, kind: Kind, peers: Collection[str]) -> Sequence[Record]:
         keys = [(peer_id_to_bytes(peer),) for peer in peers]

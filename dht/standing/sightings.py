@@ -6,8 +6,9 @@
 Nobody can prove when a record was signed. Who looks often enough knows at least when it was not there yet; what it
 finds at its first look, or after a pause, counts by its signed time alone. A claim that says it was signed while this
 node was looking, under the key of somebody of whom nobody knew then, comes now: or else whoever takes a new id for it
-could date it back beyond the reach of its accused. Only claims, and what is about them, are remembered, so that nobody
-fills this with anything else.
+could date it back beyond the reach of its accused. So does one that was not there at the last look, however long ago
+that was, and ought to have been. Only claims, and what is about them, are remembered, so that nobody fills this with
+anything else.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +18,7 @@ from dht.claim import Claim
 from dht.contest import Contest
 from dht.judgement.docket import record_id
 from dht.judgement.timeline import UNITS_PER_EPOCH
+from dht.records import Kind
 from dht.rules import Rules
 from dht.standing.proofs import Proofs
 from dht.verdict import Verdict
@@ -51,6 +53,7 @@ class Sightings:
     def __init__(self, remembered: Iterable[Sighting] = ()) -> None:
         self._seen = {each.record: each for each in remembered}
         self._looked: set[tuple[int, str, int]] = set()
+        self._looked_s: dict[tuple[int, str, int], float] = {}  # by kind, peer and epoch: of claims, the last look
         self._since_s = self._last_s = float("-inf")  # when the looks began that have had no pause since, and the last
         self._new: list[Sighting] = []
 
@@ -58,6 +61,11 @@ class Sightings:
     def first_seen_s(self) -> dict[bytes, float]:
         """When records were first seen that came while this node was looking, unix seconds."""
         return {record: each.seen_s for record, each in self._seen.items() if each.seen_s is not None}
+
+    @property
+    def since_s(self) -> float:
+        """When the looks began that have had no pause since, unix seconds."""
+        return self._since_s
 
     def look(self, keys: Keys, proofs: Proofs, now_s: float, patience_s: float) -> None:
         """Note what was read.
@@ -76,10 +84,12 @@ class Sightings:
             name, place = record_id(record), (record.KIND, author, record.epoch)
             if name not in self._seen and len(self._seen) < MAX_SIGHTINGS:
                 is_new_id = isinstance(record, Claim) and self._since_s <= record.t
-                is_watched = place in self._looked or (bool(self._looked) and is_new_id)
+                is_late = isinstance(record, Claim) and record.t + 2 * patience_s <= self._looked_s.get(place, 0.0)
+                is_watched = place in self._looked or (bool(self._looked) and is_new_id) or is_late
                 self._seen[name] = sighting = Sighting(name, record.epoch, now_s if is_watched else None)
                 self._new.append(sighting)
         self._looked = {(kind, *key) for kind, read in keys.items() for key in read}
+        self._looked_s |= {place: now_s for place in self._looked if place[0] == Kind.CLAIM}
 
     def take_new(self) -> list[Sighting]:
         """Return what has been noted since the last call, for the disk."""
@@ -89,6 +99,7 @@ class Sightings:
     def forget_before(self, epoch: int) -> None:
         """Forget what is older: claims of then are read no more."""
         self._seen = {name: each for name, each in self._seen.items() if each.epoch >= epoch}
+        self._looked_s = {place: seen_s for place, seen_s in self._looked_s.items() if place[2] >= epoch}
 
 
 def _about_claims(proofs: Proofs) -> Iterator[tuple[str, Claim | Contest | Verdict]]:
