@@ -12,15 +12,15 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
-from dht.claim import CLAIM_EPOCHS
+from dht.claim import CLAIM_EPOCHS, Claim
 from dht.hardening.duty import take_turn
 from dht.identity import Identity
 from dht.judgement.docket import open_cases
-from dht.judgement.outcomes import Ruling
+from dht.judgement.outcomes import Outcomes, Ruling
 from dht.rules import Rules
 from dht.standing.board import ScoreBoard, Standings
 from dht.standing.ranks import Rank, rank_of
@@ -79,6 +79,8 @@ class ClaimsKeeping:
         self._clock = clock
         self._kept: dict[bytes, Ruling] = {}
         """Rulings that stand in the notebook."""
+        self._judges: dict[bytes, frozenset[str]] = {}
+        """By evidence of this node: who is to judge a claim with it, and its accused."""
         self._tidied = 0
         """Epoch in which the notebook was tidied last."""
         self.board: ScoreBoard
@@ -110,7 +112,7 @@ class ClaimsKeeping:
             clock=self._clock,
             draw=secrets.token_bytes,
         )
-        await EvidenceServer(self._shelf.get).start(self._swarm)
+        await EvidenceServer(self._shelf.get, lambda name: self._judges.get(name, frozenset())).start(self._swarm)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -146,6 +148,7 @@ class ClaimsKeeping:
             logger.warning("what was seen of claims is not kept: %s", error)
         proofs = known.proofs
         cases = open_cases(proofs.claims, proofs.contests, proofs.verdicts)
+        self._judges = judges_of(self._identity.peer_id, proofs.claims, known.outcomes)
         await self.desk.attend(cases, known.outcomes, rules)
         await self.accuser.publish_again(rules, present - 1, {claim.hash for claim in proofs.claims})
         await self.accuser.claim(rules, self._spared(known), proofs.claims)
@@ -167,3 +170,13 @@ class ClaimsKeeping:
             self._tidied = present
             self._notebook.forget_before(present - rules.window_epochs)
             self._notebook.forget_rulings_before(present - rules.evidence_epochs)
+
+
+def judges_of(accuser: str, claims: Iterable[Claim], outcomes: Outcomes) -> dict[bytes, frozenset[str]]:
+    """Name by evidence who must have it while a claim of ``accuser`` is open: its accused, anchors, committees."""
+    evidence = {claim.hash: claim.evidence for claim in claims if claim.accuser == accuser}
+    return {
+        evidence[ruling.claim]: frozenset((ruling.accused, *ruling.defenders)).union(*ruling.committees)
+        for ruling in outcomes.rulings
+        if ruling.claim in evidence and not ruling.is_final
+    }

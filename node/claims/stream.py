@@ -2,17 +2,18 @@
 
     reader ──[sha256]──> accuser        a stream of /efedllm/evidence/1 for each piece
            <──[state, size]──           0 here it is, 1 not here, 2 no time now
-           <──size bytes──              at a bounded rate
+           <──size bytes──              at a bounded rate, and at a least one
 
-The reader knows from the claim how much must come, and believes nothing before the hash is right. Runs in the event
-loop; the disk and hashes in threads.
+Members who have to judge the claim have places of their own, so that strangers cannot keep them from it by reading. The
+reader knows from the claim how much must come, and believes nothing before the hash is right. Runs in the event loop;
+the disk and hashes in threads.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from hashlib import sha256
 
 from dht.claim import Claim
@@ -25,12 +26,14 @@ from node.errors import FalseEvidence
 EVIDENCE_PROTOCOL = "/efedllm/evidence/1"
 
 MAX_READERS = 4
-"""Pieces that are handed out at once."""
+"""Strangers to whom pieces are handed out at once, and as many of those who have to judge."""
 MAX_READERS_OF_PEER = 1
 RATE_BYTES_PER_S = 2**23
 """At which one piece goes out at most."""
 ANSWER_S = 10.0
-"""That either side waits for the other's next message."""
+"""That either side waits for the other's next message, or the next ``SPELL_BYTES`` of a piece."""
+SPELL_BYTES = 2**19
+"""Go out, and come in, within ``ANSWER_S`` each: whoever is slower than 51 KiB/s is given up."""
 STREAM_S = 600.0
 """After which a stream is closed, however busy."""
 
@@ -44,11 +47,16 @@ class EvidenceServer:
 
     Args:
         find: returns evidence by its sha256; called in a thread.
+        judges: returns who has to judge it, parties included, by the same; peer ids.
     """
 
-    def __init__(self, find: Callable[[bytes], bytes | None]) -> None:
+    def __init__(
+        self, find: Callable[[bytes], bytes | None], judges: Callable[[bytes], Collection[str]] = lambda _: ()
+    ) -> None:
         self._find = find
-        self._readers: Counter[str] = Counter()
+        self._judges = judges
+        self._strangers: Counter[str] = Counter()
+        self._judging: Counter[str] = Counter()
 
     async def start(self, swarm: Swarm) -> None:
         """Answer members that ask."""
@@ -60,15 +68,18 @@ class EvidenceServer:
             asked = Fields(decode(await read_message(stream.reader, _MAX_MESSAGE_BYTES), _MAX_MESSAGE_BYTES))
         name = asked.blob("evidence", 32)
         asked.end()
-        if self._readers[stream.peer_id] >= MAX_READERS_OF_PEER or self._readers.total() >= MAX_READERS:
+        peer = stream.peer_id
+        readers = self._judging if peer in self._judges(name) else self._strangers
+        num_own = self._strangers[peer] + self._judging[peer]
+        if num_own >= MAX_READERS_OF_PEER or readers.total() >= MAX_READERS:
             await write_message(stream.writer, encode([_BUSY, 0]))
         else:
-            self._readers[stream.peer_id] += 1
+            readers[peer] += 1
             try:
                 async with asyncio.timeout(STREAM_S):
                     await self._hand_out(stream, name)
             finally:
-                self._readers -= Counter([stream.peer_id])
+                readers.subtract([peer])
         await stream.finish()
 
     async def _hand_out(self, stream: Stream, name: bytes) -> None:
@@ -77,11 +88,16 @@ class EvidenceServer:
             await write_message(stream.writer, encode([_NOT_HERE, 0]))
             return
         await write_message(stream.writer, encode([_HERE, len(blob)]))
-        for at in range(0, len(blob), _PIECE_BYTES):
-            await asyncio.sleep(_PIECE_BYTES / RATE_BYTES_PER_S if at else 0)
-            stream.writer.write(blob[at : at + _PIECE_BYTES])
+        for at in range(0, len(blob), SPELL_BYTES):
             async with asyncio.timeout(ANSWER_S):
-                await stream.writer.drain()
+                await _send(stream, blob, at)
+
+
+async def _send(stream: Stream, blob: bytes, start: int) -> None:
+    for at in range(start, min(start + SPELL_BYTES, len(blob)), _PIECE_BYTES):
+        await asyncio.sleep(_PIECE_BYTES / RATE_BYTES_PER_S if at else 0)
+        stream.writer.write(blob[at : at + _PIECE_BYTES])
+        await stream.writer.drain()
 
 
 async def fetch_evidence(swarm: Swarm, claim: Claim) -> bytes:
@@ -120,6 +136,6 @@ async def _ask(stream: Stream, claim: Claim) -> bytes:
     pieces = []
     while size:
         async with asyncio.timeout(ANSWER_S):
-            pieces.append(await stream.reader.readexactly(min(size, _PIECE_BYTES)))
+            pieces.append(await stream.reader.readexactly(min(size, SPELL_BYTES)))
         size -= len(pieces[-1])
     return b"".join(pieces)
