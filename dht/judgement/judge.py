@@ -100,9 +100,14 @@ def _at_once(case: Case, mine: list[Ruling], court: Court) -> Ruling | None:
         return _ruling(case, State.REJECTED, "Its author has signed two claims for one place.")
     if any(ruling.chunk == case.chunk for ruling in heard):
         return _ruling(case, State.IGNORED, "Its author has claimed the same before.")
-    if sum(ruling.state is State.REJECTED and _counts(ruling, claim) for ruling in heard) > MAX_REJECTIONS:
+    if has_lost_its_voice(claim, heard):
         return _ruling(case, State.IGNORED, "Too many claims of its author were false.")
     return None
+
+
+def has_lost_its_voice(claim: Claim, rulings: Iterable[Ruling]) -> bool:
+    """Say whether the author of a claim is not listened to, because of these rulings on what it claimed before."""
+    return sum(ruling.state is State.REJECTED and _counts(ruling, claim) for ruling in rulings) > MAX_REJECTIONS
 
 
 def _counts(ruling: Ruling, claim: Claim) -> bool:

@@ -1,6 +1,6 @@
 """Judge all claims that are known, epoch by epoch: a claim is judged by those who were credible when it was made.
 
-    for each epoch with claims about blocks that enough peers hold, oldest first:
+    for each epoch with claims of those who are listened to, about blocks that enough peers hold, oldest first:
         claims before it, as judged by then ─┐
         receipts and audits before it ───────┴─> scores as of its start ─> credibilities ─> its committees
 
@@ -9,13 +9,15 @@ who held which blocks, so later on nobody can draw the committee of an old claim
 many epochs with claims.
 """
 
-from collections.abc import Collection, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from dht.claim import Claim
 from dht.judgement.docket import FirstSeen, open_cases
 from dht.judgement.holdings import Holdings
-from dht.judgement.judge import Court, judge
+from dht.judgement.judge import Court, has_lost_its_voice, judge
 from dht.judgement.outcomes import Outcomes, Ruling, State
 from dht.judgement.proceedings import MIN_HOLDERS
 from dht.reputation import OpenFail, ScoreRules, score
@@ -31,7 +33,8 @@ NOTHING_SEEN: FirstSeen = MappingProxyType({})
 
 NO_OUTCOMES = Outcomes((), (), (), (), ())
 
-_DECIDED = frozenset({State.UPHELD, State.REJECTED, State.UNRESOLVED})
+_DECIDED = frozenset({State.UPHELD, State.REJECTED, State.UNRESOLVED, State.IGNORED})
+"""What stands, once found. What is not listened to among it: else it would have scores computed again for good."""
 
 
 class Heard(NamedTuple):
@@ -71,8 +74,7 @@ def hear(
     holdings = Holdings(book.spans())
     credibility: dict[int, dict[str, int]] = {}
     court = Court(rules, holdings, credibility, tuple(anchors), first_seen_s)
-    open_claims = (claim for claim in proofs.claims if claim.hash not in settled)
-    for epoch in sorted({claim.epoch for claim in open_claims if len(court.holders(claim)) >= MIN_HOLDERS}):
+    for epoch in sorted({claim.epoch for claim in _heeded(proofs.claims, settled, court)}):
         start_s = rules.start_of(epoch)
         before = until(proofs, epoch - 1, start_s)
         earlier = _judged(_outcomes(before, court, start_s, _of_before(epoch, settled)))
@@ -81,6 +83,17 @@ def hear(
     outcomes = _outcomes(proofs, court, now_s, settled)
     decided = {each.claim: each for each in outcomes.rulings if each.is_final and each.state in _DECIDED}
     return Heard(_judged(outcomes), {**settled, **decided}, outcomes)
+
+
+def _heeded(claims: Iterable[Claim], settled: Settled, court: Court) -> Iterator[Claim]:
+    """Yield the claims that may need a committee."""
+    by_accuser: dict[str, list[Ruling]] = defaultdict(list)
+    for ruling in settled.values():
+        by_accuser[ruling.accuser].append(ruling)
+    for claim in claims:
+        if claim.hash not in settled and not has_lost_its_voice(claim, by_accuser[claim.accuser]):
+            if len(court.holders(claim)) >= MIN_HOLDERS:
+                yield claim
 
 
 def _of_before(epoch: int, settled: Settled) -> Settled:

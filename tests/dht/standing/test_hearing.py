@@ -1,11 +1,13 @@
 """Claims become convictions and rejections by receipts of the time, and what was settled outlives these."""
 
 import itertools
+from unittest.mock import Mock
 
 import pytest
 
 from dht.judgement.duties import duties
-from dht.reputation import DEFAULT_SCORE_RULES, Conviction, OpenFail, Rejection
+from dht.judgement.outcomes import Ruling, State
+from dht.reputation import DEFAULT_SCORE_RULES, Conviction, OpenFail, Rejection, score
 from dht.standing.board import Terms, standings_of
 from dht.standing.hearing import hear
 from dht.standing.proofs import Judged, Proofs
@@ -126,3 +128,30 @@ def test_claims_about_blocks_that_hardly_anybody_holds_cost_no_scores(monkeypatc
     monkeypatch.setattr("dht.standing.hearing.score", lambda *_: pytest.fail("scores were computed"))
     claims = tuple(claim_of(epoch=EPOCH - ago) for ago in range(3))
     assert {case.state for case in heard(Proofs(claims=claims), worked=Workbook()).judged.cases} == {"local"}
+
+
+def test_claims_of_whoever_has_lost_its_voice_cost_no_scores(monkeypatch):
+    """Else it could have every node compute all scores again and again, by another claim for each refresh."""
+    claim = claim_of()
+    lost = {
+        bytes([number]) * 32: Ruling(
+            bytes([number]) * 32, ACCUSER, ACCUSED, EPOCH - 1, number, claim_of(lane=number).chunk, State.REJECTED,
+            "Of 7 holders of the blocks 7 found the work right.", claim.t,
+        )
+        for number in range(3)
+    }  # fmt: skip
+    monkeypatch.setattr("dht.standing.hearing.score", lambda *_: pytest.fail("scores were computed"))
+    proofs = Proofs(claims=(claim, claim_of(lane=8, number=1)))
+    assert [case.state for case in heard(proofs, settled=lost).judged.cases] == ["rejected"] * 3 + ["ignored"] * 2
+    monkeypatch.setattr("dht.standing.hearing.score", scored := Mock(side_effect=score))
+    heard(Proofs(claims=(claim_of(t=claim.t - 1),)), settled=lost)
+    assert scored.called, "what was signed before the third was rejected is heard"
+
+
+def test_claims_that_nobody_needs_to_look_at_cost_no_scores_once_that_is_known(monkeypatch):
+    claim = claim_of()
+    town = play([claim, claim_of(number=1, t=claim.t + 1)], lambda *_: DOWN, court=COURT, appeals=False)
+    first = heard(tried(town))
+    assert [case.state for case in first.judged.cases] == ["rejected", "ignored"]
+    monkeypatch.setattr("dht.standing.hearing.score", lambda *_: pytest.fail("scores were computed"))
+    assert heard(tried(town), settled=first.settled).judged == first.judged
