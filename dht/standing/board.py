@@ -123,7 +123,7 @@ class ScoreBoard:
         async with SignatureChecker() as checker:
             await self._works.read(window, checker)
             peers = self._works.peers | set(self.anchors)
-            proofs = await self._proofs.read(peers, window, rules.evidence_epochs, checker)
+            proofs = await self._proofs.read(peers, self.anchors, window, rules.evidence_epochs, checker)
         seen = self._look(proofs, began_s, rules)
         score_rules = score_rules_of(self._swarm.parameters, rules)
         terms = Terms(self.anchors, rules, score_rules)
@@ -148,7 +148,11 @@ class ScoreBoard:
     def _look(self, proofs: Proofs, began_s: float, rules: Rules) -> FirstSeen:
         if self._sightings is None:
             return NOTHING_SEEN
-        self._sightings.look(self._proofs.asked, proofs, began_s, half_unit_s(rules))
+        known = self.standings.scores.standings if self.standings is not None else {}
+        heeded = {peer for peer, standing in known.items() if standing.credibility}
+        self._sightings.look(
+            self._proofs.asked, proofs, began_s, half_unit_s(rules), anchors=self.anchors, heeded=heeded
+        )
         return self._sightings.first_seen_s
 
 

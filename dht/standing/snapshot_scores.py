@@ -42,7 +42,7 @@ class SnapshotScores:
         book = await asyncio.to_thread(_book_of, envelopes)
         known = book.peers | {*peers, *terms.anchors}
         async with SignatureChecker() as checker:
-            found = await self._reader.read(known, window, rules.evidence_epochs, checker)
+            found = await self._reader.read(known, terms.anchors, window, rules.evidence_epochs, checker)
         epoch, end_s = window[-1], rules.start_of(window[-1] + 1)
         standings = await asyncio.to_thread(
             standings_of, book, until(found, epoch, end_s), terms, epoch, end_s, self._settled
