@@ -83,7 +83,7 @@ class ScoreBoard:
             clock: Unix seconds.
             rng: Draws what snapshots are compared at; None: the system's.
             sightings: Remembers when what is about claims came; None: signed times are believed.
-            settled: Rulings that stood for an earlier process of this node.
+            settled: Rulings that stand for this node; looked at again at every refresh.
         """
         self._swarm = swarm
         self._anchors = tuple(anchors)
@@ -127,7 +127,7 @@ class ScoreBoard:
         seen = self._look(proofs, began_s, rules)
         score_rules = score_rules_of(self._swarm.parameters, rules)
         terms = Terms(self.anchors, rules, score_rules)
-        settled = self.standings.settled if self.standings is not None else self._settled
+        settled = {**self._settled, **(self.standings.settled if self.standings is not None else {})}
         now_s = self._clock()
         found = await asyncio.to_thread(
             standings_of, self._works.book.copy(), proofs, terms, present, now_s, settled, seen

@@ -91,9 +91,9 @@ def _heeded(claims: Iterable[Claim], settled: Settled, court: Court) -> Iterator
     for ruling in settled.values():
         by_accuser[ruling.accuser].append(ruling)
     for claim in claims:
-        if claim.hash not in settled and not has_lost_its_voice(claim, by_accuser[claim.accuser]):
-            if len(court.holders(claim)) >= MIN_HOLDERS:
-                yield claim
+        is_open = claim.hash not in settled and not has_lost_its_voice(claim, by_accuser[claim.accuser])
+        if is_open and len(court.holders(claim)) >= MIN_HOLDERS:
+            yield claim
 
 
 def _of_before(epoch: int, settled: Settled) -> Settled:

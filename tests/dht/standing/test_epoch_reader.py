@@ -22,7 +22,7 @@ class Shelf:
     async def read_many(self, kind, keys, forestall=None):
         for key in keys:
             yield [
-                SimpleNamespace(record=each) for each in self.records if each.KIND == kind and each.key_parts() == key
+                SimpleNamespace(record=each) for each in self.records if kind == each.KIND and each.key_parts() == key
             ]
 
 
