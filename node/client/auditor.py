@@ -19,6 +19,7 @@ from hashlib import sha256
 from typing import TypeAlias
 
 from dht.errors import DhtError
+from node.check.patience import until_cancelled
 from node.client.audit_book import AuditBook, AuditResult, Outcome, Verdict
 from node.client.audit_check import digest_of, first_wrong
 from node.client.audit_opening import Given, Opening
@@ -34,7 +35,8 @@ from node.wire import LOG_HELD_S, MAX_LENGTH, MAX_OPENING_BYTES, MAX_REVEALED_SH
 logger = logging.getLogger(__name__)
 
 Judge: TypeAlias = Callable[[Opening], Verdict]
-"""Says whether a stage's outputs follow from its inputs. Called in a thread; takes as long as it likes."""
+"""Says whether a stage's outputs follow from its inputs. Called in a thread; takes as long as it likes, but ends
+where it ``look``s (``node.check.patience``) when the client leaves."""
 
 MAX_WAITING = 256
 """Audits that may wait; more are not carried out."""
@@ -218,7 +220,7 @@ class Auditor:
         if self.judge is None:
             return _result(due, session, Outcome.INCONCLUSIVE, "it is opened as it was signed; nobody has run it again")
         try:
-            verdict = await asyncio.to_thread(self.judge, opening)
+            verdict = await until_cancelled(self.judge, opening)
         except Exception as error:  # Whatever a judge raises, it has not judged.
             logger.warning("a chunk could not be judged", exc_info=True)
             verdict = Verdict(Outcome.INCONCLUSIVE, f"it could not be judged: {error}")
