@@ -96,6 +96,39 @@ def test_members_whom_nobody_trusts_have_no_vote():
     assert heard(tried(town), worked=worked).judged.convictions == ()
 
 
+RING = PEERS[20:26]
+
+
+def two_hold_the_blocks(*, ring=RING):
+    """The accused and one other hold the first blocks, five others the next ones; a ring signs for each other."""
+    worked = Workbook()
+    for number, holder in enumerate(HOLDERS):
+        start = 0 if number < 2 else 4
+        for epoch in (EPOCH - 1, EPOCH):
+            span = {"start": start, "end": start + 4, "epoch": epoch}
+            worked.add(receipt(BY_ID[holder], BY_ID[ANCHOR], **span, amount=4096 * 5, work=4096 * 20))
+    for one, other in itertools.permutations(ring, 2):
+        worked.add(receipt(BY_ID[one], BY_ID[other], epoch=EPOCH - 1, amount=4096 * 5, work=4096 * 20))
+    return worked
+
+
+def test_names_that_hold_blocks_by_receipts_of_each_other_let_silence_convict_nobody():
+    """Where two hold the blocks nothing follows from a claim; names that cost nothing must not make it a trial that a
+    server loses in its sleep, with nobody who could judge its appeal."""
+    slanderer = HOLDERS[4]
+    asleep = tried(play([claim_of(slanderer)], lambda *_: None, court=COURT, denies=False, appeals=False))
+    alone = heard(asleep, worked=two_hold_the_blocks(ring=()))
+    assert [case.state for case in alone.judged.cases] == ["local"]
+    judged = heard(asleep, worked=two_hold_the_blocks()).judged
+    assert (judged.convictions, judged.cases[0].state) == ((), "undecided")
+    assert heard(asleep).judged.convictions, "where others could judge, who is silent is convicted"
+
+
+def test_an_anchor_needs_nobody_who_could_judge():
+    proofs = tried(play([claim_of(ANCHOR)], lambda *_: None, court=COURT, denies=False, appeals=False))
+    assert heard(proofs, worked=two_hold_the_blocks()).judged.convictions == (Conviction(ACCUSED, EPOCH),)
+
+
 def test_what_was_settled_stands_when_its_receipts_are_gone_and_only_for_who_remembers_it():
     proofs = tried(play([claim_of()], lambda *_: UP, court=COURT, appeals=False))
     before = heard(proofs)
