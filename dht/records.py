@@ -70,6 +70,7 @@ class Kind(IntEnum):
     VERDICT = 6
     SNAPSHOT = 7
     CONTEST = 8
+    RULING = 9
     ANNOUNCE = 16
     MANIFEST = 17
     PARAMETERS = 18

@@ -37,6 +37,7 @@ from dht.records import (
     place,
 )
 from dht.rules import DEFAULT_RULES, Rules
+from dht.ruling import RulingRecord
 from dht.snapshot import Snapshot
 from dht.verdict import Verdict
 from dht.work import Receipt
@@ -54,6 +55,7 @@ REGISTRY: Mapping[int, type[Record]] = MappingProxyType(
             Ident,
             ManifestRecord,
             Receipt,
+            RulingRecord,
             Snapshot,
             Succession,
             SwarmParameters,

@@ -579,7 +579,7 @@ def _status(arguments: Arguments) -> int:
     from node.run.lifetime import run_loop
     from node.run.status import run_status
 
-    run_loop(lambda: run_status(join, _anchors(arguments), as_json=arguments.json))
+    run_loop(lambda: run_status(join, _anchors(arguments), default_home(), as_json=arguments.json))
     return 0
 
 
@@ -597,7 +597,7 @@ def _score(arguments: Arguments) -> int:
     from node.run.lifetime import run_loop
     from node.run.score import ScoreOptions, run_score
 
-    options = ScoreOptions(arguments.peer, join, _anchors(arguments), arguments.why, arguments.json)
+    options = ScoreOptions(arguments.peer, join, default_home(), _anchors(arguments), arguments.why, arguments.json)
     run_loop(lambda: run_score(options))
     return 0
 
@@ -614,7 +614,7 @@ def _claims(arguments: Arguments) -> int:
     from node.run.claims import run_claims
     from node.run.lifetime import run_loop
 
-    run_loop(lambda: run_claims(join, _anchors(arguments), as_json=arguments.json))
+    run_loop(lambda: run_claims(join, _anchors(arguments), default_home(), as_json=arguments.json))
     return 0
 
 

@@ -12,8 +12,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from dht.hardening.duty import take_turn
@@ -33,7 +32,7 @@ from dht.reputation import (
 )
 from dht.rules import Rules
 from dht.standing.gathering import evidence_of
-from dht.standing.hearing import NO_OUTCOMES, NOTHING_SEEN, Settled, hear
+from dht.standing.hearing import NO_OUTCOMES, NOTHING_SEEN, NOTHING_SETTLED, Settled, hear
 from dht.standing.proof_reader import ProofReader
 from dht.standing.proofs import Judged, Proofs
 from dht.standing.sightings import Sightings, half_unit_s
@@ -44,8 +43,6 @@ from dht.swarm import Swarm
 MIN_PERIOD_S = 5.0
 """Two refreshes are never closer, however short epochs are: one costs about a tenth of a second in a swarm of six."""
 
-NOTHING_SETTLED: Settled = MappingProxyType({})
-
 
 @dataclass(frozen=True, slots=True)
 class Standings:
@@ -55,9 +52,10 @@ class Standings:
     evidence: Evidence  # what the scores were computed from
     proofs: Proofs  # the records behind it, besides receipts
     judged: Judged  # what has become of the claims among these
-    settled: Settled  # rulings that stand, for the next time
+    settled: Settled  # rulings that this node found final, for the next time
     contributions: Mapping[str, Contribution]  # by peer: what it gave and took that counts where not all can be served
     outcomes: Outcomes = NO_OUTCOMES  # what follows from the claims, ruling by ruling
+    ruled: Settled = field(default_factory=dict)  # what most anchors have signed: it stands before what this node found
 
 
 class ScoreBoard:
@@ -72,7 +70,7 @@ class ScoreBoard:
         clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
         sightings: Sightings | None = None,
-        settled: Settled = NOTHING_SETTLED,
+        kept: Callable[[tuple[str, ...]], Settled] | None = None,
     ) -> None:
         """Describe the board; nothing is read yet.
 
@@ -83,7 +81,8 @@ class ScoreBoard:
             clock: Unix seconds.
             rng: Draws what snapshots are compared at; None: the system's.
             sightings: Remembers when what is about claims came; None: signed times are believed.
-            settled: Rulings that stand for this node; looked at again at every refresh.
+            kept: Gives, in a thread and once, the rulings that stand for this node, by the anchors that count: they are
+                known when the swarm's parameters are. What is added to these is looked at, too.
         """
         self._swarm = swarm
         self._anchors = tuple(anchors)
@@ -91,7 +90,8 @@ class ScoreBoard:
         self._works = WorkReader(swarm, bootstraps, rng or random.SystemRandom())
         self._proofs = ProofReader(swarm)
         self._sightings = sightings
-        self._settled = settled
+        self._kept = kept
+        self._remembered: Settled | None = None
         self.standings: Standings | None = None
         """What is known; None: nothing yet."""
         self.on_refreshed: Callable[[Standings], None] = _ignore
@@ -123,11 +123,14 @@ class ScoreBoard:
         async with SignatureChecker() as checker:
             await self._works.read(window, checker)
             peers = self._works.peers | set(self.anchors)
-            proofs = await self._proofs.read(peers, self.anchors, window, rules.evidence_epochs, checker)
+            is_anchor = self._sightings is not None and self._swarm.peer_id in self.anchors
+            proofs = await self._proofs.read(
+                peers, self.anchors, window, rules.evidence_epochs, checker, is_anchor=is_anchor
+            )
         seen = self._look(proofs, began_s, rules)
         score_rules = score_rules_of(self._swarm.parameters, rules)
         terms = Terms(self.anchors, rules, score_rules)
-        settled = {**self._settled, **(self.standings.settled if self.standings is not None else {})}
+        settled = await self._settled_before()
         now_s = self._clock()
         found = await asyncio.to_thread(
             standings_of, self._works.book.copy(), proofs, terms, present, now_s, settled, seen
@@ -135,6 +138,11 @@ class ScoreBoard:
         self.standings = replace(found, settled=self._confirmed(found, settled))
         self.on_refreshed(self.standings)
         return self.standings
+
+    async def _settled_before(self) -> Settled:
+        if self._kept is not None and self._remembered is None:
+            self._remembered = await asyncio.to_thread(self._kept, self.anchors)
+        return {**(self._remembered or {}), **(self.standings.settled if self.standings is not None else {})}
 
     def _confirmed(self, found: Standings, settled: Settled) -> Settled:
         """Keep of what is final now what the last refresh found as well: one may not have read everything."""
@@ -188,7 +196,14 @@ def standings_of(
     evidence = evidence_of(book, proofs, heard.judged, epoch)
     scores = score(evidence, terms.anchors, epoch, terms.score_rules)
     return Standings(
-        scores, evidence, proofs, heard.judged, heard.settled, contributions(scores, evidence), heard.outcomes
+        scores,
+        evidence,
+        proofs,
+        heard.judged,
+        heard.settled,
+        contributions(scores, evidence),
+        heard.outcomes,
+        heard.ruled,
     )
 
 

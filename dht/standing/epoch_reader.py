@@ -12,13 +12,15 @@ from dht.claim import Claim
 from dht.contest import Contest
 from dht.identity import peer_id_to_bytes
 from dht.receipts.checking import SignatureChecker
+from dht.records import Record
+from dht.ruling import RulingRecord
 from dht.swarm import Swarm
 from dht.verdict import Verdict
 
 MAX_OF_KEY = 4096
 """As many as whoever stores records has places for under one key."""
 
-R = TypeVar("R", Audit, Claim, Contest, Verdict)
+R = TypeVar("R", Audit, Claim, Contest, Verdict, RulingRecord)
 
 
 class EpochReader(Generic[R]):
@@ -29,7 +31,7 @@ class EpochReader(Generic[R]):
 
         Args:
             swarm: Where.
-            kind: Whose keys are a peer and an epoch.
+            kind: Whose keys are a peer and an epoch; what is said of epochs here is said of terms where it is RULING.
             num_unsettled: Newest epochs that are read again, because records of them may still come.
             max_of_key: Records of one peer and epoch that are kept: the first that are read.
         """
@@ -41,6 +43,10 @@ class EpochReader(Generic[R]):
         self._found: dict[int, dict[str, set[R]]] = {}  # by epoch and author
         self.asked: frozenset[tuple[str, int]] = frozenset()
         """Peers and epochs under which the last call has read."""
+
+    def begin_again(self) -> None:
+        """Read everything once more: what is already known stays so."""
+        self._read = {}
 
     async def read(
         self,
@@ -84,6 +90,12 @@ class EpochReader(Generic[R]):
         return tuple(record for of_epoch in self._found.values() for of_key in of_epoch.values() for record in of_key)
 
     def _keep(self, record: R) -> None:
-        of_key = self._found.setdefault(record.epoch, {}).setdefault(record.authors[0], set())
+        of_key = self._found.setdefault(_epoch_of(record), {}).setdefault(record.authors[0], set())
         if len(of_key) < self._max_of_key:  # What is there stays: or else whoever dates others back takes it away.
             of_key.add(record)
+
+
+def _epoch_of(record: Record) -> int:
+    _, epoch = record.key_parts(b"")
+    assert isinstance(epoch, int)
+    return epoch

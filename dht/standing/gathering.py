@@ -73,4 +73,5 @@ def until(proofs: Proofs, epoch: int, end_s: float) -> Proofs:
         claims=tuple(each for each in proofs.claims if each.epoch <= epoch and each.t < end_s),
         contests=tuple(each for each in proofs.contests if each.t < end_s),
         verdicts=tuple(each for each in proofs.verdicts if each.t < end_s),
+        rulings=tuple(each for each in proofs.rulings if each.settled_s < end_s),
     )

@@ -5,8 +5,9 @@
         receipts and audits before it ───────┴─> scores as of its start ─> credibilities ─> its committees
 
 What was settled is remembered and stands, also where the claim itself is read no more: receipts show for a window only
-who held which blocks, so later on nobody can draw the committee of an old claim again. Pure; seconds where there are
-many epochs with claims.
+who held which blocks, so later on nobody can draw the committee of an old claim again. What most anchors have signed
+stands before all, whatever this node has read, seen or remembered: so newcomers have it, too, and all have the same.
+Pure; seconds where there are many epochs with claims.
 """
 
 from collections import defaultdict
@@ -20,6 +21,7 @@ from dht.judgement.holdings import Holdings
 from dht.judgement.judge import Court, has_lost_its_voice, judge
 from dht.judgement.outcomes import Outcomes, Ruling, State
 from dht.judgement.proceedings import MIN_HOLDERS
+from dht.judgement.signed_rulings import SIGNED_STATES, agreed
 from dht.reputation import OpenFail, ScoreRules, score
 from dht.rules import Rules
 from dht.standing.gathering import evidence_of, until
@@ -31,17 +33,17 @@ Settled = Mapping[bytes, Ruling]
 
 NOTHING_SEEN: FirstSeen = MappingProxyType({})
 
-NO_OUTCOMES = Outcomes((), (), (), (), ())
+NOTHING_SETTLED: Settled = MappingProxyType({})
 
-_DECIDED = frozenset({State.UPHELD, State.REJECTED, State.UNRESOLVED, State.IGNORED})
-"""What stands, once found. What is not listened to among it: else it would have scores computed again for good."""
+NO_OUTCOMES = Outcomes((), (), (), (), ())
 
 
 class Heard(NamedTuple):
     """What has become of the claims."""
 
     judged: Judged
-    settled: Settled
+    settled: Settled  # by what this node has read and seen, and for it alone
+    ruled: Settled = NOTHING_SETTLED  # by most anchors: stands before that
     outcomes: Outcomes = NO_OUTCOMES
 
 
@@ -64,25 +66,31 @@ def hear(
         rules: Of the swarm.
         score_rules: Its constants.
         now_s: Unix seconds.
-        settled: What stands already.
+        settled: What this node found final before.
         first_seen_s: What this node has seen come.
     """
     oldest = rules.epoch_of(now_s) + 1 - rules.evidence_epochs
-    settled = {claim: ruling for claim, ruling in settled.items() if ruling.epoch >= oldest}
-    if not proofs.claims and not settled:
+    settled, ruled = _since(oldest, settled), _since(oldest, agreed(proofs.rulings, anchors))
+    stands = {**settled, **ruled}
+    if not proofs.claims and not stands:
         return Heard(Judged(), settled)
     holdings = Holdings(book.spans())
     credibility: dict[int, dict[str, int]] = {}
     court = Court(rules, holdings, credibility, tuple(anchors), first_seen_s)
-    for epoch in sorted({claim.epoch for claim in _heeded(proofs.claims, settled, court)}):
+    for epoch in sorted({claim.epoch for claim in _heeded(proofs.claims, stands, court)}):
         start_s = rules.start_of(epoch)
         before = until(proofs, epoch - 1, start_s)
-        earlier = _judged(_outcomes(before, court, start_s, _of_before(epoch, settled)))
+        earlier = _judged(_outcomes(before, court, start_s, _of_before(epoch, stands)))
         scores = score(evidence_of(book, before, earlier, epoch - 1), anchors, epoch - 1, score_rules)
         credibility[epoch] = {peer: standing.credibility for peer, standing in scores.standings.items()}
-    outcomes = _outcomes(proofs, court, now_s, settled)
-    decided = {each.claim: each for each in outcomes.rulings if each.is_final and each.state in _DECIDED}
-    return Heard(_judged(outcomes), {**settled, **decided}, outcomes)
+    outcomes = _outcomes(proofs, court, now_s, stands)
+    final = (each for each in outcomes.rulings if each.is_final and each.state in SIGNED_STATES)
+    decided = {each.claim: each for each in final if each.claim not in ruled}
+    return Heard(_judged(outcomes), {**settled, **decided}, ruled, outcomes)
+
+
+def _since(oldest: int, settled: Settled) -> Settled:
+    return {claim: ruling for claim, ruling in settled.items() if ruling.epoch >= oldest}
 
 
 def _heeded(claims: Iterable[Claim], settled: Settled, court: Court) -> Iterator[Claim]:

@@ -12,6 +12,7 @@ from dht.contest import Contest
 from dht.equivocation import Equivocation
 from dht.ident import Succession
 from dht.reputation import Conviction, OpenFail, Rejection
+from dht.ruling import RulingRecord
 from dht.verdict import Verdict
 
 
@@ -25,6 +26,7 @@ class Proofs:
     claims: tuple[Claim, ...] = ()
     contests: tuple[Contest, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
+    rulings: tuple[RulingRecord, ...] = ()
 
 
 class Case(NamedTuple):

@@ -6,7 +6,8 @@
 Nobody can prove when a record was signed. Who looks often enough knows at least when it was not there yet; what it
 finds at its first look, or after a pause, counts by its signed time alone. A claim that says it was signed while this
 node was looking, under the key of somebody of whom nobody knew then, comes now: or else whoever takes a new id for it
-could date it back beyond the reach of its accused. Only claims, and what is about them, are remembered.
+could date it back beyond the reach of its accused. So does one that was not there at the last look, however long ago
+that was, and ought to have been. Only claims, and what is about them, are remembered.
 
     new record ──┬── a place of its author's, and of its class ──> kept, also for after a restart
                  └── none ──> known while it is read and the process runs
@@ -23,6 +24,7 @@ from dht.claim import Claim
 from dht.contest import Contest
 from dht.judgement.docket import record_id
 from dht.judgement.timeline import UNITS_PER_EPOCH
+from dht.records import Kind
 from dht.rules import Rules
 from dht.standing.proofs import Proofs
 from dht.verdict import Verdict
@@ -82,6 +84,7 @@ class Sightings:
         self._seen = {each.record: each for each in remembered}
         self._passing: dict[bytes, float | None] = {}  # by record: what has no place, while it is read
         self._looked: set[tuple[int, str, int]] = set()
+        self._looked_s: dict[tuple[int, str, int], float] = {}  # by kind, peer and epoch: of claims, the last look
         self._since_s = self._last_s = float("-inf")  # when the looks began that have had no pause since, and the last
         self._oldest = 0  # epoch; what is older has been forgotten
         self._new: list[Sighting] = []
@@ -91,6 +94,16 @@ class Sightings:
         """When records were first seen that came while this node was looking, unix seconds."""
         kept = {record: each.seen_s for record, each in self._seen.items() if each.seen_s is not None}
         return kept | {record: seen_s for record, seen_s in self._passing.items() if seen_s is not None}
+
+    @property
+    def since_s(self) -> float:
+        """When the looks began that have had no pause since, unix seconds."""
+        return self._since_s
+
+    def saw_come(self, record: bytes) -> bool:
+        """Say whether a record was not there yet at an earlier look, by its ``record_id``."""
+        kept = self._seen.get(record)
+        return (self._passing.get(record) if kept is None else kept.seen_s) is not None
 
     def look(
         self,
@@ -127,7 +140,7 @@ class Sightings:
                 new.append(item)
         self._passing = passing
         for item in sorted(new, key=lambda item: (item.t, item.name)):  # Whoever floods pushes its own last ones out.
-            seen_s = now_s if self._is_watched(item) else None
+            seen_s = now_s if self._is_watched(item, patience_s) else None
             if self._has_place(item, of_author[item.place], anchors, heeded):
                 of_author[item.place] += 1
                 self._seen[item.name] = sighting = Sighting(item.name, item.place[1], seen_s)
@@ -135,6 +148,7 @@ class Sightings:
             else:
                 self._passing[item.name] = seen_s
         self._looked = {(kind, *key) for kind, read in keys.items() for key in read}
+        self._looked_s |= {place: now_s for place in self._looked if place[0] == Kind.CLAIM}
 
     def take_new(self) -> list[Sighting]:
         """Return what has been noted since the last call, for the disk."""
@@ -145,6 +159,7 @@ class Sightings:
         """Forget what is older: claims of then are read no more."""
         self._oldest = epoch
         self._seen = {name: each for name, each in self._seen.items() if each.epoch >= epoch}
+        self._looked_s = {place: seen_s for place, seen_s in self._looked_s.items() if place[2] >= epoch}
 
     def _has_place(self, item: _Item, num_of_author: int, anchors: Collection[str], heeded: Collection[str]) -> bool:
         """Say whether a record is kept."""
@@ -152,10 +167,12 @@ class Sightings:
         is_few = num_of_author < MAX_OF_AUTHOR or item.author in anchors
         return is_few and len(self._seen) < (MAX_SIGHTINGS if is_heeded else MAX_OF_STRANGERS)
 
-    def _is_watched(self, item: _Item) -> bool:
+    def _is_watched(self, item: _Item, patience_s: float) -> bool:
         """Say whether this node would have seen a record at its last look, had it been there."""
+        key = (item.kind, *item.place)
         is_new_id = item.is_claim and self._since_s <= item.t
-        return (item.kind, *item.place) in self._looked or (bool(self._looked) and is_new_id)
+        is_late = item.is_claim and item.t + 2 * patience_s <= self._looked_s.get(key, 0.0)
+        return key in self._looked or (bool(self._looked) and is_new_id) or is_late
 
 
 def _about_claims(proofs: Proofs, oldest: int) -> Iterator[_Item]:

@@ -1,7 +1,7 @@
 """Compute the digest of scores that a SNAPSHOT carries: from its own receipts, and by the swarm's anchors alone.
 
-Whoever has the same receipts and reads the same proofs finds the same 32 bytes. It runs on the event loop, computation
-in a thread.
+Whoever has the same receipts and reads the same proofs finds the same 32 bytes, because nothing is remembered from one
+snapshot to the next of what was concluded. It runs on the event loop, computation in a thread.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from dht.receipts.checking import SignatureChecker
 from dht.records import Envelope
-from dht.standing.board import NOTHING_SETTLED, Terms, anchors_of, score_rules_of, standings_of
+from dht.standing.board import Terms, anchors_of, score_rules_of, standings_of
 from dht.standing.gathering import until
 from dht.standing.proof_reader import ProofReader
 from dht.standing.workbook import Workbook
@@ -23,7 +23,6 @@ class SnapshotScores:
     def __init__(self, swarm: Swarm) -> None:
         """Begin with nothing."""
         self._swarm = swarm
-        self._settled = NOTHING_SETTLED
         self._reader = ProofReader(swarm)
 
     async def __call__(self, window: range, envelopes: Collection[bytes], peers: Collection[str]) -> bytes:
@@ -44,10 +43,7 @@ class SnapshotScores:
         async with SignatureChecker() as checker:
             found = await self._reader.read(known, terms.anchors, window, rules.evidence_epochs, checker)
         epoch, end_s = window[-1], rules.start_of(window[-1] + 1)
-        standings = await asyncio.to_thread(
-            standings_of, book, until(found, epoch, end_s), terms, epoch, end_s, self._settled
-        )
-        self._settled = standings.settled
+        standings = await asyncio.to_thread(standings_of, book, until(found, epoch, end_s), terms, epoch, end_s)
         return standings.scores.digest
 
 

@@ -1,10 +1,11 @@
 """Take part in the trials of a swarm for as long as a node runs: watch, judge, sign, accuse, hand evidence out.
 
     ScoreBoard ──refresh──> records, outcomes ──> Desk           every quarter of a trial's unit
-        └── sightings ──> Notebook                               so what comes late is known to
+        └── sightings ──> Notebook                └─> Clerk      of an anchor; so what comes late is known to
 
-Scores on that board follow from what this node has seen come. What is past its time is forgotten by this node's clock,
-but never ahead of what others have signed: so a clock that jumps loses nothing. Runs in the event loop.
+Scores on that board follow from what this node has seen come, and before that from what most anchors have signed. What
+is past its time is forgotten by this node's clock, but never ahead of what others have signed: so a clock that jumps
+loses nothing. Runs in the event loop.
 """
 
 from __future__ import annotations
@@ -32,18 +33,17 @@ from dht.standing.sightings import Sightings, half_unit_s
 from dht.swarm import Swarm
 from dht.verdict import Verdict
 from node.claims.accuser import Accuser
+from node.claims.clerk import Clerk
 from node.claims.desk import Desk
 from node.claims.findings import Examine
-from node.claims.notebook import Notebook
+from node.claims.notebook import NOTEBOOK, Notebook
 from node.claims.shelf import Shelf
 from node.claims.stream import EvidenceServer, fetch_evidence
 
 logger = logging.getLogger(__name__)
 
-NOTEBOOK = "claims.sqlite"
-"""In a node's home: what it must not forget about claims."""
 SHELF = "evidence"
-"""Beside it: what it has claimed with."""
+"""Beside the notebook: what it has claimed with."""
 _OUT = frozenset({Rank.CONVICTED, Rank.EQUIVOCATOR, Rank.ENDED})
 FIRST_S = 10.0
 """After its start a node has other things to do for so long, s."""
@@ -96,7 +96,6 @@ class ClaimsKeeping:
     async def __aenter__(self) -> Self:
         self._notebook = await asyncio.to_thread(Notebook.open, self._home / NOTEBOOK)
         self._sightings = Sightings(await asyncio.to_thread(self._notebook.sightings))
-        self._kept = await asyncio.to_thread(self._notebook.rulings, self._anchors)
         self._shelf = Shelf(self._home / SHELF)
         await asyncio.to_thread(self._shelf.tidy, 0)
         self.board = ScoreBoard(
@@ -105,8 +104,9 @@ class ClaimsKeeping:
             anchors=self._anchors,
             clock=self._clock,
             sightings=self._sightings,
-            settled=self._kept,
+            kept=self._remember,
         )
+        self._clerk = Clerk(self._swarm, self._identity, self._notebook)
         self.accuser = Accuser(self._swarm, self._identity, self._shelf, self._notebook, self._clock)
         self.desk = Desk(
             self._swarm,
@@ -156,6 +156,11 @@ class ClaimsKeeping:
         cases = open_cases(proofs.claims, proofs.contests, proofs.verdicts)
         self._judges = judges_of(self._identity.peer_id, proofs.claims, known.outcomes)
         await self.desk.attend(cases, known.outcomes, rules)
+        if not self._anchors and self._identity.peer_id in self.board.anchors:  # By others' trust it says nothing.
+            try:
+                await self._clerk.attend(known, self._sightings, rules, self._clock())
+            except OSError as error:
+                logger.warning("what was found of claims is not signed: %s", error)
         await self.accuser.publish_again(rules, present - 1, {claim.hash for claim in proofs.claims})
         await self.accuser.claim(rules, self._spared(known), proofs.claims)
         return known
@@ -166,11 +171,16 @@ class ClaimsKeeping:
         on_trial = {ruling.accused for ruling in own if not ruling.is_final}
         return on_trial | {peer for peer in known.scores.peers if rank_of(known.scores, peer) in _OUT}
 
+    def _remember(self, anchors: tuple[str, ...]) -> dict[bytes, Ruling]:
+        """Return what stood for an earlier process by these anchors; in a thread."""
+        self._kept = self._notebook.rulings(anchors)
+        return self._kept
+
     def _note(self, known: Standings, shown: int, rules: Rules) -> None:
         """Put on the disk what must not be forgotten, and drop what may be; in a thread."""
         self._notebook.note_sightings(self._sightings.take_new())
         new = [ruling for claim, ruling in known.settled.items() if claim not in self._kept]
-        self._notebook.keep_rulings(new, self._anchors)
+        self._notebook.keep_rulings(new, self.board.anchors)
         self._kept |= {ruling.claim: ruling for ruling in new}
         if shown > self._tidied:
             self._tidied = shown

@@ -1,5 +1,7 @@
 """What a node must not forget about claims: votes before they are published, its claims' numbers, sightings, rulings.
 
+Of rulings there are two kinds: what this node found final, by whose trust, and what it has signed of that as an anchor.
+
     opinion, salt ──keep_ballot──> disk ──> commitment published ──> opened, from the disk
 
 A member that forgot its salt could not open its commitment; one that made another commitment, or an accuser that gave
@@ -30,6 +32,9 @@ from dht.verdict import Opinion
 
 logger = logging.getLogger("efedllm")
 
+NOTEBOOK = "claims.sqlite"
+"""Its name in a node's home."""
+
 _TABLES = """
 CREATE TABLE IF NOT EXISTS ballots (
     claim BLOB, level INTEGER, epoch INTEGER NOT NULL, opinion INTEGER NOT NULL, salt BLOB NOT NULL,
@@ -42,6 +47,7 @@ CREATE TABLE IF NOT EXISTS sightings (record BLOB PRIMARY KEY, epoch INTEGER NOT
 CREATE TABLE IF NOT EXISTS rulings (
     claim BLOB, anchors BLOB, epoch INTEGER NOT NULL, ruling BLOB NOT NULL, PRIMARY KEY (claim, anchors)
 );
+CREATE TABLE IF NOT EXISTS signed_rulings (claim BLOB PRIMARY KEY, epoch INTEGER NOT NULL, envelope BLOB NOT NULL);
 """
 
 
@@ -170,9 +176,18 @@ class Notebook:
     def rulings(self, anchors: Collection[str]) -> dict[bytes, Ruling]:
         """Return the rulings that stand by these anchors, by the hash of their claim: who names others judges anew."""
         with self._using() as file:
-            whose = (_digest_of(anchors),)
-            rows = file.execute("SELECT claim, ruling FROM rulings WHERE anchors = ?", whose).fetchall()
-        return {claim: ruling for claim, packed in rows if (ruling := _read(packed)) is not None}
+            return _rulings_in(file, anchors)
+
+    def keep_signed(self, claim: bytes, epoch: int, envelope: bytes) -> None:
+        """Write down what this anchor has signed about a claim; the first of one claim stays."""
+        with self._using() as file:
+            file.execute("INSERT OR IGNORE INTO signed_rulings VALUES (?, ?, ?)", (claim, epoch, envelope))
+
+    def signed_since(self, epoch: int) -> dict[bytes, bytes]:
+        """Return the envelopes of what this anchor has signed, by the hash of the claim, of claims from an epoch on."""
+        with self._using() as file:
+            query = "SELECT claim, envelope FROM signed_rulings WHERE epoch >= ?"
+            return dict(file.execute(query, (epoch,)).fetchall())
 
     def forget_before(self, epoch: int) -> None:
         """Drop what is about claims of earlier epochs; rulings stay, as convictions outlive what they rest on."""
@@ -184,6 +199,27 @@ class Notebook:
         """Drop rulings that count no more."""
         with self._using() as file:
             file.execute("DELETE FROM rulings WHERE epoch < ?", (epoch,))
+            file.execute("DELETE FROM signed_rulings WHERE epoch < ?", (epoch,))
+
+
+def kept_rulings(path: Path, anchors: Collection[str]) -> dict[bytes, Ruling]:
+    """Return what a node found final, from its file, which is left as it is; nothing where it cannot be read."""
+    if not path.is_file():
+        return {}
+    is_open = path.with_name(path.name + "-wal").exists()  # Else SQLite would leave files of its own beside it.
+    how = "mode=ro" if is_open else "mode=ro&immutable=1"
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True)) as file:
+            return _rulings_in(file, anchors)
+    except sqlite3.Error as error:
+        logger.warning("what is kept of claims in %s cannot be read, and is judged anew: %s", path, error)
+        return {}
+
+
+def _rulings_in(file: sqlite3.Connection, anchors: Collection[str]) -> dict[bytes, Ruling]:
+    whose = (_digest_of(anchors),)
+    rows = file.execute("SELECT claim, ruling FROM rulings WHERE anchors = ?", whose).fetchall()
+    return {claim: ruling for claim, packed in rows if (ruling := _read(packed)) is not None}
 
 
 def _digest_of(anchors: Collection[str]) -> bytes:

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from dht.identity import Identity
@@ -18,15 +19,21 @@ _RULES_S = 15.0
 """Seconds that the swarm's rules are waited for: without them nobody can say which epochs there are."""
 
 
-async def run_claims(join: JoinCode, anchors: Sequence[str], *, as_json: bool) -> None:
+async def run_claims(join: JoinCode, anchors: Sequence[str], home: Path, *, as_json: bool) -> None:
     """Print the claims that stand.
+
+    Args:
+        join: the swarm.
+        anchors: peer ids whose trust counts for this user; none: those of the swarm.
+        home: the state directory of the node whose findings count here.
+        as_json: whether to print one JSON object.
 
     Raises:
         PeerUnreachable: no member has the swarm's rules.
     """
     async with Swarm(Identity.ephemeral(), join=join, client_mode=True) as swarm:
         await swarm.wait_for_rules(_RULES_S)
-        outcomes = (await board_of(swarm, join, anchors).refresh()).outcomes
+        outcomes = (await board_of(swarm, join, anchors, home).refresh()).outcomes
     if as_json:
         sys.stdout.write(json.dumps({"claims": [as_object(ruling) for ruling in outcomes.rulings]}) + "\n")
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from dht.identity import Identity, peer_id_to_bytes
 from dht.parameters import JoinCode
@@ -24,6 +25,7 @@ class ScoreOptions:
 
     peer: str
     join: JoinCode
+    home: Path  # state directory of the node whose findings count here
     anchors: tuple[str, ...] = ()  # peer ids; none: those of the swarm
     tells_why: bool = False
     as_json: bool = False
@@ -42,7 +44,7 @@ async def run_score(options: ScoreOptions) -> None:
         raise UserError(f"{options.peer[:80]!r} is no peer id; copy one from `efedllm status --json`.") from None
     async with Swarm(Identity.ephemeral(), join=options.join, client_mode=True) as swarm:
         rules = await swarm.wait_for_rules(_RULES_S)
-        board = board_of(swarm, options.join, options.anchors)
+        board = board_of(swarm, options.join, options.anchors, options.home)
         standings = await board.refresh()
     if not standings.scores.anchors:
         sys.stderr.write(

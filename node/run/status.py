@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -30,16 +31,17 @@ _SCORES_S = 60.0
 """Seconds that scores are waited for."""
 
 
-async def run_status(join: JoinCode, anchors: Sequence[str] = (), *, as_json: bool) -> None:
+async def run_status(join: JoinCode, anchors: Sequence[str], home: Path, *, as_json: bool) -> None:
     """Print the models of a swarm with their servers.
 
     Args:
         join: The swarm.
         anchors: Peer ids whose trust counts for this user; none: those of the swarm.
+        home: State directory of the node whose findings count here.
         as_json: Whether to print one JSON object.
     """
     async with Swarm(Identity.ephemeral(), join=join, client_mode=True) as swarm:
-        reading = asyncio.create_task(_read_scores(swarm, join, anchors))
+        reading = asyncio.create_task(_read_scores(swarm, join, anchors, home))
         models = {record.manifest: record for record in await read_models(swarm)}
         directories = {manifest: await read_directory(swarm, manifest, time.time()) for manifest in models}
         scores = await reading
@@ -58,11 +60,11 @@ async def run_status(join: JoinCode, anchors: Sequence[str] = (), *, as_json: bo
             console.print(f"Missing blocks: {ranges}; nobody can generate until someone serves them.")
 
 
-async def _read_scores(swarm: Swarm, join: JoinCode, anchors: Sequence[str]) -> Scores | None:
+async def _read_scores(swarm: Swarm, join: JoinCode, anchors: Sequence[str], home: Path) -> Scores | None:
     """Read where everyone stands; None, and a sentence on stderr, where that cannot be had in time."""
     try:
         async with asyncio.timeout(_SCORES_S):
-            return (await board_of(swarm, join, anchors).refresh()).scores
+            return (await board_of(swarm, join, anchors, home).refresh()).scores
     except (TimeoutError, DhtError) as error:
         if isinstance(error, DaemonDied):
             raise

@@ -33,6 +33,7 @@ from dht.records import (
     seal,
 )
 from dht.rules import DEFAULT_RULES, Rules
+from dht.ruling import Backer, Outcome, RulingRecord
 from dht.snapshot import Snapshot, digest_of
 from dht.verdict import Opinion, commit, reveal
 from dht.work import Receipt, WorkKind, work_of
@@ -159,6 +160,24 @@ DENIAL = Contest(ALICE.peer_id, _TRIAL, CLAIM.hash, BOB.peer_id, level=1, t=CLAI
 SALT = hashlib.sha256(b"golden salt").digest()
 COMMITMENT = commit(DAVE.peer_id, _TRIAL, CLAIM.hash, 1, Opinion.UPHELD, SALT, CLAIM.t + 5400)
 OPENED = reveal(DAVE.peer_id, _TRIAL, CLAIM.hash, 1, Opinion.UPHELD, SALT, 561_234, CLAIM.t + 10800)
+RULING = RulingRecord(
+    anchor=CAROL.peer_id,
+    epoch=_TRIAL,
+    claim=CLAIM.hash,
+    accuser=BOB.peer_id,
+    number=CLAIM.number,
+    provider=ALICE.peer_id,
+    consumer=BOB.peer_id,
+    receipt_epoch=_TRIAL,
+    lane=RECEIPT.lane,
+    work_kind=RECEIPT.work_kind,
+    session=CLAIM.session,
+    segment=CLAIM.segment,
+    index=CLAIM.index,
+    outcome=Outcome.UPHELD,
+    backer=Backer.NOBODY,
+    settled_s=CLAIM.t + 18_000,
+)
 CALIBRATION = Calibration(
     manifest=MANIFEST,
     signer=DAVE.peer_id,
@@ -206,6 +225,12 @@ def _good() -> Iterator[tuple[str, Record, Rules]]:
     yield "an appeal", replace(DENIAL, level=2, t=CLAIM.t + 14_400), DEFAULT_RULES
     yield "a commitment to a verdict", COMMITMENT, DEFAULT_RULES
     yield "the verdict opened", OPENED, DEFAULT_RULES
+    yield "an anchor's ruling", RULING, DEFAULT_RULES
+    yield (
+        "a ruling on a claim that came too late",
+        replace(RULING, outcome=Outcome.IGNORED, settled_s=CLAIM.t),
+        DEFAULT_RULES,
+    )
     yield "a calibration", CALIBRATION, DEFAULT_RULES
 
 

@@ -12,7 +12,7 @@ from dht.codec import Value, encode
 from dht.ident import proof_bits
 from dht.records import Envelope, Record, SignedRecord, dht_id, key_bytes, seal
 from dht.rules import DEFAULT_RULES, Rules
-from dht.work import Receipt
+from dht.work import Receipt, WorkKind
 from golden.records import (
     ALICE,
     ANNOUNCEMENT,
@@ -31,6 +31,7 @@ from golden.records import (
     NOW_S,
     OPENED,
     RECEIPT,
+    RULING,
     SHORT,
     SNAPSHOT,
     proof,
@@ -178,7 +179,7 @@ def _unsigned(signed: SignedRecord) -> Iterator[Refused]:
 
 
 def _of_a_trial() -> Iterator[Refused]:
-    """Yield audits, claims, contests, verdicts and calibrations that nobody believes."""
+    """Yield audits, claims, contests, verdicts, rulings and calibrations that nobody believes."""
     bad: tuple[tuple[str, Record, Record], ...] = (
         ("an audit of one's own work", AUDIT, replace(AUDIT, auditor=ALICE.peer_id)),
         ("an audit before the work", AUDIT, replace(AUDIT, receipt_epoch=EPOCH + 1)),
@@ -194,6 +195,10 @@ def _of_a_trial() -> Iterator[Refused]:
         ("a commitment that tells", COMMITMENT, replace(COMMITMENT, opinion=OPENED.opinion)),
         ("a verdict that says nothing", OPENED, replace(OPENED, opinion=COMMITMENT.opinion)),
         ("a verdict opened without its salt", OPENED, replace(OPENED, salt=b"")),
+        ("a ruling on a claim against oneself", RULING, replace(RULING, accuser=ALICE.peer_id)),
+        ("a ruling on a fourth claim", RULING, replace(RULING, number=3)),
+        ("a ruling on a receipt of another time", RULING, replace(RULING, receipt_epoch=EPOCH - 4)),
+        ("a ruling on work without chunks", RULING, replace(RULING, work_kind=WorkKind.AUDIT)),
         ("thresholds twice", CALIBRATION, replace(CALIBRATION, thresholds=CALIBRATION.thresholds[:1] * 2)),
         ("no thresholds", CALIBRATION, replace(CALIBRATION, thresholds=())),
     )
@@ -206,6 +211,12 @@ def _of_a_trial() -> Iterator[Refused]:
     yield Refused.of("a verdict signed 121 s ahead of the clock", "from the future", sealed(late))
     over = replace(DENIAL, epoch=EPOCH - 9)
     yield Refused.of("a denial when the trial is over", "outside its trial", sealed(over))
+    early = replace(RULING, settled_s=NOW_S + 121)
+    yield Refused.of("a ruling that stands 121 s ahead of the clock", "from the future", sealed(early))
+    endless = replace(RULING, epoch=EPOCH - 9, receipt_epoch=EPOCH - 9)
+    yield Refused.of("a ruling that stood when the trial was long over", "outside its trial", sealed(endless))
+    other = sealed(replace(RULING, settled_s=RULING.settled_s + 1))
+    yield Refused.of("a ruling in another's place", "owner", other, packed_subkey=msgpack.packb(sealed(RULING).subkey))
     renumbered = sealed(replace(CLAIM, number=2))
     yield Refused.of("a claim in another's place", "owner", renumbered, packed_subkey=msgpack.packb(b"\1"))
     copied = replace(AUDIT, session=bytes(16))

@@ -376,6 +376,22 @@ def test_a_denial_and_a_verdict_name_the_claim_by_the_page_alone():
     assert (opinion, error) == (1, 561_234)
 
 
+def test_a_ruling_names_the_claim_and_is_placed_by_the_page_alone():
+    _, (accuser, epoch, number, receipt, _, session, segment, index, *_, claim_t), _, claim_body = vector_of(5)
+    work = dict(zip(FIELDS, unpacked(receipt), strict=True))
+    for vector in (each for each in VECTORS["records"] if each["kind"] == 9):
+        _, _, body, (signature,) = unpacked(bytes.fromhex(vector["envelope"]))
+        anchor, of_epoch, claim, *what, outcome, backer, settled_s = unpacked(body)
+        assert has_signed(anchor, 9, body, signature)
+        assert (of_epoch, claim) == (epoch, hashlib.sha256(claim_body).digest())
+        slot = [work[name] for name in ("provider", "consumer", "epoch", "lane", "work_kind")]
+        assert what == [accuser, number, *slot, session, segment, index]
+        assert (outcome, backer, settled_s) in {(1, 0, claim_t + 18_000), (4, 0, claim_t)}
+        assert place_of(9, anchor, epoch // 16) == vector["dht_id"]
+        assert hashlib.sha256(body).hexdigest() == vector["subkey"]
+        assert end_of(vector, epoch, "evidence_epochs") == vector["expires_s"]
+
+
 def test_a_calibration_is_checked_and_placed_by_the_page_alone():
     vector, (manifest, signer, epoch, seq, file, file_bytes, rows, t), (signature,), body = vector_of(20)
     assert has_signed(signer, 20, body, signature)

@@ -23,6 +23,7 @@ from dht.identity_export import Cost, _Sealed, exported_peer_id, open_identity, 
 from dht.parameters import JoinCode, SwarmParameters, parse_join
 from dht.records import ENVELOPE_VERSION, Envelope, ManifestRecord, Record, dht_id, place
 from dht.rules import DEFAULT_RULES, Rules
+from dht.ruling import Backer, Outcome, RulingRecord
 from dht.snapshot import Snapshot
 from dht.validation import MAX_SUBKEY_BYTES, REGISTRY, RecordValidator, is_regional, parse_envelope
 from dht.verdict import Opinion, commit, reveal
@@ -85,6 +86,24 @@ SAMPLES: tuple[Record, ...] = (
     Contest(BOB.peer_id, EPOCH, BLOB, ALICE.peer_id, 1, int(NOW)),
     commit(BOB.peer_id, EPOCH, BLOB, 1, Opinion.UPHELD, BLOB, int(NOW)),
     reveal(BOB.peer_id, EPOCH, BLOB, 1, Opinion.UPHELD, BLOB, 500_000, int(NOW)),
+    RulingRecord(
+        ALICE.peer_id,
+        EPOCH,
+        BLOB,
+        ALICE.peer_id,
+        2,
+        BOB.peer_id,
+        ALICE.peer_id,
+        EPOCH,
+        7,
+        WorkKind.DECODE,
+        bytes(16),
+        0,
+        1,
+        Outcome.REJECTED,
+        Backer.ACCUSER,
+        int(NOW),
+    ),
     Calibration(MANIFEST, ALICE.peer_id, EPOCH, 1, BLOB, 1000, (ROW,), int(NOW)),
     SwarmParameters(ALICE.peer_id, int(NOW) - 100, 10**8, "lab", private=False, anchors=(BOB.peer_id,)),
 )

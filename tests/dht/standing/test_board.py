@@ -13,11 +13,13 @@ from dht.contest import Contest
 from dht.equivocation import find_equivocations
 from dht.ident import Ident, Role, Succession
 from dht.identity import Identity
-from dht.judgement.outcomes import State
+from dht.judgement.outcomes import Ruling, State
+from dht.judgement.signed_rulings import record_of
 from dht.receipts.snapshot_keeper import SnapshotKeeper
 from dht.receipts.snapshots import newest_record
 from dht.records import Envelope, Kind, seal
 from dht.rules import DEFAULT_RULES
+from dht.ruling import term_of
 from dht.snapshot import NO_SCORES
 from dht.standing import board as board_module
 from dht.standing.board import ScoreBoard
@@ -110,7 +112,9 @@ async def test_settled_epochs_are_read_once_and_newcomers_in_full(nodes, monkeyp
 
     monkeypatch.setattr(nodes[0], "read_many", noting)
     await watching.refresh()
-    assert {epoch for _, (_, epoch) in asked} == {EPOCH, EPOCH - 1}
+    terms = {term for kind, (_, term) in asked if kind == Kind.RULING}
+    assert {epoch for kind, (_, epoch) in asked if kind != Kind.RULING} == {EPOCH, EPOCH - 1}
+    assert terms == {term_of(EPOCH), term_of(EPOCH) - 1}
     asked.clear()
     await nodes[1].store(sealed(NEW, ANCHOR, epochs_ago=9, **BIG))
     await nodes[1].store(enrolled(NEW))
@@ -191,3 +195,52 @@ async def test_a_ruling_stands_for_good_only_when_a_second_reading_has_found_the
     assert first.outcomes.rulings[0].is_final
     assert first.settled == {}
     assert set((await reader.refresh()).settled) == {claim.hash}
+
+
+def accusation(epoch):
+    """A claim of the anchor that nobody denies."""
+    began = DEFAULT_RULES.start_of(epoch)
+    work = receipt(LIAR, NEW, epoch=epoch, t_first=began + 1, t_last=began + 2).to_body()
+    return Claim(
+        ANCHOR.peer_id, epoch, 0, work, LIAR.sign(Kind.RECEIPT, work), bytes(16), segment=0, index=0, error_ppm=1,
+        evidence=bytes(32), evidence_bytes=1, t=began + 100,
+    )  # fmt: skip
+
+
+def signed(claim, state=State.UPHELD):
+    parties, place = (claim.accuser, claim.accused), (claim.epoch, claim.number)
+    found = Ruling(claim.hash, *parties, *place, claim.chunk, state, "", claim.t + 18_000)
+    return seal(record_of(found, ANCHOR.peer_id), ANCHOR)
+
+
+async def test_rulings_that_come_late_or_contradict_earlier_ones_are_read_in_the_next_epoch(nodes):
+    """An anchor may have been away, and one that signs two counts for neither: at every node alike."""
+    first, second = (accusation(EPOCH - ago) for ago in (40, 50))
+    assert await nodes[1].store(signed(first))
+    now_s = [NOON_S]
+    reader = ScoreBoard(nodes[0], anchors=[ANCHOR.peer_id], clock=lambda: now_s[0], rng=random.Random(1))
+    assert set((await reader.refresh()).ruled) == {first.hash}
+    assert await nodes[1].store(signed(second))
+    assert await nodes[1].store(signed(first, State.REJECTED))
+    assert set((await reader.refresh()).ruled) == {first.hash}
+    now_s[0] += DEFAULT_RULES.epoch_s
+    assert set((await reader.refresh()).ruled) == {second.hash}
+
+
+async def test_snapshots_of_who_has_made_earlier_ones_and_of_who_has_not_have_the_same_digest(nodes):
+    """What one of them found when it could still be worked out counts no more than what anchors have signed of it."""
+    holders = [Identity.from_seed(bytes([seed]) * 32) for seed in b"abc"]
+    claim = accusation(EPOCH - 4)
+    assert await nodes[1].store(seal(claim, ANCHOR))
+    peers = [each.peer_id for each in (*holders, HONEST, LIAR)]
+    then, now = range(EPOCH - 56, EPOCH), range(EPOCH + 1, EPOCH + 57)
+    of_then = [sealed(holder, ANCHOR, epochs_ago=5, **BIG).envelope for holder in holders]
+    of_now = [sealed(each, ANCHOR, epochs_ago=-3, **BIG).envelope for each in (HONEST, LIAR)]
+
+    old = SnapshotScores(nodes[0])
+    assert await old(then, of_then, peers) != await SnapshotScores(nodes[1])(then, of_then[:2], peers)
+    without = [await scores(now, of_now, peers) for scores in (old, SnapshotScores(nodes[1]))]
+    assert without[0] == without[1] != NO_SCORES
+    assert await nodes[1].store(signed(claim))
+    told = [await scores(now, of_now, peers) for scores in (SnapshotScores(nodes[0]), SnapshotScores(nodes[1]))]
+    assert told[0] == told[1] != without[0]

@@ -15,6 +15,7 @@ from dht.standing.workbook import Workbook
 from tests.dht.samples import EPOCH, EPOCH_BEGAN, receipt
 from tests.dht.test_audit import AUDIT
 from tests.dht.test_claim import CLAIM
+from tests.dht.test_ruling import RULING
 
 PROVIDER, CONSUMER, HEIR = (Identity.ephemeral() for _ in range(3))
 FAIL = replace(AUDIT, finding=Finding.FAIL)
@@ -74,7 +75,9 @@ def test_an_heir_is_one_from_the_epoch_of_the_succession_on():
 def test_nothing_that_was_signed_after_an_epoch_is_left_when_its_end_is_looked_at():
     contest = Contest(PROVIDER.peer_id, EPOCH, CLAIM.hash, CLAIM.accuser, 1, CLAIM.t)
     late = replace(contest, t=EPOCH_BEGAN + 21600)
-    proofs = Proofs(audits=(AUDIT,), claims=(CLAIM,), contests=(contest, late))
+    settled_later = replace(RULING, settled_s=EPOCH_BEGAN + 21600)
+    proofs = Proofs(audits=(AUDIT,), claims=(CLAIM,), contests=(contest, late), rulings=(RULING, settled_later))
     kept = until(proofs, EPOCH, EPOCH_BEGAN + 21600)
     assert (kept.audits, kept.claims, kept.contests) == ((AUDIT,), (CLAIM,), (contest,))
+    assert kept.rulings == (RULING,)
     assert until(proofs, EPOCH - 1, EPOCH_BEGAN) == Proofs()

@@ -1,12 +1,14 @@
 """Claims become convictions and rejections by receipts of the time, and what was settled outlives these."""
 
 import itertools
+from dataclasses import replace
 from unittest.mock import Mock
 
 import pytest
 
 from dht.judgement.duties import duties
 from dht.judgement.outcomes import Ruling, State
+from dht.judgement.signed_rulings import record_of
 from dht.reputation import DEFAULT_SCORE_RULES, Conviction, OpenFail, Rejection, score
 from dht.standing.board import Terms, standings_of
 from dht.standing.hearing import hear
@@ -22,7 +24,9 @@ from tests.dht.judgement.town import (
     EPOCH,
     PEERS,
     RULES,
+    UNIT_S,
     UP,
+    T,
     claim_of,
     court_of,
     play,
@@ -49,9 +53,13 @@ def tried(town):
     return Proofs(claims=tuple(town.claims), contests=tuple(town.contests), verdicts=tuple(town.verdicts))
 
 
-def heard(proofs, *, worked=None, now_s=END_S, settled=None):
+def heard(proofs, *, worked=None, now_s=END_S, settled=None, anchors=(ANCHOR,), seen=None):
     worked = book() if worked is None else worked
-    return hear(worked, proofs, [ANCHOR], RULES, DEFAULT_SCORE_RULES, now_s, settled or {})
+    return hear(worked, proofs, anchors, RULES, DEFAULT_SCORE_RULES, now_s, settled or {}, seen or {})
+
+
+def ruled(ruling, *anchors):
+    return tuple(record_of(ruling, anchor) for anchor in anchors)
 
 
 def test_who_does_not_deny_a_claim_is_convicted_and_gets_no_work_and_until_then_it_is_open():
@@ -150,6 +158,84 @@ def test_what_was_settled_stands_when_its_claim_is_read_no_more_and_is_forgotten
     assert duties(ACCUSED, (), again.outcomes, RULES, later) == []
     much_later = RULES.start_of(EPOCH + RULES.evidence_epochs)
     assert heard(Proofs(), worked=Workbook(), now_s=much_later, settled=settled)[:2] == (Judged(), {})
+
+
+def test_a_newcomer_after_the_window_convicts_whom_most_anchors_have_convicted():
+    """Neither the claim nor the receipts of the holders are read any more."""
+    proofs = tried(play([claim_of()], lambda *_: UP, court=COURT, appeals=False))
+    (found,) = heard(proofs, anchors=ANCHORS).settled.values()
+    later = END_S + 60 * RULES.epoch_s
+
+    def newcomer(*signers, now_s=later, anchors=ANCHORS):
+        return heard(Proofs(rulings=ruled(found, *signers)), worked=Workbook(), now_s=now_s, anchors=anchors)
+
+    convicted = newcomer(*ANCHORS[:3])
+    assert convicted.judged.convictions == (Conviction(ACCUSED, EPOCH),)
+    assert convicted.settled == {}, "others' word is read again, and not kept as one's own"
+    assert newcomer(*ANCHORS[:2]).judged == Judged(), "a minority changes nothing"
+    assert newcomer(*ANCHORS[:2], *PEERS[10:20]).judged == Judged(), "nor does who is no anchor"
+    assert newcomer(*ANCHORS[:3], anchors=PEERS[:3]).judged == Judged(), "nor who is none of the reader's"
+    forgotten = RULES.start_of(EPOCH + RULES.evidence_epochs)
+    assert newcomer(*ANCHORS, now_s=forgotten - 1).judged.convictions
+    assert newcomer(*ANCHORS, now_s=forgotten).judged == Judged()
+
+
+def digest(proofs, *, seen=None, settled=None, epoch=EPOCH + 3, worked=None):
+    terms = Terms(ANCHORS, RULES, DEFAULT_SCORE_RULES)
+    worked = book() if worked is None else worked
+    end_s = RULES.start_of(epoch + 1)
+    return standings_of(worked, proofs, terms, epoch, end_s, settled or {}, seen or {}).scores.digest
+
+
+def test_a_claim_dated_back_is_believed_by_no_newcomer_where_most_anchors_saw_it_come_too_late():
+    claim = claim_of(ANCHOR)
+    proofs, seen = Proofs(claims=(claim,)), {claim.hash: claim.t + 7 * UNIT_S}
+    watcher = heard(proofs, anchors=ANCHORS, seen=seen)
+    late = watcher.settled[claim.hash]
+    assert (late.state, watcher.judged.convictions) == (State.IGNORED, ())
+    assert heard(proofs, anchors=ANCHORS).judged.convictions == (Conviction(ACCUSED, EPOCH),), "signed times alone"
+    assert digest(proofs) != digest(proofs, seen=seen)
+    with_rulings = replace(proofs, rulings=ruled(late, *ANCHORS[2:]))
+    newcomer = heard(with_rulings, anchors=ANCHORS)
+    assert (newcomer.judged.convictions, newcomer.judged.open_fails) == ((), ())
+    assert newcomer.outcomes.rulings[0].why == "3 of 5 anchors have signed so."
+    assert digest(with_rulings) == digest(with_rulings, seen=seen)
+
+
+def test_watchers_and_newcomers_find_the_same_scores_of_what_anchors_have_ruled_on():
+    """Long after the trial: one has kept what it found, another has kept something else, the third was not there."""
+    (found,) = heard(
+        tried(play([claim_of()], lambda *_: UP, court=COURT, appeals=False)), anchors=ANCHORS
+    ).settled.values()
+    epoch = EPOCH + 80
+    worked = book((epoch - 1, epoch))
+    kept = [{}, {found.claim: found}, {found.claim: found._replace(state=State.REJECTED)}]
+    assert len({digest(Proofs(), settled=each, epoch=epoch, worked=worked) for each in kept}) == 3
+    rulings = Proofs(rulings=ruled(found, *ANCHORS[:3]))
+    assert len({digest(rulings, settled=each, epoch=epoch, worked=worked) for each in kept}) == 1
+    minority = Proofs(rulings=ruled(found, *ANCHORS[:2]))
+    assert len({digest(minority, settled=each, epoch=epoch, worked=worked) for each in kept}) == 3
+
+
+def test_what_anchors_have_ruled_stands_against_what_this_node_would_find_and_it_keeps_its_own():
+    proofs = tried(play([claim_of()], lambda *_: DOWN, court=COURT, appeals=False))
+    own = heard(proofs, anchors=ANCHORS)
+    (mine,) = own.settled.values()
+    assert mine.state is State.REJECTED
+    false = replace(proofs, rulings=ruled(mine._replace(state=State.UPHELD), *ANCHORS[:3]))
+    theirs = heard(false, anchors=ANCHORS, settled=own.settled)
+    assert (theirs.judged.convictions, theirs.judged.rejections) == ((Conviction(ACCUSED, EPOCH),), ())
+    assert theirs.settled == own.settled
+    assert heard(replace(proofs, rulings=false.rulings[:2]), anchors=ANCHORS, settled=own.settled) == own
+
+
+def test_a_chunk_that_anchors_have_ruled_on_convicts_once_whoever_claims_it():
+    proofs = tried(play([claim_of()], lambda *_: UP, court=COURT, appeals=False))
+    (found,) = heard(proofs, anchors=ANCHORS).settled.values()
+    again = claim_of(TRUSTED, t=T + 1)
+    assert again.chunk == found.chunk
+    both = Proofs(claims=(again,), rulings=ruled(found, *ANCHORS[:3]))
+    assert heard(both, anchors=ANCHORS).judged.convictions == (Conviction(ACCUSED, EPOCH),)
 
 
 def test_where_nothing_is_claimed_nothing_is_computed():

@@ -1,15 +1,26 @@
 """A swarm that was cut in two and healed: both sides saw different records, and all find the same scores again."""
 
 import asyncio
+import random
+
+import pytest
 
 from dht.audit import Finding
+from dht.claim import Claim
 from dht.errors import PeerUnreachable
+from dht.identity import Identity
+from dht.judgement.outcomes import State
+from dht.judgement.signed_rulings import record_of
 from dht.receipts.snapshot_keeper import SnapshotKeeper
 from dht.receipts.snapshots import newest_record
+from dht.records import Kind, seal
 from dht.rules import DEFAULT_RULES
+from dht.standing.board import ScoreBoard
+from dht.standing.sightings import Sightings
 from dht.standing.snapshot_scores import SnapshotScores
 from dht.testnet import testnet
 from tests.dht.receipts.made import sealed
+from tests.dht.samples import receipt
 from tests.dht.standing.test_board import ANCHOR, BIG, EPOCH, HONEST, LIAR, NOON_S, audited, board, enrolled
 
 
@@ -72,3 +83,69 @@ async def test_after_a_partition_all_nodes_find_the_same_scores_again():
             assert await keeper.sum_up(DEFAULT_RULES)
             published.append(await newest_record(nodes[5], node.peer_id, EPOCH))
         assert published[0].scores == published[1].scores
+
+
+UNIT_S = DEFAULT_RULES.epoch_s // 12
+BEGAN_S = DEFAULT_RULES.start_of(EPOCH - 1)
+JUDGES = [Identity.ephemeral() for _ in range(3)]
+
+
+class Watcher:
+    """A node's board that has seen what came, by a clock that is put on by hand."""
+
+    def __init__(self, node):
+        self.now_s = 0.0
+        self._board = ScoreBoard(node, clock=lambda: self.now_s, rng=random.Random(1), sightings=Sightings())
+
+    async def look(self, *times_s):
+        for now_s in times_s:
+            self.now_s = BEGAN_S + now_s
+            found = await self._board.refresh()
+        return found
+
+    async def ruling(self, *times_s):
+        """What has become of the one claim that there is."""
+        (ruling,) = (await self.look(*times_s)).outcomes.rulings
+        return ruling
+
+
+def accusation():
+    """A claim of somebody whom all trust: if nobody denies it, it is upheld."""
+    work = receipt(LIAR, HONEST, epoch=EPOCH - 1, t_first=BEGAN_S + 1, t_last=BEGAN_S + 2).to_body()
+    return Claim(
+        JUDGES[0].peer_id, EPOCH - 1, 0, work, LIAR.sign(Kind.RECEIPT, work), bytes(16), segment=0, index=0,
+        error_ppm=1, evidence=bytes(32), evidence_bytes=1, t=BEGAN_S + 100,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("num_left", "state"), [(2, State.UPHELD), (1, State.IGNORED)])
+async def test_after_a_partition_all_nodes_act_by_what_most_anchors_have_found(num_left, state):
+    """A claim is upheld on one side; to the other it comes when it is too late to deny it."""
+    async with testnet(6, rules=DEFAULT_RULES, anchors=[each.peer_id for each in JUDGES]) as nodes:
+        await asyncio.gather(*(node.wait_for_rules(10) for node in nodes))
+        for number in range(3):
+            holder = Identity.from_seed(bytes([number]) * 32)
+            await nodes[0].store(enrolled(holder))
+            assert await nodes[0].store(sealed(holder, JUDGES[0], epochs_ago=2, **BIG))
+        left, right = nodes[:3], nodes[3:]
+        watchers = here, there = [Watcher(side[2]) for side in (left, right)]
+        for each in watchers:
+            await each.look(90)
+        cut = Cut(left, right)
+        assert await left[0].store(seal(accusation(), JUDGES[0]))
+        for each in watchers:
+            await each.look(800, 1500, 2200)
+        upheld = await here.ruling(11 * UNIT_S, 11 * UNIT_S + 500)
+        await cut.heal()
+        ignored = await there.ruling(11 * UNIT_S + 600, 11 * UNIT_S + 700)
+        assert (upheld.state, upheld.is_final, ignored.state) == (State.UPHELD, True, State.IGNORED)
+        for number, judge in enumerate(JUDGES):
+            found = upheld if number < num_left else ignored
+            assert await nodes[2 * number].store(seal(record_of(found, judge.peer_id), judge))
+        last_s = 11 * UNIT_S + 900
+        found = [await each.look(last_s) for each in (*watchers, Watcher(nodes[1]), Watcher(nodes[4]))]
+        assert {each.outcomes.rulings[0].state for each in found} == {state}
+        assert len({each.scores.digest for each in found}) == 1
+        assert bool(found[0].judged.convictions) is (state is State.UPHELD)
+        apart = [dict(each.settled) for each in found[:2]]
+        assert [[ruling.state for ruling in each.values()] for each in apart] == [[State.UPHELD], [State.IGNORED]]

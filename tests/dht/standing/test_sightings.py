@@ -66,6 +66,23 @@ def test_who_takes_a_new_id_cannot_date_a_claim_back_into_the_time_of_who_was_lo
     assert not Timeline.of(CLAIM.t, DEFAULT_RULES).is_claim_timely(now_s)
 
 
+def test_a_claim_that_was_not_there_when_it_ought_to_have_been_is_late_whatever_pauses_there_were():
+    """Nobody looks at the keys of old epochs at every turn, and nobody runs without a pause for two weeks."""
+    looked_s = CLAIM.t + 2 * PATIENCE_S
+    for first_s, is_late in ((looked_s, True), (looked_s - 1.0, False)):
+        seen, now_s = Sightings(), first_s + 40 * PATIENCE_S
+        seen.look(KEYS, Proofs(), first_s, PATIENCE_S)
+        seen.look(ELSEWHERE, Proofs(), now_s - 1.0, PATIENCE_S)
+        seen.look(KEYS, Proofs(claims=(CLAIM,)), now_s, PATIENCE_S)
+        assert seen.first_seen_s == ({CLAIM.hash: now_s} if is_late else {})
+        assert seen.saw_come(CLAIM.hash) is is_late
+    forgetful = Sightings()
+    forgetful.look(KEYS, Proofs(), looked_s, PATIENCE_S)
+    forgetful.forget_before(EPOCH + 1)
+    forgetful.look(KEYS, Proofs(claims=(CLAIM,)), looked_s + 40 * PATIENCE_S, PATIENCE_S)
+    assert forgetful.first_seen_s == {}
+
+
 def test_a_restart_forgets_nothing_and_believes_nothing_new():
     before = Sightings()
     before.look(KEYS, Proofs(), 1000.0, PATIENCE_S)

@@ -67,7 +67,9 @@ def rejected(claim, epoch):
 
 
 async def test_what_is_past_its_time_is_forgotten(tmp_path):
-    keeping = ClaimsKeeping(tmp_path, SimpleNamespace(serve=Mock(return_value=asyncio.sleep(0))), BY_ID[ME], Mock())
+    keeping = ClaimsKeeping(
+        tmp_path, SimpleNamespace(serve=Mock(return_value=asyncio.sleep(0)), parameters=None), BY_ID[ME], Mock()
+    )
     async with keeping:
         notebook, shelf = keeping._notebook, keeping._shelf
         names = [shelf.put(blob, RULES.end_of_evidence(EPOCH + after)) for after, blob in ((0, b"old"), (1, b"new"))]

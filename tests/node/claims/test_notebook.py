@@ -8,7 +8,7 @@ from dht.claim import ClaimedChunk
 from dht.judgement.outcomes import Ruling, State
 from dht.standing.sightings import Sighting
 from dht.verdict import Opinion
-from node.claims.notebook import Ballot, Notebook
+from node.claims.notebook import Ballot, Notebook, kept_rulings
 from tests.node.check.session import ACCUSER, held
 
 BALLOT = Ballot(bytes(32), 1, 5, Opinion.UPHELD, b"s" * 32, 500_000, b"envelope")
@@ -92,6 +92,26 @@ def test_a_ruling_that_cannot_be_read_is_left_out(notebook):
     notebook.keep_rulings([ruling(), ruling(claim=b"d" * 32)], [])
     notebook._file.execute("UPDATE rulings SET ruling = x'93' WHERE claim = ?", (b"d" * 32,))
     assert set(notebook.rulings([])) == {b"c" * 32}
+
+
+def test_others_read_what_was_found_while_the_node_runs_and_after_and_leave_no_trace(notebook, tmp_path):
+    path = tmp_path / "claims.sqlite"
+    notebook.keep_rulings([ruling()], ["one"])
+    assert kept_rulings(path, ["one"]) == {ruling().claim: ruling()}
+    assert kept_rulings(path, []) == {}
+    notebook.close()
+    assert kept_rulings(path, ["one"]) == {ruling().claim: ruling()}
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["claims.sqlite"]
+
+
+def test_a_file_that_is_not_there_or_damaged_tells_nothing(tmp_path, caplog):
+    path = tmp_path / "claims.sqlite"
+    assert kept_rulings(path, []) == {}
+    assert not path.exists()
+    path.write_bytes(b"no database " * 1000)
+    assert kept_rulings(path, []) == {}
+    assert "judged anew" in caplog.text
+    assert path.read_bytes() == b"no database " * 1000
 
 
 def test_a_disk_that_was_full_is_written_to_again_when_it_is_not(notebook):
