@@ -79,7 +79,7 @@ class EvidenceServer:
                 async with asyncio.timeout(STREAM_S):
                     await self._hand_out(stream, name)
             finally:
-                readers.subtract([peer])
+                readers -= Counter([peer])  # In place, without names of those who have left.
         await stream.finish()
 
     async def _hand_out(self, stream: Stream, name: bytes) -> None:
