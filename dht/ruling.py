@@ -29,7 +29,7 @@ class Outcome(IntEnum):
     UPHELD = 1  # the work was false
     REJECTED = 2  # the claim was false
     UNRESOLVED = 3  # nobody could tell
-    IGNORED = 4  # it came too late, or from somebody who is not listened to
+    IGNORED = 4  # it came too late to be denied
 
 
 class Backer(IntEnum):

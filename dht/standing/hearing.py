@@ -22,6 +22,7 @@ from dht.judgement.judge import Court, judge, rule_at_once
 from dht.judgement.outcomes import Outcomes, Ruling, State
 from dht.judgement.proceedings import MIN_HOLDERS
 from dht.judgement.signed_rulings import SIGNED_STATES, agreed
+from dht.judgement.timeline import Timeline
 from dht.reputation import OpenFail, ScoreRules, score
 from dht.rules import Rules
 from dht.standing.gathering import evidence_of, until
@@ -84,9 +85,16 @@ def hear(
         scores = score(evidence_of(book, before, earlier, epoch - 1), anchors, epoch - 1, score_rules)
         credibility[epoch] = {peer: standing.credibility for peer, standing in scores.standings.items()}
     outcomes = _outcomes(proofs, court, now_s, stands)
-    final = (each for each in outcomes.rulings if each.is_final and each.state in SIGNED_STATES)
-    decided = {each.claim: each for each in final if each.claim not in ruled}
+    decided = {each.claim: each for each in outcomes.rulings if each.claim not in ruled and _is_found(each, court)}
     return Heard(_judged(outcomes), {**settled, **decided}, ruled, outcomes)
+
+
+def _is_found(ruling: Ruling, court: Court) -> bool:
+    """Say whether a ruling is a finding of its own; who is ignored for other claims of his is so because of these."""
+    if ruling.state is State.IGNORED:
+        clock = Timeline.of(ruling.settled_s, court.rules)
+        return not clock.is_claim_timely(court.first_seen_s.get(ruling.claim))
+    return ruling.is_final and ruling.state in SIGNED_STATES
 
 
 def _since(oldest: int, settled: Settled) -> Settled:

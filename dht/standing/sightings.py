@@ -100,11 +100,6 @@ class Sightings:
         """When the looks began that have had no pause since, unix seconds."""
         return self._since_s
 
-    def saw_come(self, record: bytes) -> bool:
-        """Say whether a record was not there yet at an earlier look, by its ``record_id``."""
-        kept = self._seen.get(record)
-        return (self._passing.get(record) if kept is None else kept.seen_s) is not None
-
     def look(
         self,
         keys: Keys,

@@ -15,7 +15,7 @@ import logging
 
 from dht.identity import Identity
 from dht.judgement.outcomes import Ruling, State
-from dht.judgement.signed_rulings import SIGNED_STATES, record_of
+from dht.judgement.signed_rulings import record_of
 from dht.records import Envelope, place, seal
 from dht.rules import Rules
 from dht.ruling import RulingRecord
@@ -82,9 +82,8 @@ def _ripe(known: Standings, sightings: Sightings) -> list[Ruling]:
     own = {
         claim: ruling
         for claim, ruling in known.settled.items()
-        if ruling.state in SIGNED_STATES and claim in claims
-        and (sightings.since_s <= claims[claim].t or (ruling.state is State.IGNORED and sightings.saw_come(claim)))
-    }  # fmt: skip
+        if claim in claims and (ruling.state is State.IGNORED or sightings.since_s <= claims[claim].t)
+    }  # Of what is ignored it knows that it came too late.
     return list({**known.ruled, **own}.values())
 
 

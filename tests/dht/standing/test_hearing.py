@@ -202,6 +202,24 @@ def test_a_claim_dated_back_is_believed_by_no_newcomer_where_most_anchors_saw_it
     assert digest(with_rulings) == digest(with_rulings, seen=seen)
 
 
+def test_who_is_ignored_for_another_claim_of_his_is_so_only_as_long_as_that_one_counts():
+    """One was dated back, before another that its author had made of the same chunk: nodes that did not see it come
+    take the genuine one for a repetition, until the anchors have said which of them was late."""
+    genuine = claim_of(ANCHOR, t=T + UNIT_S)
+    dated_back = claim_of(ANCHOR, number=1)
+    proofs = Proofs(claims=(genuine, dated_back))
+    believing = heard(proofs, anchors=ANCHORS)
+    assert believing.outcomes.rulings[1][:2] == (genuine.hash, ANCHOR)
+    assert believing.outcomes.rulings[1].state is State.IGNORED
+    assert set(believing.settled) == {dated_back.hash}
+    seen = {genuine.hash: genuine.t + 10.0, dated_back.hash: dated_back.t + 9000.0}
+    watcher = heard(proofs, anchors=ANCHORS, seen=seen)
+    assert [each.state for each in watcher.settled.values()] == [State.IGNORED, State.UPHELD]
+    told = replace(proofs, rulings=ruled(watcher.settled[dated_back.hash], *ANCHORS[:3]))
+    after = heard(told, anchors=ANCHORS, settled=believing.settled)
+    assert [each.state for each in after.outcomes.rulings] == [State.IGNORED, State.UPHELD]
+
+
 def test_watchers_and_newcomers_find_the_same_scores_of_what_anchors_have_ruled_on():
     """Long after the trial: one has kept what it found, another has kept something else, the third was not there."""
     (found,) = heard(

@@ -75,7 +75,6 @@ def test_a_claim_that_was_not_there_when_it_ought_to_have_been_is_late_whatever_
         seen.look(ELSEWHERE, Proofs(), now_s - 1.0, PATIENCE_S)
         seen.look(KEYS, Proofs(claims=(CLAIM,)), now_s, PATIENCE_S)
         assert seen.first_seen_s == ({CLAIM.hash: now_s} if is_late else {})
-        assert seen.saw_come(CLAIM.hash) is is_late
     forgetful = Sightings()
     forgetful.look(KEYS, Proofs(), looked_s, PATIENCE_S)
     forgetful.forget_before(EPOCH + 1)

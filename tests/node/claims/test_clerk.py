@@ -11,7 +11,7 @@ from dht.records import Envelope, Kind, seal
 from dht.ruling import Outcome, RulingRecord
 from dht.standing.board import ScoreBoard
 from dht.standing.proofs import Proofs
-from dht.standing.sightings import Sighting, Sightings, half_unit_s
+from dht.standing.sightings import Sightings, half_unit_s
 from dht.verdict import Opinion
 from node.claims.clerk import Clerk
 from node.claims.notebook import Notebook
@@ -45,8 +45,8 @@ def known(*, settled=(FOUND,), ruled=(), rulings=(), claims=(CLAIM,)):
     )
 
 
-def watching(since_s, *sightings):
-    seen = Sightings(sightings)
+def watching(since_s):
+    seen = Sightings()
     seen.look({}, Proofs(), since_s, half_unit_s(TOWN_RULES))
     return seen
 
@@ -82,9 +82,8 @@ async def test_of_what_an_anchor_has_not_watched_it_says_nothing_but_what_others
 
 async def test_an_anchor_says_that_a_claim_came_too_late_where_it_knows(notebook):
     late = FOUND._replace(state=State.IGNORED, settled_s=CLAIM.t)
-    unseen, seen = (Sighting(CLAIM.hash, CLAIM.epoch, when) for when in (None, CLAIM.t + 9000.0))
-    assert await signed_by(notebook, known(settled=[late]), watching(NOW_S, unseen)) == []
-    (record,) = await signed_by(notebook, known(settled=[late]), watching(NOW_S, seen))
+    assert await signed_by(notebook, known(), watching(NOW_S)) == []
+    (record,) = await signed_by(notebook, known(settled=[late]), watching(NOW_S))
     assert record.outcome is Outcome.IGNORED
 
 
