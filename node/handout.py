@@ -2,17 +2,18 @@
 
     reader ──[sha256]──> holder          a stream of the protocol for each piece
            <──[state, size]──            0 here it is, 1 not here, 2 no time now
-           <──size bytes──               at a bounded rate
+           <──size bytes──               at a bounded rate, and at a least one
 
-The reader knows beforehand how much must come, and believes nothing before the hash is right. What the bytes are is not
-known here. Runs in the event loop; looking them up, and hashes, in threads.
+The reader knows beforehand how much must come, and believes nothing before the hash is right. Some members may have
+places of their own, so that strangers cannot keep them from it by reading. What the bytes are is not known here. Runs
+in the event loop; looking them up, and hashes, in threads.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from hashlib import sha256
 
 from dht.codec import Fields, decode, encode
@@ -22,12 +23,14 @@ from dht.swarm import Stream, Swarm
 from node.errors import FalseBytes
 
 MAX_READERS = 4
-"""Pieces that are handed out at once."""
+"""Strangers to whom pieces are handed out at once, and as many of those who come first."""
 MAX_READERS_OF_PEER = 1
 RATE_BYTES_PER_S = 2**23
 """At which one piece goes out at most."""
 ANSWER_S = 10.0
-"""That either side waits for the other's next message."""
+"""That either side waits for the other's next message, or the next ``SPELL_BYTES`` of a piece."""
+SPELL_BYTES = 2**19
+"""Go out, and come in, within ``ANSWER_S`` each: whoever is slower than 51 KiB/s is given up."""
 STREAM_S = 600.0
 """After which a stream is closed, however busy."""
 
@@ -42,19 +45,29 @@ class Handout:
     Args:
         protocol: name of the streams.
         find: returns bytes by their sha256; called in a thread.
+        first: returns peer ids of who has a place of its own for these bytes, by the same.
         stream_s: seconds after which a stream is closed, however busy.
     """
 
-    def __init__(self, protocol: str, find: Callable[[bytes], bytes | None], *, stream_s: float = STREAM_S) -> None:
+    def __init__(
+        self,
+        protocol: str,
+        find: Callable[[bytes], bytes | None],
+        *,
+        first: Callable[[bytes], Collection[str]] = lambda _: (),
+        stream_s: float = STREAM_S,
+    ) -> None:
         self._protocol = protocol
         self._find = find
+        self._first = first
         self._stream_s = stream_s
-        self._readers: Counter[str] = Counter()
+        self._strangers: Counter[str] = Counter()
+        self._firsts: Counter[str] = Counter()
 
     @property
     def num_readers(self) -> int:
         """How many are being answered."""
-        return self._readers.total()
+        return self._strangers.total() + self._firsts.total()
 
     async def start(self, swarm: Swarm) -> None:
         """Answer members that ask."""
@@ -66,15 +79,18 @@ class Handout:
             asked = Fields(decode(await read_message(stream.reader, _MAX_MESSAGE_BYTES), _MAX_MESSAGE_BYTES))
         name = asked.blob("sha256", 32)
         asked.end()
-        if self._readers[stream.peer_id] >= MAX_READERS_OF_PEER or self._readers.total() >= MAX_READERS:
+        peer = stream.peer_id
+        readers = self._firsts if peer in self._first(name) else self._strangers
+        num_own = self._strangers[peer] + self._firsts[peer]
+        if num_own >= MAX_READERS_OF_PEER or readers.total() >= MAX_READERS:
             await write_message(stream.writer, encode([_BUSY, 0]))
         else:
-            self._readers[stream.peer_id] += 1
+            readers[peer] += 1
             try:
                 async with asyncio.timeout(self._stream_s):
                     await self._hand_out(stream, name)
             finally:
-                self._readers -= Counter([stream.peer_id])
+                readers -= Counter([peer])  # In place, without names of those who have left.
         await stream.finish()
 
     async def _hand_out(self, stream: Stream, name: bytes) -> None:
@@ -83,11 +99,17 @@ class Handout:
             await write_message(stream.writer, encode([_NOT_HERE, 0]))
             return
         await write_message(stream.writer, encode([_HERE, len(blob)]))
-        for at in range(0, len(blob), _PIECE_BYTES):
-            await asyncio.sleep(_PIECE_BYTES / RATE_BYTES_PER_S if at else 0)
-            stream.writer.write(blob[at : at + _PIECE_BYTES])
+        for at in range(0, len(blob), SPELL_BYTES):
             async with asyncio.timeout(ANSWER_S):
-                await stream.writer.drain()
+                await _send(stream, blob, at)
+
+
+async def _send(stream: Stream, blob: bytes, start: int) -> None:
+    """Send one spell of a piece."""
+    for at in range(start, min(start + SPELL_BYTES, len(blob)), _PIECE_BYTES):
+        await asyncio.sleep(_PIECE_BYTES / RATE_BYTES_PER_S if at else 0)
+        stream.writer.write(blob[at : at + _PIECE_BYTES])
+        await stream.writer.drain()
 
 
 async def fetch_bytes(
@@ -136,6 +158,6 @@ async def _ask(stream: Stream, name: bytes, num_bytes: int) -> bytes:
     pieces = []
     while size:
         async with asyncio.timeout(ANSWER_S):
-            pieces.append(await stream.reader.readexactly(min(size, _PIECE_BYTES)))
+            pieces.append(await stream.reader.readexactly(min(size, SPELL_BYTES)))
         size -= len(pieces[-1])
     return b"".join(pieces)

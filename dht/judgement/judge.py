@@ -81,7 +81,7 @@ def judge(
         by_accuser[ruling.accuser].append(ruling)
     backed = [ruling for ruling in rulings if ruling.backed_by]
     for case in cases:
-        found = settled.get(case.hash) or _at_once(case, by_accuser[case.claim.accuser], court)
+        found = settled.get(case.hash) or rule_at_once(case, by_accuser[case.claim.accuser], court)
         if found is None:
             found = rule(case, court.bench(case, _bondless(case, backed)), now_s)
         rulings.append(found)
@@ -90,8 +90,17 @@ def judge(
     return _outcomes(rulings)
 
 
-def _at_once(case: Case, mine: list[Ruling], court: Court) -> Ruling | None:
-    """Rule on a claim that needs no committee, because of when it came or of what its author claimed before."""
+def rule_at_once(case: Case, mine: Iterable[Ruling], court: Court) -> Ruling | None:
+    """Rule on a claim that needs no committee, because of when it came or of what its author claimed before.
+
+    Args:
+        case: The claim; what was signed about it does not matter.
+        mine: Rulings on what its author claimed before.
+        court: Whose credibilities do not matter.
+
+    Returns:
+        None: it needs one.
+    """
     claim, clock = case.claim, Timeline.of(case.claim.t, court.rules)
     heard = [ruling for ruling in mine if ruling.state is not State.IGNORED]
     if not clock.is_claim_timely(court.first_seen_s.get(case.hash)):

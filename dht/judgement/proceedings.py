@@ -31,10 +31,15 @@ LEVEL_1_SIZE = 7
 LEVEL_2_SIZE = 15
 
 FEW_HOLDERS = 10
-"""Where fewer peers hold the blocks, all of them but the parties are level 1."""
+"""Where fewer peers hold the blocks and are credible, all of them but the parties are level 1."""
 
 MIN_HOLDERS = 3
-"""Where fewer hold them, the accused among these, nothing follows for anybody: there would be no committee."""
+"""Where fewer hold them, the accused among these, nothing follows for anybody: there would be no committee. Receipts
+say who does, and two peers that sign for each other make two: so nothing is spared or convicted by this alone."""
+
+MIN_JURORS = 2
+"""Where fewer of the holders beside the parties are heeded, silence proves nothing but to an anchor: nobody who holds
+the blocks could judge, and names that hold them by receipts of each other must not stand in for such."""
 
 MIN_VOTES = 4
 """So many votes of level 1 for one side stand where nobody above it can tell."""
@@ -131,9 +136,15 @@ class _Trial:
 
     def _is_accuser_heeded(self) -> bool:
         """Say whether silence proves anything: new ids cost nothing, and can be made for a late claim."""
-        accuser, credibility = self._case.claim.accuser, self._bench.credibility
+        accuser, heeded = self._case.claim.accuser, self._heeded()
+        jurors = self._bench.holders & heeded - {accuser, self._case.accused}
+        return accuser in self._bench.anchors or (accuser in heeded and len(jurors) >= MIN_JURORS)
+
+    def _heeded(self) -> frozenset[str]:
+        """Return the peers of whom level 2 is drawn."""
+        credibility = self._bench.credibility
         highest = max(credibility.values(), default=0)
-        return accuser in self._bench.anchors or 0 < highest <= REACH * credibility.get(accuser, 0)
+        return frozenset(peer for peer, its in credibility.items() if 0 < highest <= REACH * its)
 
     def _vote(self, level: int) -> Decision | None:
         """Call a level; return what it decides, None while it has not ended."""
@@ -152,12 +163,11 @@ class _Trial:
     def _members(self, level: int) -> tuple[str, ...]:
         claim, bench = self._case.claim, self._bench
         if level == 1:
-            size = LEVEL_1_SIZE if len(bench.holders) >= FEW_HOLDERS else FEW_HOLDERS
+            able = sum(bench.credibility.get(peer, 0) > 0 for peer in bench.holders)
+            size = LEVEL_1_SIZE if able >= FEW_HOLDERS else FEW_HOLDERS
             return committee(claim, 1, bench.holders, bench.credibility, size)
         if level == 2:
-            highest = max(bench.credibility.values(), default=0)
-            wide = [peer for peer, credibility in bench.credibility.items() if REACH * credibility >= highest]
-            among = bench.holders if self._is_by_default else wide
+            among = bench.holders if self._is_by_default else self._heeded()
             return committee(claim, 2, among, bench.credibility, LEVEL_2_SIZE)
         return panel(claim, bench.anchors)
 

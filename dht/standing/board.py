@@ -81,8 +81,8 @@ class ScoreBoard:
             clock: Unix seconds.
             rng: Draws what snapshots are compared at; None: the system's.
             sightings: Remembers when what is about claims came; None: signed times are believed.
-            kept: Gives, in a thread, the rulings that stood for an earlier process of this node, by the anchors that
-                count: they are known when the swarm's parameters are.
+            kept: Gives, in a thread and once, the rulings that stand for this node, by the anchors that count: they are
+                known when the swarm's parameters are. What is added to these is looked at, too.
         """
         self._swarm = swarm
         self._anchors = tuple(anchors)
@@ -91,6 +91,7 @@ class ScoreBoard:
         self._proofs = ProofReader(swarm)
         self._sightings = sightings
         self._kept = kept
+        self._remembered: Settled | None = None
         self.standings: Standings | None = None
         """What is known; None: nothing yet."""
         self.on_refreshed: Callable[[Standings], None] = _ignore
@@ -139,9 +140,9 @@ class ScoreBoard:
         return self.standings
 
     async def _settled_before(self) -> Settled:
-        if self.standings is not None:
-            return self.standings.settled
-        return await asyncio.to_thread(self._kept, self.anchors) if self._kept is not None else NOTHING_SETTLED
+        if self._kept is not None and self._remembered is None:
+            self._remembered = await asyncio.to_thread(self._kept, self.anchors)
+        return {**(self._remembered or {}), **(self.standings.settled if self.standings is not None else {})}
 
     def _confirmed(self, found: Standings, settled: Settled) -> Settled:
         """Keep of what is final now what the last refresh found as well: one may not have read everything."""
@@ -155,7 +156,11 @@ class ScoreBoard:
     def _look(self, proofs: Proofs, began_s: float, rules: Rules) -> FirstSeen:
         if self._sightings is None:
             return NOTHING_SEEN
-        self._sightings.look(self._proofs.asked, proofs, began_s, half_unit_s(rules))
+        known = self.standings.scores.standings if self.standings is not None else {}
+        heeded = {peer for peer, standing in known.items() if standing.credibility}
+        self._sightings.look(
+            self._proofs.asked, proofs, began_s, half_unit_s(rules), anchors=self.anchors, heeded=heeded
+        )
         return self._sightings.first_seen_s
 
 

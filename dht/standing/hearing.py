@@ -1,6 +1,6 @@
 """Judge all claims that are known, epoch by epoch: a claim is judged by those who were credible when it was made.
 
-    for each epoch with claims about blocks that enough peers hold, oldest first:
+    for each epoch with claims that need a committee, about blocks that enough peers hold, oldest first:
         claims before it, as judged by then ─┐
         receipts and audits before it ───────┴─> scores as of its start ─> credibilities ─> its committees
 
@@ -10,13 +10,15 @@ stands before all, whatever this node has read, seen or remembered: so newcomers
 Pure; seconds where there are many epochs with claims.
 """
 
-from collections.abc import Collection, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from dht.claim import Claim
 from dht.judgement.docket import FirstSeen, open_cases
 from dht.judgement.holdings import Holdings
-from dht.judgement.judge import Court, judge
+from dht.judgement.judge import Court, judge, rule_at_once
 from dht.judgement.outcomes import Outcomes, Ruling, State
 from dht.judgement.proceedings import MIN_HOLDERS
 from dht.judgement.signed_rulings import SIGNED_STATES, agreed
@@ -76,8 +78,7 @@ def hear(
     holdings = Holdings(book.spans())
     credibility: dict[int, dict[str, int]] = {}
     court = Court(rules, holdings, credibility, tuple(anchors), first_seen_s)
-    open_claims = (claim for claim in proofs.claims if claim.hash not in stands)
-    for epoch in sorted({claim.epoch for claim in open_claims if len(court.holders(claim)) >= MIN_HOLDERS}):
+    for epoch in sorted({claim.epoch for claim in _in_need(proofs.claims, stands, court)}):
         start_s = rules.start_of(epoch)
         before = until(proofs, epoch - 1, start_s)
         earlier = _judged(_outcomes(before, court, start_s, _of_before(epoch, stands)))
@@ -98,6 +99,23 @@ def _is_found(ruling: Ruling, court: Court) -> bool:
 
 def _since(oldest: int, settled: Settled) -> Settled:
     return {claim: ruling for claim, ruling in settled.items() if ruling.epoch >= oldest}
+
+
+def _in_need(claims: Iterable[Claim], settled: Settled, court: Court) -> Iterator[Claim]:
+    """Yield the claims that may need a committee; who is not listened to must cost nobody a look at the scores."""
+    cases = open_cases(claims, (), ())
+    known = {case.hash for case in cases}
+    by_accuser: dict[str, list[Ruling]] = defaultdict(list)
+    for ruling in settled.values():
+        if ruling.claim not in known:
+            by_accuser[ruling.accuser].append(ruling)
+    for case in cases:
+        mine = by_accuser[case.claim.accuser]
+        found = settled.get(case.hash) or rule_at_once(case, mine, court)
+        if found is not None:
+            mine.append(found)
+        elif len(court.holders(case.claim)) >= MIN_HOLDERS:
+            yield case.claim
 
 
 def _of_before(epoch: int, settled: Settled) -> Settled:

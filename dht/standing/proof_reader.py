@@ -1,6 +1,7 @@
 """Read from the DHT what stands there about peers beside their receipts.
 
-Verdicts and contests are looked for in epochs that have claims, and nowhere else. What a peer has signed in its own
+Verdicts and contests are looked for in epochs that have claims, and nowhere else; those that can say nothing about a
+claim that is known are passed over, because anybody can sign any number of such. What a peer has signed in its own
 name is under its own key; equivocations, successions and affiliations are under the peer that they are about. Rulings
 of anchors are read for as long as convictions count, and all of them again once an epoch: one may be signed late, or
 twice. It runs on the event loop.
@@ -25,6 +26,9 @@ from dht.verdict import Verdict
 NUM_UNSETTLED = 2
 """Newest epochs whose audits and claims are read again, and newest terms whose rulings are."""
 
+MAX_CLAIMS_OF_KEY = 16
+"""Of an accuser and an epoch, for which it has three places: two claims for one of them are worth knowing."""
+
 
 class ProofReader:
     """What has been read so far."""
@@ -33,7 +37,7 @@ class ProofReader:
         """Begin with nothing."""
         self._swarm = swarm
         self._audits = EpochReader(swarm, Audit, NUM_UNSETTLED)
-        self._claims = EpochReader(swarm, Claim, NUM_UNSETTLED)
+        self._claims = EpochReader(swarm, Claim, NUM_UNSETTLED, MAX_CLAIMS_OF_KEY)
         self._contests = EpochReader(swarm, Contest, TRIAL_EPOCHS + 1)
         self._verdicts = EpochReader(swarm, Verdict, TRIAL_EPOCHS + 1)
         self._rulings = EpochReader(swarm, RulingRecord, NUM_UNSETTLED)
@@ -62,7 +66,7 @@ class ProofReader:
 
         Args:
             peers: Peer ids of all who may have signed something, or may be named in it.
-            anchors: Peer ids of those whose rulings are read.
+            anchors: Peer ids of those whose rulings are read, and who may deny claims for others.
             window: Epochs that are read, oldest first; the last one is the present. Of older ones nobody could say any
                 more who held which blocks, and so who had to judge.
             evidence_epochs: Newest epochs on whose claims rulings are read.
@@ -80,7 +84,19 @@ class ProofReader:
                 self._claims.begin_again()
         self._present = present
         claims = await self._claims.read(peers, window, present, oldest, checker)
+        by_hash = {claim.hash: claim for claim in claims}
         tried = {claim.epoch for claim in claims}
+
+        def may_object(contest: Contest) -> bool:
+            claim = by_hash.get(contest.claim)
+            if claim is None or contest.epoch != claim.epoch:
+                return False
+            return contest.contester in (claim.accuser, claim.accused, *anchors)
+
+        def is_about_one(verdict: Verdict) -> bool:
+            claim = by_hash.get(verdict.claim)
+            return claim is not None and verdict.epoch == claim.epoch
+
         peers = {*peers, *(claim.accused for claim in claims)}  # Whoever is accused is heard, known before or not.
         return Proofs(
             equivocations=tuple(
@@ -94,8 +110,8 @@ class ProofReader:
             ),
             audits=await self._audits.read(peers, window, present, window[0], checker),
             claims=claims,
-            contests=await self._contests.read(peers, tried, present, oldest, checker),
-            verdicts=await self._verdicts.read(peers, tried, present, oldest, checker),
+            contests=await self._contests.read(peers, tried, present, oldest, checker, may_object),
+            verdicts=await self._verdicts.read(peers, tried, present, oldest, checker, is_about_one),
             rulings=await self._ruled(anchors, range(max(0, present + 1 - evidence_epochs), present + 1), checker),
         )
 

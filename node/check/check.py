@@ -23,6 +23,7 @@ import torch
 from torch.nn.functional import pad
 
 from node.check.calibration import Calibration, Standard
+from node.check.patience import look
 from node.check.statistics import ChunkStatistics, pooled_ratio, summarise
 from node.errors import BadOpening, CannotCheck
 from node.model.fingerprint import increment_errors
@@ -173,11 +174,15 @@ def run_reference(
 
     Returns:
         ``[rows, positions, hidden]`` float32 both; what should have come out has not gone through the codec.
+
+    Raises:
+        CancelledError: as ``node.check.patience.look``.
     """
     assert span.dtype == torch.float32
     rows, end, _ = inputs.shape
     padding = torch.tensor(left_padding, device=span.device) if any(left_padding) else None
-    return inputs[:, first:], span.forward(inputs, span.new_cache(end, rows), padding)[:, first:]
+    with span.looking(look):
+        return inputs[:, first:], span.forward(inputs, span.new_cache(end, rows), padding)[:, first:]
 
 
 def padding_within(first: int, rows: int, left_padding: Sequence[int]) -> list[int]:

@@ -18,6 +18,7 @@ import torch
 
 from node.check.check import Piece, Work, bytes_needed, check_sizes, read_pieces
 from node.check.honest import servers_of
+from node.check.patience import look
 from node.errors import CannotCheck
 from node.model.checkpoint import Checkpoint
 from node.model.tensors import to_payload
@@ -42,6 +43,7 @@ def control_of(checkpoint: Checkpoint, held_in: str, start: int, end: int, work:
     Raises:
         BadOpening: sizes, rows or positions of ``work`` do not fit together.
         CannotCheck: such a server cannot be built here, or it takes more memory than allowed.
+        CancelledError: as ``node.check.patience.look``.
     """
     check_sizes(work)
     servers = servers_of(held_in, [torch.device("cpu")])
@@ -53,6 +55,7 @@ def control_of(checkpoint: Checkpoint, held_in: str, start: int, end: int, work:
     inputs = read_pieces(work.inputs, work, span.device).to(span.dtype)
     padding = torch.tensor(work.left_padding, device=span.device) if any(work.left_padding) else None
     cache = span.new_cache(work.end, work.rows)
-    steps = [span.forward(step, cache, padding) for step in inputs.split(STEP, dim=1)]
+    with span.looking(look):
+        steps = [span.forward(step, cache, padding) for step in inputs.split(STEP, dim=1)]
     given = torch.cat(steps, dim=1)[:, work.first :]
     return replace(work, outputs=(Piece(to_payload(given, work.codec), given.shape[1]),))

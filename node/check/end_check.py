@@ -32,6 +32,7 @@ from node.check.check import (
     run_reference,
 )
 from node.check.final_token import greedy_errors, logit_errors
+from node.check.patience import look
 from node.errors import BadOpening, CannotCheck
 from node.model.ends import Ends
 from node.model.span import Span
@@ -222,6 +223,7 @@ def _errors_by_position(
         ids, logits = logits_from_payload(part.payload, shape)
     is_short = logits is not None and part.width < min(work.top, head.vocab_size)
     for first in range(0, part.num_positions, at_once):
+        look()
         last = min(first + at_once, part.num_positions)
         offset = part.first - work.first
         due = head.logits(reference[:, offset + first : offset + last]).cpu().flatten(0, 1)

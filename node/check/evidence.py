@@ -77,6 +77,11 @@ class Evidence:
     """Hashes of the leaves behind it, 32 bytes each."""
 
     @property
+    def num_bytes(self) -> int:
+        """How much it holds of what went in and came out; packed it is larger by a little."""
+        return len(self.given) + sum(len(chunk.header) + len(chunk.taken) for chunk in self.chunks)
+
+    @property
     def codec(self) -> str:
         """In which the session's hidden states travelled."""
         return self.headers[-1].codec

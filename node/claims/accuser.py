@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from dht.claim import CLAIM_EPOCHS, MAX_CLAIMS, Claim, ClaimedChunk
+from dht.claim import CLAIM_EPOCHS, MAX_CLAIMS, MAX_EVIDENCE_BYTES, Claim, ClaimedChunk
 from dht.identity import Identity, peer_id_to_bytes
 from dht.records import Envelope, place, seal
 from dht.rules import Rules
@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 MAX_HELD = 16
 """Accusations that wait for a place; the least wrong are let go."""
+MAX_HELD_BYTES = 2 * MAX_EVIDENCE_BYTES
+"""Of what all of them have opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +80,19 @@ class Accuser:
 
     def hold(self, accusation: Accusation) -> None:
         """Take an accusation on; what is wrong most will be claimed first."""
+        if accusation.evidence.num_bytes > MAX_EVIDENCE_BYTES:
+            logger.warning("false work is not claimed: its evidence is larger than evidence may be")
+            return
         self._held.setdefault(accusation.chunk, accusation)
         worst = sorted(self._held.values(), key=_badness, reverse=True)
-        of_each: Counter[str] = Counter()
-        for each in worst:
-            of_each[each.chunk.slot.provider] += 1
-        while len(worst) > MAX_HELD:  # Of whom most are held, one goes, so that nobody hides behind a worse one.
-            most = max(of_each, key=lambda peer: (of_each[peer], peer))
-            least = next(each for each in reversed(worst) if each.chunk.slot.provider == most)
+        of_each = Counter(each.chunk.slot.provider for each in worst)
+        num_bytes = sum(each.evidence.num_bytes for each in worst)
+        while len(worst) > MAX_HELD or num_bytes > MAX_HELD_BYTES:
+            most = max(of_each.values())  # Of whom most are held, one goes, so that nobody hides behind a worse one.
+            least = next(each for each in reversed(worst) if of_each[each.chunk.slot.provider] == most)
             worst.remove(least)
-            of_each[most] -= 1
+            of_each[least.chunk.slot.provider] -= 1
+            num_bytes -= least.evidence.num_bytes
         self._held = {each.chunk: each for each in worst}
 
     async def claim(self, rules: Rules, spared: Collection[str] = (), published: Collection[Claim] = ()) -> list[Claim]:

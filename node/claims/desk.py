@@ -32,6 +32,7 @@ from dht.rules import Rules
 from dht.swarm import Swarm
 from dht.verdict import SALT_BYTES, Opinion, Verdict, commit, reveal
 from node.check.evidence import unpack_and_verify
+from node.check.patience import until_cancelled
 from node.claims.findings import Examine, Finding, cannot_tell
 from node.claims.notebook import Ballot, Notebook
 from node.errors import FalseEvidence
@@ -113,7 +114,7 @@ class Desk:
         await self._examine_what_is_due(due, by_hash, outcomes, rules)
 
     async def close(self) -> None:
-        """Give up the examinations that are under way; a thread that computes ends by itself."""
+        """Give up the examinations that are under way; a thread that computes ends where it looks next."""
         if self._examining is not None:
             self._examining.cancel()
             await asyncio.gather(self._examining, return_exceptions=True)
@@ -251,7 +252,7 @@ class Desk:
             evidence = await asyncio.to_thread(unpack_and_verify, blob, claim)
         except FalseEvidence as error:
             return Finding(Opinion.REFUTED, 0, f"The evidence does not hold: {error}")
-        return await asyncio.to_thread(self._examine, evidence, claim)
+        return await until_cancelled(self._examine, evidence, claim)
 
 
 def _remember(findings: OrderedDict[bytes, Finding], claim: bytes, found: Finding) -> None:

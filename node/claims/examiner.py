@@ -13,7 +13,6 @@ to minutes in a thread of its own, at the lowest priority that the system gives 
 from __future__ import annotations
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from node.check.calibration_file import read_calibration, shipped_calibration
 from node.check.check import CheckResult, Verdict, Work, check_span
 from node.check.control import NOBODY_COULD, control_of
 from node.check.evidence import Evidence
-from node.check.patience import patient_thread
+from node.check.patience import PatientThread
 from node.check.reference import HELD_IN, reference_span
 from node.claims.findings import Finding, cannot_tell
 from node.claims.rerun import work_of
@@ -62,12 +61,16 @@ class CheckpointExaminer:
     device: torch.device = CPU
     """Not a GPU, where work that is being done may need all memory."""
     max_bytes: int = MAX_EXAMINATION_BYTES
-    _thread: ThreadPoolExecutor = field(
-        default_factory=lambda: patient_thread("efedllm-examiner"), init=False, repr=False, compare=False
+    _thread: PatientThread = field(
+        default_factory=lambda: PatientThread("efedllm-examiner"), init=False, repr=False, compare=False
     )
 
     def __call__(self, evidence: Evidence, claim: Claim) -> Finding:
-        """Examine; a node that cannot says so."""
+        """Examine; a node that cannot says so.
+
+        Raises:
+            CancelledError: that of ``concurrent.futures``: nobody waits for it any more (``node.check.patience``).
+        """
         receipt = claim.work
         if self.calibration is None:
             return cannot_tell("No calibration of the model is at hand.")
@@ -76,8 +79,7 @@ class CheckpointExaminer:
         if evidence.adapter or evidence.weights not in HELD_IN:
             return cannot_tell("The weights are held in a way that this node does not know.")
         try:
-            run = self._thread.submit(self._run, evidence, receipt.start, receipt.end, self.calibration)
-            return run.result()
+            return self._thread.run(self._run, evidence, receipt.start, receipt.end, self.calibration)
         except (CannotCheck, BadOpening) as error:
             return cannot_tell(str(error))
         except (NodeError, OSError, RuntimeError, MemoryError) as error:  # torch raises RuntimeError without memory.

@@ -24,7 +24,8 @@ class Finding:
 
 
 Examine: TypeAlias = Callable[[Evidence, Claim], Finding]
-"""Runs verified evidence again. Called in a thread, one at a time; takes as long as it likes."""
+"""Runs verified evidence again. Called in a thread, one at a time; takes as long as it likes, but
+ends where it ``look``s (``node.check.patience``) when the node leaves."""
 
 
 def cannot_tell(why: str) -> Finding:

@@ -3,30 +3,35 @@
     ScoreBoard ──refresh──> records, outcomes ──> Desk           every quarter of a trial's unit
         └── sightings ──> Notebook                └─> Clerk      of an anchor; so what comes late is known to
 
-Scores on that board follow from what this node has seen come, and before that from what most anchors have signed. Runs
-in the event loop.
+Scores on that board follow from what this node has seen come, and before that from what most anchors have signed. What
+is past its time is forgotten by this node's clock, but never ahead of what others have signed: so a clock that jumps
+loses nothing. Runs in the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
-from dht.claim import CLAIM_EPOCHS
+from dht.audit import Audit
+from dht.claim import CLAIM_EPOCHS, Claim
+from dht.contest import Contest
 from dht.hardening.duty import take_turn
 from dht.identity import Identity
 from dht.judgement.docket import open_cases
-from dht.judgement.outcomes import Ruling
+from dht.judgement.outcomes import Outcomes, Ruling
 from dht.rules import Rules
 from dht.standing.board import ScoreBoard, Standings
 from dht.standing.ranks import Rank, rank_of
 from dht.standing.sightings import Sightings, half_unit_s
 from dht.swarm import Swarm
+from dht.verdict import Verdict
 from node.claims.accuser import Accuser
 from node.claims.clerk import Clerk
 from node.claims.desk import Desk
@@ -79,7 +84,9 @@ class ClaimsKeeping:
         self._anchors = anchors
         self._clock = clock
         self._kept: dict[bytes, Ruling] = {}
-        """Rulings that stand in the notebook."""
+        """Rulings that stand in the notebook; the board looks at the same."""
+        self._judges: dict[bytes, frozenset[str]] = {}
+        """By evidence of this node: who is to judge a claim with it, and its accused."""
         self._tidied = 0
         """Epoch in which the notebook was tidied last."""
         self.board: ScoreBoard
@@ -91,7 +98,7 @@ class ClaimsKeeping:
         self._notebook = await asyncio.to_thread(Notebook.open, self._home / NOTEBOOK)
         self._sightings = Sightings(await asyncio.to_thread(self._notebook.sightings))
         self._shelf = Shelf(self._home / SHELF)
-        await asyncio.to_thread(self._shelf.tidy, self._clock())
+        await asyncio.to_thread(self._shelf.tidy, 0)
         self.board = ScoreBoard(
             self._swarm,
             self._bootstraps,
@@ -111,7 +118,8 @@ class ClaimsKeeping:
             clock=self._clock,
             draw=secrets.token_bytes,
         )
-        await Handout(EVIDENCE_PROTOCOL, self._shelf.get).start(self._swarm)
+        handout = Handout(EVIDENCE_PROTOCOL, self._shelf.get, first=lambda name: self._judges.get(name, frozenset()))
+        await handout.start(self._swarm)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -140,13 +148,15 @@ class ClaimsKeeping:
         """
         known = await self.board.refresh()
         present = rules.epoch_of(self._clock())
-        self._sightings.forget_before(present - rules.window_epochs)
+        shown = min(present, newest_of_others(known, self._identity.peer_id))
+        self._sightings.forget_before(shown - rules.window_epochs)
         try:
-            await asyncio.to_thread(self._note, known, present, rules)
+            await asyncio.to_thread(self._note, known, shown, rules)
         except OSError as error:  # A full disk must not keep this node from denying what it is accused of.
             logger.warning("what was seen of claims is not kept: %s", error)
         proofs = known.proofs
         cases = open_cases(proofs.claims, proofs.contests, proofs.verdicts)
+        self._judges = judges_of(self._identity.peer_id, proofs.claims, known.outcomes)
         await self.desk.attend(cases, known.outcomes, rules)
         if not self._anchors and self._identity.peer_id in self.board.anchors:  # By others' trust it says nothing.
             try:
@@ -168,13 +178,39 @@ class ClaimsKeeping:
         self._kept = self._notebook.rulings(anchors)
         return self._kept
 
-    def _note(self, known: Standings, present: int, rules: Rules) -> None:
+    def _note(self, known: Standings, shown: int, rules: Rules) -> None:
         """Put on the disk what must not be forgotten, and drop what may be; in a thread."""
         self._notebook.note_sightings(self._sightings.take_new())
         new = [ruling for claim, ruling in known.settled.items() if claim not in self._kept]
         self._notebook.keep_rulings(new, self.board.anchors)
         self._kept |= {ruling.claim: ruling for ruling in new}
-        if present > self._tidied:
-            self._tidied = present
-            self._notebook.forget_before(present - rules.window_epochs)
-            self._notebook.forget_rulings_before(present - rules.evidence_epochs)
+        if shown > self._tidied:
+            self._tidied = shown
+            self._forget(shown - rules.window_epochs, shown - rules.evidence_epochs)
+            self._shelf.tidy(rules.start_of(shown))
+
+    def _forget(self, oldest: int, oldest_ruling: int) -> None:
+        self._notebook.forget_before(oldest)
+        self._notebook.forget_rulings_before(oldest_ruling)
+        for claim in [claim for claim, ruling in self._kept.items() if ruling.epoch < oldest_ruling]:
+            del self._kept[claim]
+
+
+def newest_of_others(known: Standings, peer: str) -> int:
+    """Name the newest epoch of which somebody else than ``peer`` has signed something; 0: nothing is known."""
+    proofs = known.proofs
+    signed: tuple[Audit | Claim | Contest | Verdict, ...] = (
+        *proofs.audits, *proofs.claims, *proofs.contests, *proofs.verdicts
+    )  # fmt: skip
+    others = (record.epoch for record in signed if peer not in record.authors)
+    return max(itertools.chain(others, (work.epoch for work in known.evidence.works)), default=0)
+
+
+def judges_of(accuser: str, claims: Iterable[Claim], outcomes: Outcomes) -> dict[bytes, frozenset[str]]:
+    """Name by evidence who must have it while a claim of ``accuser`` is open: its accused, anchors, committees."""
+    evidence = {claim.hash: claim.evidence for claim in claims if claim.accuser == accuser}
+    return {
+        evidence[ruling.claim]: frozenset((ruling.accused, *ruling.defenders)).union(*ruling.committees)
+        for ruling in outcomes.rulings
+        if ruling.claim in evidence and not ruling.is_final
+    }

@@ -1,6 +1,7 @@
 """Evidence goes from whoever has made a claim to members that ask for it by its sha256, as ``node.handout`` has it.
 
-The reader knows from the claim how much must come. Runs in the event loop.
+Members who have to judge the claim have places of their own, so that strangers cannot keep them from it by reading. The
+reader knows from the claim how much must come. Runs in the event loop.
 """
 
 from __future__ import annotations

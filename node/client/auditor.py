@@ -20,6 +20,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 from dht.errors import DhtError
 from dht.swarm import Swarm
+from node.check.patience import until_cancelled
 from node.client.audit_book import AuditBook, AuditResult, Outcome, Verdict
 from node.client.audit_check import digest_of, first_wrong
 from node.client.audit_opening import Given, Opening
@@ -35,7 +36,8 @@ from node.wire import LOG_HELD_S, MAX_LENGTH, MAX_OPENING_BYTES, MAX_REVEALED_SH
 logger = logging.getLogger(__name__)
 
 Judge: TypeAlias = Callable[[Opening], Verdict]
-"""Says whether a stage's outputs follow from its inputs. Called in a thread; takes as long as it likes."""
+"""Says whether a stage's outputs follow from its inputs. Called in a thread; takes as long as it likes, but ends
+where it ``look``s (``node.check.patience``) when the client leaves."""
 AskOthers: TypeAlias = Callable[[Opening], Awaitable[Verdict]]
 """Has somebody else say it."""
 
@@ -251,7 +253,7 @@ class Auditor:
 
     async def _verdict(self, opening: Opening) -> Verdict:
         if self.judge is not None:
-            verdict = await asyncio.to_thread(self.judge, opening)
+            verdict = await until_cancelled(self.judge, opening)
             if self.ask is None or verdict.measured is not None or verdict.outcome is not Outcome.INCONCLUSIVE:
                 return verdict
         assert self.ask is not None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -144,6 +144,17 @@ class Span:
                 self.can_batch = True
                 return
         self.can_batch = False
+
+    @contextlib.contextmanager
+    def looking(self, look: Callable[[], None]) -> Iterator[None]:
+        """Call ``look`` before each module of the blocks computes; what it raises ends the forward pass."""
+        modules = [module for layer in self._trunk.layers for module in layer.modules()]
+        hooks = [module.register_forward_pre_hook(lambda *_: look()) for module in modules]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     @torch.inference_mode()
     def forward_many(self, parts: Sequence[Part]) -> list[torch.Tensor]:

@@ -30,6 +30,7 @@ from dht.records import EMBEDS, HEADS, Announcement, ServerState
 from dht.swarm import Swarm
 from node.calibrations.current import Current
 from node.check.calibration_file import find_calibration
+from node.check.patience import until_cancelled
 from node.claims.accuser import Accuser
 from node.claims.examiner import MAX_EXAMINATION_BYTES, CheckpointExaminer, CurrentExaminer
 from node.claims.findings import Examine
@@ -262,7 +263,7 @@ class _Verifier:
 
     async def _take(self, result: AuditResult, servers: dict[str, Held]) -> None:
         if result.opening is not None:
-            result = judged(result, await asyncio.to_thread(self._judge, result.opening))
+            result = judged(result, await until_cancelled(self._judge, result.opening))
         self._publisher.enter(result)
         self._reporter.event("audited", audited_fields(result))
         await self._accuse(result)

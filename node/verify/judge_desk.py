@@ -24,6 +24,7 @@ from node.agreement.checkpoint import Cosign
 from node.agreement.exposure import COSIGN_TIMEOUT_S
 from node.agreement.offers import Lane, Offer, accept
 from node.agreement.provider import ProviderAccount
+from node.check.patience import until_cancelled
 from node.client.asked_form import (
     ANSWER_S,
     JUDGE_PROTOCOL,
@@ -152,7 +153,7 @@ class JudgeDesk:
         began_s = time.monotonic()
         try:
             opening = await asyncio.to_thread(unpack_opening, blob, offer)
-            return await asyncio.to_thread(self._judge, opening)
+            return await until_cancelled(self._judge, opening)
         except NodeError as error:
             return Verdict(Outcome.INCONCLUSIVE, str(error))
         except Exception:  # What a member sends must not end the verifier.

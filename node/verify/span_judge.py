@@ -21,7 +21,7 @@ from node.check.calibration import Calibration, Standard
 from node.check.check import MAX_CHECK_BYTES, CheckResult, Piece, Verdict, Work, check_span
 from node.check.control import NOBODY_COULD, control_of
 from node.check.end_check import EndWork, LoadedEnds, Part, check_ends, check_sizes
-from node.check.patience import patient_thread
+from node.check.patience import PatientThread
 from node.check.reference import DTYPES
 from node.check.statistics import ChunkStatistics
 from node.client.audit_book import Measured, Outcome
@@ -65,15 +65,22 @@ class SpanJudge:
         self._tell = tell
         self._has_told = False
         self._pools = RatioPools()
-        self._thread = patient_thread("efedllm-judge")
+        self._thread = PatientThread("efedllm-judge")
 
     def __call__(self, opening: Opening) -> Ruling:
-        """Judge an opening; waits for those before it."""
-        return self._thread.submit(self._judge, opening, is_pooled=True).result()
+        """Judge an opening; waits for those before it.
+
+        Raises:
+            CancelledError: that of ``concurrent.futures``: nobody waits for it any more (``node.check.patience``).
+        """
+        return self._thread.run(self._judge, opening, is_pooled=True)
 
     def judge_alone(self, opening: Opening) -> Ruling:
-        """Judge an opening without regard to others of its server, which may be made up where a stranger sends them."""
-        return self._thread.submit(self._judge, opening, is_pooled=False).result()
+        """Judge an opening without regard to others of its server, which may be made up where a stranger sends them.
+
+        Raises as ``__call__``.
+        """
+        return self._thread.run(self._judge, opening, is_pooled=False)
 
     def _judge(self, opening: Opening, *, is_pooled: bool) -> Ruling:
         try:

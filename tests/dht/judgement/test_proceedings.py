@@ -201,6 +201,13 @@ def test_where_few_hold_the_blocks_all_others_judge_and_where_fewer_do_nobody():
     assert two.open_fails == (OpenFail(ACCUSER, ACCUSED),), "who claimed it need not vouch for the accused"
 
 
+def test_names_without_credibility_take_no_seat_and_make_no_committee_smaller():
+    """Of 9 holders that are credible all judge, however many others hold the blocks by receipts of each other."""
+    credible, names = (ACCUSED, *PEERS[2:10]), PEERS[50:80]
+    court = court_of((*credible, *names), dict.fromkeys(credible, ONE))
+    assert set(ruled(at_levels(UP, None, None), court=court).committee(1)) == set(credible) - {ACCUSED}
+
+
 def test_while_nobody_is_credible_the_anchors_judge():
     ruling = ruled(at_levels(UP, UP, UP), court=court_of(credibility={}))
     assert (ruling.committee(1), ruling.committee(2), ruling.level) == ((), (), 3)

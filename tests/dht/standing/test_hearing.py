@@ -2,13 +2,14 @@
 
 import itertools
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 
 from dht.judgement.duties import duties
-from dht.judgement.outcomes import State
+from dht.judgement.outcomes import Ruling, State
 from dht.judgement.signed_rulings import record_of
-from dht.reputation import DEFAULT_SCORE_RULES, Conviction, OpenFail, Rejection
+from dht.reputation import DEFAULT_SCORE_RULES, Conviction, OpenFail, Rejection, score
 from dht.standing.board import Terms, standings_of
 from dht.standing.hearing import hear
 from dht.standing.proofs import Judged, Proofs
@@ -101,6 +102,39 @@ def test_members_whom_nobody_trusts_have_no_vote():
     for one, other in itertools.pairwise(ring):
         worked.add(receipt(BY_ID[one], BY_ID[other], epoch=EPOCH - 1, amount=4096 * 5, work=4096 * 20))
     assert heard(tried(town), worked=worked).judged.convictions == ()
+
+
+RING = PEERS[20:26]
+
+
+def two_hold_the_blocks(*, ring=RING):
+    """The accused and one other hold the first blocks, five others the next ones; a ring signs for each other."""
+    worked = Workbook()
+    for number, holder in enumerate(HOLDERS):
+        start = 0 if number < 2 else 4
+        for epoch in (EPOCH - 1, EPOCH):
+            span = {"start": start, "end": start + 4, "epoch": epoch}
+            worked.add(receipt(BY_ID[holder], BY_ID[ANCHOR], **span, amount=4096 * 5, work=4096 * 20))
+    for one, other in itertools.permutations(ring, 2):
+        worked.add(receipt(BY_ID[one], BY_ID[other], epoch=EPOCH - 1, amount=4096 * 5, work=4096 * 20))
+    return worked
+
+
+def test_names_that_hold_blocks_by_receipts_of_each_other_let_silence_convict_nobody():
+    """Where two hold the blocks nothing follows from a claim; names that cost nothing must not make it a trial that a
+    server loses in its sleep, with nobody who could judge its appeal."""
+    slanderer = HOLDERS[4]
+    asleep = tried(play([claim_of(slanderer)], lambda *_: None, court=COURT, denies=False, appeals=False))
+    alone = heard(asleep, worked=two_hold_the_blocks(ring=()))
+    assert [case.state for case in alone.judged.cases] == ["local"]
+    judged = heard(asleep, worked=two_hold_the_blocks()).judged
+    assert (judged.convictions, judged.cases[0].state) == ((), "undecided")
+    assert heard(asleep).judged.convictions, "where others could judge, who is silent is convicted"
+
+
+def test_an_anchor_needs_nobody_who_could_judge():
+    proofs = tried(play([claim_of(ANCHOR)], lambda *_: None, court=COURT, denies=False, appeals=False))
+    assert heard(proofs, worked=two_hold_the_blocks()).judged.convictions == (Conviction(ACCUSED, EPOCH),)
 
 
 def test_what_was_settled_stands_when_its_receipts_are_gone_and_only_for_who_remembers_it():
@@ -231,3 +265,30 @@ def test_claims_about_blocks_that_hardly_anybody_holds_cost_no_scores(monkeypatc
     monkeypatch.setattr("dht.standing.hearing.score", lambda *_: pytest.fail("scores were computed"))
     claims = tuple(claim_of(epoch=EPOCH - ago) for ago in range(3))
     assert {case.state for case in heard(Proofs(claims=claims), worked=Workbook()).judged.cases} == {"local"}
+
+
+def test_claims_of_whoever_has_lost_its_voice_cost_no_scores(monkeypatch):
+    """Else it could have every node compute all scores again and again, by another claim for each refresh."""
+    claim = claim_of()
+    lost = {
+        bytes([number]) * 32: Ruling(
+            bytes([number]) * 32, ACCUSER, ACCUSED, EPOCH - 1, number, claim_of(lane=number).chunk, State.REJECTED,
+            "Of 7 holders of the blocks 7 found the work right.", claim.t,
+        )
+        for number in range(3)
+    }  # fmt: skip
+    monkeypatch.setattr("dht.standing.hearing.score", lambda *_: pytest.fail("scores were computed"))
+    proofs = Proofs(claims=(claim, claim_of(lane=8, number=1)))
+    assert [case.state for case in heard(proofs, settled=lost).judged.cases] == ["rejected"] * 3 + ["ignored"] * 2
+    monkeypatch.setattr("dht.standing.hearing.score", scored := Mock(side_effect=score))
+    heard(Proofs(claims=(claim_of(t=claim.t - 1),)), settled=lost)
+    assert scored.called, "what was signed before the third was rejected is heard"
+
+
+def test_claims_that_nobody_needs_to_look_at_cost_no_scores_once_that_is_known(monkeypatch):
+    claim = claim_of()
+    town = play([claim, claim_of(number=1, t=claim.t + 1)], lambda *_: DOWN, court=COURT, appeals=False)
+    first = heard(tried(town))
+    assert [case.state for case in first.judged.cases] == ["rejected", "ignored"]
+    monkeypatch.setattr("dht.standing.hearing.score", lambda *_: pytest.fail("scores were computed"))
+    assert heard(tried(town), settled=first.settled).judged == first.judged

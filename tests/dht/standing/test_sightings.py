@@ -2,16 +2,20 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dht.contest import Contest
 from dht.judgement.docket import record_id
 from dht.judgement.timeline import Timeline
 from dht.records import Kind
 from dht.rules import DEFAULT_RULES
+from dht.standing import sightings
 from dht.standing.proofs import Proofs
 from dht.standing.sightings import Sightings, half_unit_s
-from tests.dht.judgement.town import ACCUSER, EPOCH, claim_of
+from dht.verdict import commit
+from tests.dht.judgement.town import ACCUSED, ACCUSER, ANCHORS, EPOCH, PEERS, UP, claim_of
 
 PATIENCE_S = half_unit_s(DEFAULT_RULES)
 CLAIM = claim_of()
@@ -89,6 +93,77 @@ def test_a_restart_forgets_nothing_and_believes_nothing_new():
     assert [each.record for each in after.take_new()] == [record_id(other)]
     after.forget_before(EPOCH + 1)
     assert after.first_seen_s == {}
+
+
+JUROR, FLOODER, TRUSTED = PEERS[10:13]
+
+
+def verdict_of(member, number, claim=CLAIM):
+    return commit(member, EPOCH, claim.hash, 1, UP, number.to_bytes(32, "big"), claim.t + 200)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(sightings, "MAX_SIGHTINGS", 40)
+    monkeypatch.setattr(sightings, "MAX_OF_STRANGERS", 20)
+    monkeypatch.setattr(sightings, "MAX_OF_AUTHOR", 8)
+
+
+def watching(*authors, **whose):
+    """Look at what stands under some keys, so that it is known what comes next; return how to look again."""
+    keys = {kind: frozenset((each, EPOCH) for each in authors) for kind in (Kind.CLAIM, Kind.CONTEST, Kind.VERDICT)}
+    seen = Sightings()
+    seen.look(keys, Proofs(), 1000.0, PATIENCE_S, **whose)
+    return seen, lambda now_s, **records: seen.look(keys, Proofs(**records), now_s, PATIENCE_S, **whose)
+
+
+def test_the_flood_of_one_author_takes_no_place_of_others_and_hides_nothing_of_its_own(small):
+    flood = tuple(verdict_of(FLOODER, number) for number in range(60))
+    seen, look = watching(ACCUSER, FLOODER, JUROR)
+    look(1010.0, claims=(CLAIM,), verdicts=flood)
+    look(1020.0, claims=(CLAIM,), verdicts=(*flood, verdict_of(JUROR, 1), verdict_of(FLOODER, 99)))
+    assert seen.first_seen_s[record_id(verdict_of(JUROR, 1))] == 1020.0
+    assert seen.first_seen_s[record_id(verdict_of(FLOODER, 99))] == 1020.0, "who floods could date back"
+    kept = {each.record for each in seen.take_new()}
+    assert {CLAIM.hash, record_id(verdict_of(JUROR, 1))} < kept
+    assert len(kept & {record_id(each) for each in flood}) == 8
+
+
+def test_what_strangers_sign_takes_no_place_of_those_who_are_heeded_nor_of_whom_these_accuse(small):
+    mine, theirs = claim_of(TRUSTED), [claim_of(peer, lane=number) for number, peer in enumerate(PEERS[20:60])]
+    denials = [Contest(who, EPOCH, mine.hash, TRUSTED, 1, mine.t + 5) for who in (ACCUSED, ANCHORS[0])]
+    authors = (TRUSTED, JUROR, ACCUSED, *PEERS[20:60], ANCHORS[0])
+    seen, look = watching(*authors, anchors=[ANCHORS[0]], heeded={TRUSTED, JUROR})
+    look(1010.0, claims=tuple(theirs))
+    assert len(seen.take_new()) == 20
+    look(1020.0, claims=(*theirs, mine), contests=tuple(denials), verdicts=(verdict_of(JUROR, 1, mine),))
+    assert {each.record for each in seen.take_new()} == {
+        mine.hash, *map(record_id, denials), record_id(verdict_of(JUROR, 1, mine))
+    }  # fmt: skip
+
+
+def test_who_runs_is_not_blinded_by_any_number_of_authors_and_remembers_no_more_than_it_reads(small):
+    crowd = tuple(claim_of(peer, lane=number) for number, peer in enumerate(PEERS[20:160]))
+    seen, look = watching(ACCUSER, *PEERS[20:160])
+    look(1010.0, claims=crowd)
+    look(1020.0, claims=(*crowd, CLAIM))
+    assert seen.first_seen_s[CLAIM.hash] == 1020.0
+    look(1030.0, claims=(*crowd, CLAIM))
+    assert seen.first_seen_s[CLAIM.hash] == 1020.0
+    assert len(seen.take_new()) == 20
+    look(1040.0)
+    assert len(seen.first_seen_s) == 20
+
+
+def test_what_had_no_place_is_not_taken_for_new_when_there_is_one(small):
+    """Then an honest record would be taken for late, because strangers' were forgotten."""
+    old = tuple(claim_of(peer, lane=number, epoch=EPOCH - 1) for number, peer in enumerate(PEERS[20:60]))
+    seen, look = watching(ACCUSER, *PEERS[20:60])
+    look(1010.0, claims=old)
+    look(1020.0, claims=(*old, CLAIM))
+    seen.forget_before(EPOCH)
+    look(1030.0, claims=(*old, CLAIM))
+    assert seen.first_seen_s == {CLAIM.hash: 1020.0}
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 2000.0), st.booleans()), max_size=12))

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from dht.claim import MAX_EVIDENCE_BYTES
 from dht.errors import PeerUnreachable
 from dht.identity import Identity
 from dht.rules import Rules
-from node.claims.accuser import MAX_HELD, Accusation, Accuser
+from node.claims.accuser import MAX_HELD, MAX_HELD_BYTES, Accusation, Accuser
 from node.claims.notebook import Notebook
 from node.claims.shelf import Shelf
 from tests.node.check.session import EPOCH, held
@@ -70,6 +71,20 @@ async def test_nobody_hides_behind_a_worse_one(accuser):
     assert [(claim.accused, claim.error_ppm) for claim in claims] == [
         (LIARS[0].peer_id, 900 + MAX_HELD + 4), (LIARS[1].peer_id, 1)
     ]  # fmt: skip
+
+
+def enlarged(accusation, num_bytes):
+    return replace(accusation, evidence=replace(accusation.evidence, given=bytes(num_bytes)))
+
+
+async def test_what_is_held_takes_bounded_memory_and_the_worst_of_each_liar_is_kept(accuser):
+    large = MAX_HELD_BYTES // 3
+    for number, (liar, error_ppm) in enumerate([(0, 900), (0, 800), (0, 700), (1, 100), (2, 200)]):
+        accuser.hold(enlarged(accusation(LIARS[liar], error_ppm, number), large))
+        assert sum(each.evidence.num_bytes for each in accuser._held.values()) <= MAX_HELD_BYTES
+    assert [each.error_ppm for each in accuser._held.values()] == [900, 200]
+    accuser.hold(enlarged(accusation(LIARS[3], 999), MAX_EVIDENCE_BYTES + 1))
+    assert len(accuser._held) == 2, "what is too large to be handed out pushes nothing out"
 
 
 async def test_what_is_too_old_to_be_claimed_is_let_go(accuser):

@@ -1,6 +1,10 @@
 """What a node signs about claims: what it found, once, and in time."""
 
+import asyncio
+import contextlib
 import itertools
+import threading
+import time
 from dataclasses import dataclass, field
 
 import pytest
@@ -11,6 +15,7 @@ from dht.judgement.judge import judge
 from dht.records import Kind
 from dht.rules import DEFAULT_RULES
 from dht.verdict import Opinion, Verdict, VerdictPhase
+from node.check.patience import look
 from node.claims.desk import Desk
 from node.claims.findings import Finding
 from node.claims.notebook import Notebook
@@ -99,6 +104,37 @@ def scene_of(tmp_path):
     yield scene
     for notebook in (each for scene in scenes for each in scene.opened):
         notebook.close()
+
+
+def test_a_node_that_leaves_does_not_wait_for_an_examination(scene_of):
+    scene = scene_of(JUROR, Opinion.UPHELD)
+    begun, ended = threading.Event(), threading.Event()
+
+    def examine(*_):
+        begun.set()
+        end_s = time.monotonic() + 20
+        try:
+            while time.monotonic() < end_s:
+                look()
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    async def leave():
+        scene.examine = examine
+        scene.start()
+        scene.denied()
+        attending = asyncio.create_task(scene.attend(3.1))
+        await asyncio.to_thread(begun.wait, 5)
+        await scene.desk.close()
+        await attending
+
+    began_s = time.monotonic()
+    with contextlib.suppress(asyncio.CancelledError):
+        asyncio.run(leave())  # Waits for its threads, as a process that ends does.
+    assert time.monotonic() - began_s < 2.0
+    assert ended.is_set()
+    assert scene.swarm.records[1:] == []
 
 
 async def test_an_innocent_server_denies_at_once_and_once(scene_of):

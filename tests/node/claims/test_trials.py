@@ -6,6 +6,7 @@ import pytest
 
 from dht.judgement.outcomes import State
 from dht.verdict import Opinion
+from node.claims.notebook import Ballot
 from tests.node.claims.court import accusation
 
 
@@ -61,6 +62,27 @@ async def test_a_claim_whose_evidence_does_not_hold_is_refuted_without_being_run
         found = court.nodes[juror.peer_id].desk.finding(claim)
         assert found.opinion is Opinion.REFUTED
         assert "gave other bytes" in found.why
+
+
+async def test_a_clock_that_was_far_ahead_once_loses_nothing(court):
+    """Votes and evidence are gone for good otherwise, and rulings that the records of a window do not show again."""
+    node = court.nodes[court.accuser.peer_id]
+    node.accuser.hold(accusation(court))
+    await court.turn(court.accuser, units=0)
+    (made,) = (await node.board.refresh()).proofs.claims
+    claim = made.hash
+    for units in (24.1, 24.2):
+        await court.turn(court.accuser, units=units)
+    assert set(node.board.standings.settled) == {claim}
+    node._notebook.keep_ballot(Ballot(claim, 1, court.clock.epoch, Opinion.UPHELD, bytes(32), 0, b"envelope"))
+    await court.turn(court.accuser, units=12 * 1000)
+    assert node.board.standings.settled == {}
+    await court.turn(court.accuser, units=24.3)
+    assert set(node.board.standings.settled) == set(node._notebook.rulings((court.anchor.peer_id,))) == {claim}
+    assert node._shelf.get(made.evidence) is not None
+    assert node._notebook.ballot(claim, 1) is not None
+    assert len(node._notebook.claims_since(court.clock.epoch)) == 1
+    assert claim in {each.record for each in node._notebook.sightings()}
 
 
 @pytest.mark.full

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 import time
 from hashlib import sha256
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 
 from dht.errors import PeerUnreachable
 from dht.membership.members import Stream
+from node.check.patience import look
 from node.client import auditor as auditor_module
 from node.client import reveal_call
 from node.client.audit_book import MAX_IN_VAIN, AuditResult, Measured, Outcome, Verdict
@@ -180,6 +182,27 @@ async def test_others_are_asked_where_there_is_no_judge_or_it_cannot_run_it_agai
         stages.auditor.judge = judge
         assert (await stages.audit(stages.due())).outcome is outcome
         assert len(asked) == num_asked
+
+
+async def test_a_judge_ends_when_the_client_leaves(stages):
+    begun, ended = threading.Event(), threading.Event()
+
+    def judge(_):
+        begun.set()
+        end_s = time.monotonic() + 20
+        try:
+            while time.monotonic() < end_s:
+                look()
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    stages.auditor.judge = judge
+    stages.auditor.begin([stages.due()], stages.session)
+    await asyncio.to_thread(begun.wait, 5)
+    await stages.auditor.close(0.1)
+    assert await asyncio.to_thread(ended.wait, 1)
+    assert [result.why for result in stages.results] == ["the client has left"]
 
 
 async def test_without_a_judge_what_is_opened_as_signed_proves_nothing_more(stages):

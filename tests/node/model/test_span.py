@@ -172,3 +172,20 @@ def test_a_span_that_is_given_up_leaves_nothing_behind(models):
     gc.collect()
     assert model() is None
     assert set(ALL_ATTENTION_FUNCTIONS) == known
+
+
+def test_whoever_looks_between_modules_changes_nothing_and_can_end_a_forward_pass(models):
+    _, checkpoint = models
+    span, seen = span_of(checkpoint, 0, 2), []
+    entering = torch.randn(1, TOKENS, checkpoint.config.hidden_size, generator=torch.Generator().manual_seed(1))
+    plain = span.forward(entering, span.new_cache(TOKENS, 1))
+    with span.looking(lambda: seen.append(1)):
+        assert torch.equal(span.forward(entering, span.new_cache(TOKENS, 1)), plain)
+    assert len(seen) >= 2 * 3, "several times in each block"
+    with pytest.raises(InterruptedError), span.looking(interrupt):
+        span.forward(entering, span.new_cache(TOKENS, 1))
+    assert torch.equal(span.forward(entering, span.new_cache(TOKENS, 1)), plain)
+
+
+def interrupt():
+    raise InterruptedError

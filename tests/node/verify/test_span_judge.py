@@ -1,17 +1,24 @@
 """Honest work passes, false work fails, and what cannot be judged is nobody's fault and is said once."""
 
+import asyncio
 import os
 import sys
 import threading
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from node.check import control as control_module
+from node.check.control import control_of
 from node.check.honest import together
+from node.check.patience import until_cancelled
+from node.check.reference import reference_span
 from node.client.audit_book import Outcome
 from node.client.thin_terms import ThinTerms
-from node.verify.span_judge import SpanJudge
+from node.verify.span_judge import SpanJudge, work_of
 from tests.node.verify.tiny import Tiny, adds_noise, given, ids_given, skips_a_layer
 
 
@@ -112,6 +119,58 @@ def test_ends_that_do_not_fit_into_the_memory_are_not_loaded(tiny, told):
     assert "To load the embedding takes " in judge(tiny.ends_opening(None)).why
 
 
+def slowed(span, pause_s):
+    """Let every module of a span take its time, as in a large model."""
+    begun = threading.Event()
+
+    def pause(*_):
+        begun.set()
+        time.sleep(pause_s)
+
+    for module in (each for layer in span._trunk.layers for each in layer.modules()):
+        module.register_forward_pre_hook(pause)
+    return begun
+
+
+def test_who_leaves_does_not_wait_for_the_check_that_is_under_way(tiny, judge, told):
+    opening = tiny.opening(skips_a_layer)
+    begun = slowed(judge._references.span("float32", 0, 2), 0.5)
+
+    async def leave():
+        auditing = asyncio.create_task(until_cancelled(judge, opening))
+        await asyncio.to_thread(begun.wait, 5)
+        auditing.cancel()
+
+    began_s = time.monotonic()
+    asyncio.run(leave())  # Waits for its threads, as a process that ends does.
+    judge._thread.run(lambda: None)
+    assert time.monotonic() - began_s < 2.5
+    assert told == []
+
+
+def test_who_leaves_does_not_wait_for_the_control_that_is_under_way(tiny):
+    work = work_of(tiny.opening(skips_a_layer))
+    begun = threading.Event()
+
+    def build(*arguments):
+        span = reference_span(tiny.checkpoint, "float32", 0, 2, torch.device("cpu"))
+        slowed(span, 0.5)
+        begun.set()
+        return span
+
+    async def leave():
+        controlling = until_cancelled(control_of, tiny.checkpoint, "float32", 0, 2, work, max_bytes=2**30)
+        controlling = asyncio.create_task(controlling)
+        await asyncio.to_thread(begun.wait, 5)
+        controlling.cancel()
+
+    began_s = time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(control_module, "servers_of", lambda *_: [SimpleNamespace(build=build)])
+        asyncio.run(leave())
+    assert time.monotonic() - began_s < 2.5
+
+
 def test_infinite_inputs_blame_nobody(tiny, judge):
     inputs = torch.full((1, 64, 64), float("inf"))
     opening = replace(tiny.opening(), inputs=given(inputs), outputs=(given(torch.zeros(1, 64, 64)),))
@@ -140,6 +199,6 @@ def test_what_no_single_chunk_shows_fails_in_the_pool(tiny):
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
 def test_the_judge_gives_way_to_everything_else(judge):
     own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    of_judge = judge._thread.submit(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())).result()
+    of_judge = judge._thread.run(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
     assert of_judge == 19
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
