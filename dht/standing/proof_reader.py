@@ -84,20 +84,20 @@ class ProofReader:
                 self._claims.begin_again()
         self._present = present
         claims = await self._claims.read(peers, window, present, oldest, checker)
-        by_hash = {claim.hash: claim for claim in claims}
+        parties = {claim.hash: (claim.epoch, claim.accuser, claim.accused) for claim in claims}
         tried = {claim.epoch for claim in claims}
 
         def may_object(contest: Contest) -> bool:
-            claim = by_hash.get(contest.claim)
-            if claim is None or contest.epoch != claim.epoch:
+            if contest.claim not in parties:
                 return False
-            return contest.contester in (claim.accuser, claim.accused, *anchors)
+            epoch, *others = parties[contest.claim]
+            return contest.epoch == epoch and contest.contester in (*others, *anchors)
 
         def is_about_one(verdict: Verdict) -> bool:
-            claim = by_hash.get(verdict.claim)
-            return claim is not None and verdict.epoch == claim.epoch
+            return verdict.claim in parties and verdict.epoch == parties[verdict.claim][0]
 
-        peers = {*peers, *(claim.accused for claim in claims)}  # Whoever is accused is heard, known before or not.
+        accused = {peer for _, _, peer in parties.values()}
+        peers = {*peers, *accused}  # Whoever is accused is heard, known before or not.
         return Proofs(
             equivocations=tuple(
                 record for record in await self._about(Kind.EQUIVOCATION, peers) if isinstance(record, Equivocation)

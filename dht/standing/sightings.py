@@ -172,17 +172,20 @@ class Sightings:
 
 def _about_claims(proofs: Proofs, oldest: int) -> Iterator[_Item]:
     """Yield claims, and what is about them, of epochs from ``oldest`` on."""
-    claims = {claim.hash: claim for claim in proofs.claims if claim.epoch >= oldest}
-    for name, claim in claims.items():
-        yield _Item(name, claim.KIND, (claim.accuser, claim.epoch), (claim.accuser,), claim.t)
+    parties = {}
+    for claim in proofs.claims:
+        if claim.epoch >= oldest:
+            name = claim.hash
+            parties[name] = claim.accuser, claim.accused
+            yield _Item(name, claim.KIND, (claim.accuser, claim.epoch), (claim.accuser,), claim.t)
     for contest in proofs.contests:
-        if contest.claim in claims:
-            yield _item(contest, contest.contester, claims[contest.claim])
+        if contest.claim in parties:
+            yield _item(contest, contest.contester, *parties[contest.claim])
     for verdict in proofs.verdicts:
-        if verdict.claim in claims:
-            yield _item(verdict, verdict.member, claims[verdict.claim])
+        if verdict.claim in parties:
+            yield _item(verdict, verdict.member, *parties[verdict.claim])
 
 
-def _item(record: Contest | Verdict, author: str, claim: Claim) -> _Item:
-    whose = (author, claim.accuser) if author == claim.accused else (author,)
+def _item(record: Contest | Verdict, author: str, accuser: str, accused: str) -> _Item:
+    whose = (author, accuser) if author == accused else (author,)
     return _Item(record_id(record), record.KIND, (author, record.epoch), whose, record.t)
