@@ -96,7 +96,7 @@ def test_the_verifier_finds_who_adds_noise_and_nobody_else_and_its_records_say_s
     assert roles == {Role.VERIFIER}
     said = "\n".join(verifier.errors)
     assert f"The server {evil} has failed an audit" in said
-    assert f"{evil} (blocks 2:3) FAILED: " in said
+    assert f"{evil} (blocks 2:3) FAILED; " in said
     for peer in honest:
         assert f"{peer} (blocks " in said
         assert f"The server {peer}" not in said
