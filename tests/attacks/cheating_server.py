@@ -60,7 +60,6 @@ class Cheat:
     """
 
     def __init__(self, plan: ServePlan, start: int, end: int) -> None:
-        self.blocks = start, end
         self._home = default_home()
         self._coarse = {name: load_span(spoiled(plan, name), start, end) for name in WEIGHTS}
         self._generator = torch.Generator()
@@ -69,9 +68,12 @@ class Cheat:
         """Whether it cheats, by session and chunk: one that comes in several steps is treated alike in all of them."""
 
     def behaviour(self) -> list[str]:
-        """Return the words of what it does now."""
+        """Return what it does now, with a share and a seed where it has them."""
         file = self._home / "behaviour"
-        return file.read_text().rsplit(" ", 2 * file.read_text()[-1:].isdigit()) if file.exists() else []
+        if not file.exists():
+            return []
+        text = file.read_text()
+        return [text] if text in WORK or text in WEIGHTS else text.rsplit(" ", 2)
 
     def forward_many(self, span: Span, parts: Sequence[Part]) -> list[torch.Tensor]:
         """Give what it gives in place of the outputs of some steps."""
@@ -89,6 +91,8 @@ class Cheat:
 
     def _some_chunks(self, span: Span, part: Part, work: Any, share: float, seed: str) -> torch.Tensor:
         first = part.cache.length
+        if not first:  # Another session may have had its place in memory.
+            self._lots = {key: is_false for key, is_false in self._lots.items() if key[0] != id(part.cache)}
         (right,) = forward_many(span, [part])
         output = right.clone()
         for chunk in range(first // CHUNK, -(-(first + output.shape[1]) // CHUNK)):

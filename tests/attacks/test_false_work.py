@@ -90,8 +90,9 @@ def test_whoever_computes_otherwise_is_found_in_the_first_chunk_and_used_no_more
     (swarm.home / "behaviour").write_text(behaviour)
     with client(swarm.low, swarm.high, swarm.cheat) as (remote, results):
         keep_away_from(remote, swarm.high)
-        ask(remote, NEW_TOKENS, prompt([*WORK, *WEIGHTS].index(behaviour)))
-        wait_until(lambda: any(result.owner for result in results), PATIENCE_S)
+        with remote.inference_session(max_length=PROMPT + NEW_TOKENS):  # Stages keep what they gave as long.
+            ask(remote, NEW_TOKENS, prompt([*WORK, *WEIGHTS].index(behaviour)))
+            wait_until(lambda: any(result.owner for result in results), PATIENCE_S)
         first = next(result for result in results if result.peer_id == swarm.cheat)
         assert (first.outcome, first.owner, first.index) == (Outcome.FAIL, swarm.cheat, 0)
         remote._connector.forget()
@@ -114,8 +115,9 @@ def test_who_cheats_in_a_fifth_of_its_chunks_is_found_in_the_first_such_one(swar
     judged = []
     with client(swarm.low, swarm.cheat) as (remote, results), contextlib.suppress(NodeError):
         for number in range(math.ceil(enough / session)):
-            ask(remote, 1, prompt(200 + 100 * seed + number, CHUNK * session))
-            assert remote._connector.settle(PATIENCE_S)
+            with remote.inference_session(max_length=CHUNK * session + 1):
+                ask(remote, 1, prompt(200 + 100 * seed + number, CHUNK * session))
+                assert remote._connector.settle(PATIENCE_S)
             own = [result for result in results if result.peer_id == swarm.cheat]
             judged += [each.outcome is Outcome.FAIL for each in sorted(own, key=lambda each: each.index)]
             results.clear()
