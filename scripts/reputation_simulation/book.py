@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 
 from dht.reputation import DEFAULT_SCORE_RULES, Conviction, Evidence, OpenFail, Pass, Rejection, Work
 from reputation_simulation.attacks import Behaviour
@@ -49,11 +49,14 @@ class Book:
     passes: deque[tuple[Pass, ...]] = field(default_factory=lambda: deque(maxlen=WINDOW))
     convictions: list[Conviction] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
-    open_fails: set[OpenFail] = field(default_factory=set)
+    open_fails: set[OpenFail] = field(default_factory=set)  # of claims
+    on_trial: set[tuple[str, str]] = field(default_factory=set)  # accuser and accused
+    falsely: set[tuple[str, str]] = field(default_factory=set)  # the same, where a claim was rejected
     audited: defaultdict[str, Audited] = field(default_factory=lambda: defaultdict(Audited))
     volume: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     served: defaultdict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
     failed: defaultdict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
+    failed_in: dict[tuple[str, str], int] = field(default_factory=dict)  # epoch of the newest failed audit
     _units: defaultdict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
     _passed: set[Pass] = field(default_factory=set)
 
@@ -70,6 +73,7 @@ class Book:
         """An audit has found a bad output, or an auditor says so."""
         self.audited[provider.name].fails += 1
         self.failed[auditor.name, provider.name] += 1
+        self.failed_in[auditor.name, provider.name] = self.epoch
 
     def end_epoch(self) -> None:
         """Publish what the epoch has brought; let sums fade."""
@@ -88,12 +92,21 @@ class Book:
         self._passed = set()
         self.epoch += 1
 
+    def served_lately(self, num_epochs: int) -> set[str]:
+        """Name who has worked in the epochs before this one."""
+        return {work.provider for works in islice(reversed(self.works), num_epochs) for work in works}
+
     def evidence(self) -> Evidence:
         """Give all of it as the score takes it."""
+        audits = {
+            OpenFail(*pair)
+            for pair, epoch in self.failed_in.items()
+            if self.epoch - epoch < WINDOW and pair not in self.falsely
+        }
         return Evidence(
             works=tuple(chain.from_iterable(self.works)),
             passes=tuple(chain.from_iterable(self.passes)),
             convictions=tuple(self.convictions),
             rejections=tuple(self.rejections),
-            open_fails=tuple(self.open_fails),
+            open_fails=tuple(self.open_fails | audits),
         )

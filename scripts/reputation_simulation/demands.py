@@ -23,21 +23,15 @@ MIN_CONTRIBUTORS, MAX_FREE_RIDERS = 0.9, 0.2
 """Shares of demand, of those who ask for at most 0.6 of what they can do, and of those who do nothing."""
 
 
-def missed(figures: Mapping[str, Figures], bad_limit: float = MAX_BAD, newcomers: bool = True) -> Iterator[str]:
-    """Yield a sentence for each demand that ours misses at 30 % liars.
-
-    Args:
-        figures: By attack.
-        bad_limit: Share of bad outputs in the last epochs.
-        newcomers: Whether newcomers have had time.
-    """
+def missed(figures: Mapping[str, Figures]) -> Iterator[str]:
+    """Yield a sentence for each demand that ours misses at 30 % liars; ``figures`` is by attack."""
     for attack, found in figures.items():
-        if attack in CLEAN and found.bad > bad_limit:
-            yield f"{attack}: {found.bad:.3%} of the last outputs were bad, at most {bad_limit:.3%} may be"
+        if attack in CLEAN and found.bad > MAX_BAD:
+            yield f"{attack}: {found.bad:.3%} of the last outputs were bad, at most {MAX_BAD:.1%} may be"
         most = MAX_SLANDERED if attack == "slander" else MAX_HONEST_FLAGGED
         if found.honest_flagged > most:
             yield f"{attack}: {found.honest_flagged:.2%} of the honest were flagged, at most {most:.1%} may be"
-        if newcomers and found.newcomers < MIN_NEWCOMERS:
+        if found.newcomers < MIN_NEWCOMERS:
             yield f"{attack}: newcomers got {found.newcomers:.2f} of the usual traffic, at least {MIN_NEWCOMERS} is due"
         if attack == "slander" and found.silenced < 1:
             yield f"slander: {found.silenced:.0%} of the slanderers were silenced, all have to be"

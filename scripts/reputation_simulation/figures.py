@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from statistics import fmean
 
+from dht.judgement.timeline import UNITS_PER_EPOCH
 from dht.reputation import DEFAULT_SCORE_RULES, ONE, score
 from reputation_simulation.book import Node
 from reputation_simulation.settings import LAST
@@ -83,9 +84,10 @@ def _flagged(swarm: Swarm) -> set[str]:
 
 
 def _silenced(swarm: Swarm) -> set[str]:
+    epoch = swarm.book.epoch
     accusers = {one.accuser for one in swarm.book.rejections}
     return {node.name for node in swarm.nodes if node.name in accusers
-            and not swarm.courts.may_accuse(swarm.book, node)}  # fmt: skip
+            and not swarm.courts.is_heard(node, epoch, epoch * UNITS_PER_EPOCH)}  # fmt: skip
 
 
 def _newcomers(swarm: Swarm, last: Sequence[Epoch]) -> float:

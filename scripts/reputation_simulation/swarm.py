@@ -6,6 +6,8 @@ import random
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+from dht.claim import MAX_CLAIMS
+from dht.standing.ranks import Rank, rank_of
 from reputation_simulation.attacks import ATTACKS, FIRST_SLANDER
 from reputation_simulation.book import Book, Node
 from reputation_simulation.courts import Claim, Courts
@@ -48,7 +50,9 @@ class Swarm:
         self.anchors = tuple(node.name for node in self.nodes if node.is_anchor)
         self.epochs: list[Epoch] = []
         self._claims: list[Claim] = []
-        self._num_claims: defaultdict[Node, int] = defaultdict(int)
+        self._accused: defaultdict[Node, set[str]] = defaultdict(set)
+        self._checked: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self._since: dict[str, int] = {}
         self._num_reborn = 0
 
     def _first_nodes(self, attack: str) -> list[Node]:
@@ -84,6 +88,8 @@ class Swarm:
         if epoch == self.settings.new_anchors_epoch:
             self._replace_anchors()
         pools = self.rule.pools(self.book, self.nodes, self.anchors, self.settings)
+        for node in (node for pool in pools for node in pool.live):
+            self._since.setdefault(node.name, epoch)
         count = Epoch()
         self.epochs.append(count)
         alive = [node for node in self.nodes if node.is_alive]
@@ -116,10 +122,16 @@ class Swarm:
             count.served += 1
             count.bad += is_bad
             count.traffic[server.name] += 1
-            if rng.random() < settings.audit_rate:
+            if rng.random() < self._audit_rate(server):
                 self._audit(client, server, is_bad)
         if pool.shadow and rng.random() < settings.shadow_rate:
             self._duplicate(client, rng.choice(pool.shadow), count)
+
+    def _audit_rate(self, server: Node) -> float:
+        """Give the share of requests to a server that is audited."""
+        settings = self.settings
+        is_fresh = self.book.epoch - self._since.get(server.name, 0) < settings.fresh_epochs
+        return settings.fresh_audit_rate if is_fresh and settings.fresh_audit_rate else settings.audit_rate
 
     def _duplicate(self, client: Node, newcomer: Node, count: Epoch) -> None:
         """Give a newcomer a request that another one has answered, and compare."""
@@ -136,27 +148,46 @@ class Swarm:
         behaviour = server.behaviour
         return behaviour is not None and self.rng.random() < behaviour.cheat_rate(self.book.epoch)
 
-    def _audit(self, auditor: Node, server: Node, is_bad: bool) -> None:
+    def _audit(self, auditor: Node, server: Node, is_bad: bool, *, is_canary: bool = False) -> None:
         settings = self.settings
         if self.rng.random() >= (settings.power if is_bad else settings.false_positives):
             self.book.passed(auditor, server)
-        else:
-            self.book.fails(auditor, server)
+            return
+        self.book.fails(auditor, server)
+        if (is_canary or not settings.anchors_verify) and not self._is_spared(auditor, server):
             self._accuse(auditor, server, is_bad)
+
+    def _is_spared(self, accuser: Node, accused: Node) -> bool:
+        """Whether one has a claim against it that is open, or it gets no work any more."""
+        scores = self.rule.scores if isinstance(self.rule, AftRule) else None
+        is_out = scores is not None and rank_of(scores, accused.name) is Rank.CONVICTED
+        return is_out or (accuser.name, accused.name) in self.book.on_trial
 
     def _accuse(self, accuser: Node, accused: Node, is_true: bool) -> None:
         """Make a claim, as far as one may."""
-        if self._num_claims[accuser] < self.settings.claims_per_epoch and self.rule.has_courts:
-            self._num_claims[accuser] += 1
+        mine = self._accused[accuser]
+        if self.rule.has_courts and len(mine) < MAX_CLAIMS and accused.name not in mine:
+            mine.add(accused.name)
             self._claims.append(Claim(accuser, accused, is_true))
 
     def _canaries(self, alive: list[Node], pools: list[Pool]) -> None:
+        settings = self.settings
         for node in alive:
-            for _ in range(self.settings.canaries if node.is_honest else 0):
-                pool = self.rng.choice(pools)
-                server = self.rng.choice([*pool.live, *pool.shadow] or [node])
-                if server is not node:
-                    self._audit(node, server, self._serve(node, server))
+            if node.is_honest and (node.name in self.anchors or not settings.anchors_verify):
+                for _ in range(settings.canaries):
+                    for pool in pools if settings.anchors_verify else [self.rng.choice(pools)]:
+                        self._canary(node, [other for other in (*pool.live, *pool.shadow) if other is not node])
+
+    def _canary(self, verifier: Node, servers: list[Node]) -> None:
+        """Run a session through one server: the least recently checked one, where verifiers do nothing else."""
+        if not servers:
+            return
+        server = self.rng.choice(servers)
+        if self.settings.anchors_verify:
+            server = min(servers, key=lambda one: (self._checked[verifier.name, one.name], self.rng.random()))
+            self._checked[verifier.name, server.name] = self.book.epoch + 1
+        for _ in range(self.settings.canary_requests):
+            self._audit(verifier, server, self._serve(verifier, server), is_canary=True)
 
     def _lies(self, alive: list[Node]) -> None:
         """Let liars sign for each other and accuse others."""
@@ -173,20 +204,19 @@ class Swarm:
                         self.book.work(node, friend, FAKED_UNITS)
                         self.book.passed(node, friend)
             if behaviour.slanders and epoch >= FIRST_SLANDER:
-                for victim in self.rng.sample(honest, min(len(honest), self.settings.claims_per_epoch)):
+                for victim in self.rng.sample(honest, min(len(honest), MAX_CLAIMS)):
                     self.book.fails(node, victim)
                     self._accuse(node, victim, is_true=False)
 
     def _judge(self, count: Epoch) -> None:
-        claims = [claim for claim in self._claims if self.courts.may_accuse(self.book, claim.accuser)]
         courts = self.courts
-        before = courts.num_votes, courts.num_anchor_appeals
+        before = len(courts.cases), courts.num_votes, courts.num_anchor_appeals
         if isinstance(self.rule, AftRule) and self.rule.scores is not None:
-            courts.judge(claims, self.book, self.nodes, self.rule.scores)
-        count.claims = len(claims)
-        count.votes, count.anchor_appeals = courts.num_votes - before[0], courts.num_anchor_appeals - before[1]
+            courts.judge(self._claims, self.book, self.nodes, self.rule.scores)
+        count.claims = len(courts.cases) - before[0]
+        count.votes, count.anchor_appeals = courts.num_votes - before[1], courts.num_anchor_appeals - before[2]
         self._claims = []
-        self._num_claims.clear()
+        self._accused.clear()
 
     def _rejoin(self) -> None:
         convicted = {one.peer for one in self.book.convictions}

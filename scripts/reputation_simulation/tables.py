@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from reputation_simulation.demands import MAX_BAD, MAX_HONEST_FLAGGED, MIN_NEWCOMERS
 from reputation_simulation.figures import Figures
 
 EPOCHS = ((0, 1), (4, 5), (18, 21), (38, 41), (70, 79))
@@ -46,6 +47,22 @@ def _details(found: Figures) -> list[str]:
         f"{found.honest_flagged:.2%}", f"{found.newcomers:.2f}", f"{found.inflation:.2f}", f"{found.duplicates:.1%}",
         f"{found.claims:.1f}", f"{found.votes:.0f}", f"{found.anchor_appeals:.2f}",
     ]  # fmt: skip
+
+
+def seeds(found: Mapping[str, Sequence[Figures]]) -> str:
+    """In how many seeds each case holds the demands, and the worst that was seen."""
+    head = ["case", "bad outputs held", "honest held", "newcomers held", "most bad", "most flagged", "fewest newcomers"]
+    rows = []
+    for case, runs in found.items():
+        bad, flagged = [one.bad for one in runs], [one.honest_flagged for one in runs]
+        newcomers = [one.newcomers for one in runs]
+        held = (
+            sum(share <= MAX_BAD for share in bad), sum(share <= MAX_HONEST_FLAGGED for share in flagged),
+            sum(share >= MIN_NEWCOMERS for share in newcomers),
+        )  # fmt: skip
+        worst = (f"{max(bad):.3%}", f"{max(flagged):.2%}", f"{min(newcomers):.2f}")
+        rows.append([case, *(f"{number} of {len(runs)}" for number in held), *worst])
+    return table(head, rows)
 
 
 def course(figures: Mapping[str, Figures]) -> str:

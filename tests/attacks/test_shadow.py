@@ -49,11 +49,13 @@ def swarm(tmp_path_factory):
         Fleet(directory, join, tmp_path_factory.mktemp("fleet"), "--num-threads", "1") as fleet,
     ):
         *established, newcomer = fleet.start(*[(0, NUM_BLOCKS)] * 3, SPAN)
-        (evil,) = fleet.start(SPAN, program=evil_server("audited"))
-        (fleet.servers[evil].home / "behaviour").write_text("garbles")
+        evil, reborn = fleet.start(SPAN, SPAN, program=evil_server("audited"))
+        for each in (evil, reborn):
+            (fleet.servers[each].home / "behaviour").write_text("garbles")
         yield SimpleNamespace(
-            directory=directory, join=join, local=local, established=established, newcomer=newcomer, evil=evil
-        )
+            directory=directory, join=join, local=local, established=established, newcomer=newcomer, evil=evil,
+            reborn=reborn,
+        )  # fmt: skip
 
 
 @pytest.fixture
@@ -63,20 +65,24 @@ def client(swarm, tmp_path, monkeypatch):
     monkeypatch.setattr(rank_watch, "_BEGIN_S", 1000.0)  # Nobody has flow here: the test says who has.
     monkeypatch.setattr(shadow, "_LOOK_S", 0.05)
     monkeypatch.setattr(shadow, "MAX_POSITIONS", 20)
-    known = Ranks(True, dict.fromkeys(swarm.established, Ranked(Rank.ESTABLISHED, 1.0)))
 
-    def generate(newcomer, judge, **options):
+    def generate(newcomer, judge, *, convicts=(), **options):
         told, audits = [], []
+        known = Ranks(
+            True,
+            dict.fromkeys(swarm.established, Ranked(Rank.ESTABLISHED, 1.0))
+            | dict.fromkeys(convicts, Ranked(Rank.CONVICTED, 0.0)),
+        )
         with AutoDistributedModelForCausalLM.from_pretrained(
             str(swarm.directory), join=swarm.join, audit_rate=0.0, judge=judge,
-            only_peers=[*swarm.established, newcomer], **options,
+            only_peers=[*swarm.established, newcomer, *convicts], **options,
         ) as remote:  # fmt: skip
             network = remote._connector
             network.on_audited, network.on_shadowed = audits.append, told.append
             network._loop.call_soon(lambda: network.outlook.know(known))
             ids = torch.randint(3, 100, (1, PROMPT), generator=torch.Generator().manual_seed(7))
             tokens = ask(remote, NEW_TOKENS, ids)
-            assert newcomer not in str(network.last_route)
+            assert {stage.peer_id for stage in network.last_route.stages} <= {*swarm.established}
             if options.get("shadow_rate") != 0:
                 wait_until(lambda: told)
             budget = network._shadow.budget
@@ -114,6 +120,14 @@ def test_a_false_newcomer_is_found_by_who_has_the_weights_and_nothing_of_it_is_d
     assert (shadowed.peer_id, shadowed.outcome) == (swarm.evil, Outcome.FAIL)
     assert {(result.owner, result.outcome) for result in found.audits} == {(swarm.evil, Outcome.FAIL)}
     assert {(audit.provider, audit.finding) for audit in found.published} == {(swarm.evil, Finding.FAIL)}
+
+
+def test_a_convict_that_comes_back_under_a_new_name_is_given_duplicates_only_and_found_by_the_first(swarm, client):
+    found = client(swarm.reborn, Measuring(swarm.directory), convicts=[swarm.evil])
+    (shadowed,) = found.told
+    assert (shadowed.peer_id, shadowed.outcome) == (swarm.reborn, Outcome.FAIL)
+    assert {(audit.provider, audit.finding) for audit in found.published} == {(swarm.reborn, Finding.FAIL)}
+    assert 20 * found.budget.duplicated <= found.budget.consumed, "a twentieth of what is consumed, at most"
 
 
 def test_without_a_judge_what_differs_is_told_and_nobody_is_blamed(swarm, client):

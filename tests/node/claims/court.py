@@ -1,15 +1,21 @@
-"""Nodes on loopback that hold trials, and their clock.
+"""Real nodes on loopback that hold a trial: an accused, an accuser, others that hold the blocks, and anchors.
 
-It is set to an epoch that has passed and put on by hand, so that a trial of hours takes as long as the nodes need to
-read and to sign. Whether work was right is what the examiners here are told.
+The nodes' clock is set to an epoch that has passed and put on by hand, so that a trial of hours takes as long as the
+nodes need to read and to sign. Whether work was right is what the examiners are told.
 """
 
+import asyncio
+import contextlib
 import time
 
+from dht.ident import Ident, Role
+from dht.records import seal
 from dht.rules import Rules
+from dht.testnet import testnet
 from node.claims.accuser import Accusation
 from node.claims.findings import Finding
 from node.claims.keeping import ClaimsKeeping
+from tests.dht.receipts.made import sealed
 from tests.node.check.session import PROFILE, held
 
 RULES = Rules(window_epochs=6, evidence_epochs=12)
@@ -33,11 +39,12 @@ class Clock:
 
 
 class Court:
-    """An anchor, an accused, an accuser and two more that hold the blocks."""
+    """Anchors, an accused, an accuser and some more that hold the blocks."""
 
-    def __init__(self, swarms, clock, home):
+    def __init__(self, swarms, clock, home, num_anchors):
         self.clock = clock
-        self.anchor, self.accused, self.accuser, *self.jurors = swarms
+        self.anchors, (self.accused, self.accuser, *self.jurors) = swarms[:num_anchors], swarms[num_anchors:]
+        self.anchor = self.anchors[0]
         self.home = home
         self.opinions = {}
         self.nodes = {}
@@ -60,9 +67,37 @@ class Court:
             await node.turn(RULES)
             await node.desk.settle()
 
-    async def outcomes(self):
-        """What one that has no part in it comes to."""
-        return (await self.nodes[self.anchor.peer_id].board.refresh()).outcomes
+    async def outcomes(self, swarm=None):
+        """What one comes to: the anchor, if nobody else is named."""
+        return (await self.nodes[(swarm or self.anchor).peer_id].board.refresh()).outcomes
+
+    def trust(self, swarm, *anchors):
+        """Let a node believe these anchors."""
+        self.nodes[swarm.peer_id].board._anchors = tuple(each.peer_id for each in anchors)
+
+
+@contextlib.asynccontextmanager
+async def sitting(home, *, num_anchors=1, num_jurors=2):
+    """Bring them together, each with a node that has a part in trials."""
+    clock = Clock()
+    async with testnet(num_anchors + 2 + num_jurors, rules=RULES) as swarms:
+        await asyncio.gather(*(swarm.wait_for_rules(10) for swarm in swarms))
+        court = Court(swarms, clock, home, num_anchors)
+        ago = RULES.epoch_of(time.time()) - clock.epoch + 1
+        for swarm in swarms:
+            who = seal(Ident(swarm.peer_id, clock.epoch, clock.epoch, 0, Role.SERVER, ""), swarm._identity, rules=RULES)
+            assert await swarm.store(who)
+        for swarm in (court.accused, *court.jurors):
+            assert await swarm.store(sealed(swarm._identity, swarms[0]._identity, RULES, epochs_ago=ago, **BIG))
+        exits = []
+        try:
+            for swarm in swarms:
+                await court.enter(swarm, exits)
+                court.trust(swarm, *court.anchors)
+            yield court
+        finally:
+            for node in exits:
+                await node.__aexit__()
 
 
 def accusation(court):
