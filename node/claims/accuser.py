@@ -77,6 +77,8 @@ class Accuser:
         self._notebook = notebook
         self._clock = clock
         self._held: dict[ClaimedChunk, Accusation] = {}
+        self._first: Collection[str] = ()
+        """Peers that are claimed before all others."""
 
     def hold(self, accusation: Accusation) -> None:
         """Take an accusation on; what is wrong most will be claimed first."""
@@ -84,7 +86,7 @@ class Accuser:
             logger.warning("false work is not claimed: its evidence is larger than evidence may be")
             return
         self._held.setdefault(accusation.chunk, accusation)
-        worst = sorted(self._held.values(), key=_badness, reverse=True)
+        worst = sorted(self._held.values(), key=self._urgency, reverse=True)
         of_each = Counter(each.chunk.slot.provider for each in worst)
         num_bytes = sum(each.evidence.num_bytes for each in worst)
         while len(worst) > MAX_HELD or num_bytes > MAX_HELD_BYTES:
@@ -95,17 +97,25 @@ class Accuser:
             num_bytes -= least.evidence.num_bytes
         self._held = {each.chunk: each for each in worst}
 
-    async def claim(self, rules: Rules, spared: Collection[str] = (), published: Collection[Claim] = ()) -> list[Claim]:
+    async def claim(
+        self,
+        rules: Rules,
+        spared: Collection[str] = (),
+        published: Collection[Claim] = (),
+        first: Collection[str] = (),
+    ) -> list[Claim]:
         """Publish what there is a place for now; return it.
 
         Args:
             rules: of the swarm.
             spared: peers that need no further claim now.
             published: claims that stand on the DHT: who has lost its notebook must not give a number away twice.
+            first: peers that are claimed before all others: who throws its name away can be claimed without end.
 
         Raises:
             DaemonDied: our own p2pd has ended.
         """
+        self._first = first
         now_s = self._clock()
         epoch = rules.epoch_of(now_s)
         self._held = {chunk: each for chunk, each in self._held.items() if chunk.slot.epoch + CLAIM_EPOCHS >= epoch}
@@ -119,12 +129,15 @@ class Accuser:
             others = [each for each in self._held.values() if each.chunk.slot.provider not in accused]
             if not others:
                 break
-            worst = max(others, key=_badness)
+            worst = max(others, key=self._urgency)
             accused.add(worst.chunk.slot.provider)
             claim = await self._claim(worst, rules, epoch, number)
             self._held.pop(worst.chunk, None)  # Only now: a full disk takes it the next time.
             made += [claim] if claim is not None else []
         return made
+
+    def _urgency(self, accusation: Accusation) -> tuple[bool, tuple[int, bytes]]:
+        return accusation.chunk.slot.provider in self._first, _badness(accusation)
 
     async def _claim(self, accusation: Accusation, rules: Rules, epoch: int, number: int) -> Claim | None:
         """Write everything down, then publish; None: it would not hold, or that chunk or number has a claim."""

@@ -164,7 +164,8 @@ class ClaimsKeeping:
             except OSError as error:
                 logger.warning("what was found of claims is not signed: %s", error)
         await self.accuser.publish_again(rules, present - 1, {claim.hash for claim in proofs.claims})
-        await self.accuser.claim(rules, self._spared(known), proofs.claims)
+        established = {peer for peer in known.scores.peers if rank_of(known.scores, peer) is Rank.ESTABLISHED}
+        await self.accuser.claim(rules, self._spared(known), proofs.claims, established)
         return known
 
     def _spared(self, known: Standings) -> set[str]:

@@ -23,6 +23,7 @@ from dht.swarm import Swarm
 from node.check.patience import until_cancelled
 from node.client.audit_book import AuditBook, AuditResult, Outcome, Verdict
 from node.client.audit_check import digest_of, first_wrong
+from node.client.audit_draw import nobody
 from node.client.audit_opening import Given, Opening
 from node.client.audit_plan import DueAudit, Found
 from node.client.dealings import Deal
@@ -162,15 +163,18 @@ class Auditor:
         judge: judges what was opened; None: it is opened, and compared with what was signed.
         ask: asked where there is no judge, or it cannot run it again; None: nobody is.
         wholly: peers of which every chunk is audited.
+        is_watched: says of which peers more are than of others.
         book: results are entered there; None: into one of its own.
     """
 
     def __init__(
         self, dial: Dialer, tell: Callable[[AuditResult], None], per_mille: int, judge: Judge | None = None,
-        *, ask: AskOthers | None = None, wholly: Set[str] = frozenset(), book: AuditBook | None = None,
+        *, ask: AskOthers | None = None, wholly: Set[str] = frozenset(), is_watched: Callable[[str], bool] = nobody,
+        book: AuditBook | None = None,
     ) -> None:  # fmt: skip
         self.per_mille = per_mille
         self.wholly = wholly
+        self.is_watched = is_watched
         self.judge = judge
         self.ask = ask
         self.book = book if book is not None else AuditBook()

@@ -23,6 +23,7 @@ from dht.standing.board import anchors_of
 from dht.swarm import Swarm
 from node.client.asked_judge import AskedJudge
 from node.client.audit_book import AuditBook, AuditResult, Outcome
+from node.client.audit_draw import nobody
 from node.client.audit_publisher import AuditPublisher
 from node.client.auditor import AskOthers, Auditor, Judge, attending_of
 from node.client.chain import Chain, SessionShape, StageFailed, open_chain
@@ -99,7 +100,10 @@ class Network:
         self.on_shadowed: Callable[[Shadowed], None] = _log_shadowed
         """Called in the loop's thread with what came of each duplicate that a newcomer was given."""
         audited = _teller(weakref.ref(self), Network._audited)
-        self._auditor = Auditor(swarm.dial, audited, _per_mille(swarm, audit_per_mille), judge, ask=ask)
+        # What nobody runs again shows little: then opening more of it is not worth it.
+        is_watched = self.outlook.is_watched if audit_per_mille is None and (judge or ask) else nobody
+        per_mille = _per_mille(swarm, audit_per_mille)
+        self._auditor = Auditor(swarm.dial, audited, per_mille, judge, ask=ask, is_watched=is_watched)
         self.last_route: Route | None = None
         """The route of the session opened last; None: none was, or the last one could not be."""
         self._chains: set[Chain] = set()

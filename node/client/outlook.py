@@ -90,6 +90,10 @@ class Outlook:
         """Plan by ``ranks`` from now on."""
         self.ranks = ranks
 
+    def is_watched(self, peer_id: str) -> bool:
+        """Say whether a server is audited more often than others: it is young in its trust, or was convicted."""
+        return self.ranks is not None and self.ranks.has_flow and self.ranks.of(peer_id).is_watched
+
     async def look(self) -> Directory:
         """Look up who serves the model now, and ask those who are new for their round trips."""
         known = await read_directory(self._swarm, self._manifest, time.time())

@@ -33,7 +33,7 @@ class Whose:
 
 def write_ranks(path: Path, whose: Whose, epoch: int, ranks: Ranks) -> None:
     """Write ranks as of an epoch; a disk that does not take them is logged."""
-    peers = {peer: [str(place.rank), place.weight] for peer, place in ranks.ranked.items()}
+    peers = {peer: [str(place.rank), place.weight, place.is_watched] for peer, place in ranks.ranked.items()}
     kept = {
         "swarm": whose.swarm,
         "anchors": list(whose.anchors),
@@ -60,8 +60,8 @@ def read_ranks(path: Path, whose: Whose, epoch: int) -> Ranks | None:
         if not is_ours or not 0 <= epoch - int(kept["epoch"]) <= MAX_EPOCHS:
             return None
         peers = {
-            str(peer): Ranked(Rank(rank), min(1.0, max(0.0, float(weight))))
-            for peer, (rank, weight) in kept["peers"].items()
+            str(peer): Ranked(Rank(rank), min(1.0, max(0.0, float(weight))), bool(is_watched))
+            for peer, (rank, weight, is_watched) in kept["peers"].items()
         }
         return Ranks(bool(kept["has_flow"]), peers)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

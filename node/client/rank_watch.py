@@ -75,7 +75,7 @@ class RankWatch:
         await self._board.run()
 
     def _refreshed(self, standings: Standings) -> None:
-        ranks = ranks_of(standings.scores)
+        ranks = ranks_of(standings.scores, standings.evidence.works)
         self._learn(ranks)
         if self._path is not None and (whose := self._whose()).swarm:
             self._later(asyncio.to_thread(write_ranks, self._path, whose, standings.scores.epoch, ranks))

@@ -68,4 +68,5 @@ def plan_audits(auditor: Auditor | None, session: bytes, peers: list[str]) -> Au
     """Draw what will be audited of a session, before it begins; None: nothing is."""
     if auditor is None or not (auditor.per_mille or auditor.wholly):
         return None
-    return AuditPlan(session, Draw(os.urandom(SECRET_BYTES), auditor.per_mille, auditor.wholly), peers)
+    draw = Draw(os.urandom(SECRET_BYTES), auditor.per_mille, auditor.wholly, auditor.is_watched)
+    return AuditPlan(session, draw, peers)

@@ -7,6 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from dht.claim import MAX_CLAIMS
+from dht.reputation import Scores
 from dht.standing.ranks import Rank, rank_of
 from reputation_simulation.attacks import ATTACKS, FIRST_SLANDER
 from reputation_simulation.book import Book, Node
@@ -49,8 +50,8 @@ class Swarm:
         self.nodes = self._first_nodes(attack)
         self.anchors = tuple(node.name for node in self.nodes if node.is_anchor)
         self.epochs: list[Epoch] = []
-        self._claims: list[Claim] = []
-        self._accused: defaultdict[Node, set[str]] = defaultdict(set)
+        self._accused: defaultdict[Node, dict[str, Claim]] = defaultdict(dict)
+        """In this epoch, by accuser and accused, in the order in which it was found."""
         self._checked: defaultdict[tuple[str, str], int] = defaultdict(int)
         self._since: dict[str, int] = {}
         self._num_reborn = 0
@@ -164,11 +165,19 @@ class Swarm:
         return is_out or (accuser.name, accused.name) in self.book.on_trial
 
     def _accuse(self, accuser: Node, accused: Node, is_true: bool) -> None:
-        """Make a claim, as far as one may."""
-        mine = self._accused[accuser]
-        if self.rule.has_courts and len(mine) < MAX_CLAIMS and accused.name not in mine:
-            mine.add(accused.name)
-            self._claims.append(Claim(accuser, accused, is_true))
+        """Hold a claim; of those that one holds some are made."""
+        if self.rule.has_courts:
+            self._accused[accuser].setdefault(accused.name, Claim(accuser, accused, is_true))
+
+    def _made(self, scores: Scores) -> list[Claim]:
+        """Choose as many claims of each accuser as one may make: newcomers, who throw their names away, come last."""
+        return [
+            claim
+            for held in self._accused.values()
+            for claim in sorted(held.values(), key=lambda each: scores.standing(each.accused.name).is_newcomer)[
+                :MAX_CLAIMS
+            ]
+        ]
 
     def _canaries(self, alive: list[Node], pools: list[Pool]) -> None:
         settings = self.settings
@@ -212,10 +221,9 @@ class Swarm:
         courts = self.courts
         before = len(courts.cases), courts.num_votes, courts.num_anchor_appeals
         if isinstance(self.rule, AftRule) and self.rule.scores is not None:
-            courts.judge(self._claims, self.book, self.nodes, self.rule.scores)
+            courts.judge(self._made(self.rule.scores), self.book, self.nodes, self.rule.scores)
         count.claims = len(courts.cases) - before[0]
         count.votes, count.anchor_appeals = courts.num_votes - before[1], courts.num_anchor_appeals - before[2]
-        self._claims = []
         self._accused.clear()
 
     def _rejoin(self) -> None:

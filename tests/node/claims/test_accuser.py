@@ -62,6 +62,18 @@ async def test_who_is_on_trial_or_out_is_spared_and_stays_held(accuser):
     assert [claim.accused for claim in await accuser.claim(RULES)] == [LIARS[0].peer_id]
 
 
+async def test_names_that_are_thrown_away_use_up_no_place_that_a_trusted_liar_is_to_have(accuser):
+    first = {LIARS[0].peer_id}
+    assert await accuser.claim(RULES, first=first) == [], "now it knows"
+    accuser.hold(accusation(LIARS[0], 100))
+    for number in range(MAX_HELD + 5):
+        accuser.hold(accusation(Identity.ephemeral(), 900 + number, number + 1))
+    assert len(accuser._held) == MAX_HELD
+    claims = await accuser.claim(RULES, first=first)
+    assert [claim.error_ppm for claim in claims] == [100, 900 + MAX_HELD + 4, 900 + MAX_HELD + 3]
+    assert claims[0].accused == LIARS[0].peer_id
+
+
 async def test_nobody_hides_behind_a_worse_one(accuser):
     accuser.hold(accusation(LIARS[1], 1))
     for number in range(MAX_HELD + 5):

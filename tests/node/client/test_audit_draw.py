@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.client.audit_draw import PER_MILLE, SECRET_BYTES, Draw
+from node.client.audit_draw import PER_MILLE, SECRET_BYTES, WATCHED_PER_MILLE, Draw
 
 PLACES = [(peer, segment, index) for peer in ("one", "other") for segment in (0, 2) for index in range(2000)]
 
@@ -42,3 +42,22 @@ def test_of_peers_that_are_audited_wholly_every_chunk_is_drawn_and_of_others_as_
     found = {place for place in PLACES if draw.is_drawn(*place)}
     others = {place for place in PLACES if place[0] == "other"}
     assert found == (set(PLACES) - others) | (drawn(bytes(SECRET_BYTES), 200) & others)
+
+
+def test_of_peers_that_are_watched_more_is_drawn_and_nothing_where_nothing_is_audited():
+    asked = []
+
+    def is_watched(peer):
+        asked.append(peer)
+        return peer == "one"
+
+    draw = Draw(bytes(SECRET_BYTES), 20, is_watched=is_watched)
+    found = {place for place in PLACES if draw.is_drawn(*place)}
+    ones = {place for place in PLACES if place[0] == "one"}
+    assert found & ones == drawn(bytes(SECRET_BYTES), WATCHED_PER_MILLE) & ones
+    assert found - ones == drawn(bytes(SECRET_BYTES), 20) - ones
+    assert sorted(asked) == ["one", "other"], "the rate of a session does not change in it"
+    closer = Draw(bytes(SECRET_BYTES), 500, is_watched=lambda _: True)
+    assert {place for place in PLACES if closer.is_drawn(*place)} == drawn(bytes(SECRET_BYTES), 500)
+    nothing = Draw(bytes(SECRET_BYTES), 0, is_watched=lambda _: True)
+    assert not any(nothing.is_drawn(*place) for place in PLACES)

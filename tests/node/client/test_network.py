@@ -9,6 +9,7 @@ import pytest
 from dht.directory import Directory
 from dht.errors import PeerUnreachable
 from dht.records import ServerState
+from dht.standing.ranks import Rank, Ranked, Ranks
 from node.client import network, outlook
 from node.client.audit_book import MAX_IN_VAIN, AuditResult, Outcome
 from node.client.chain import StageFailed
@@ -252,3 +253,31 @@ def test_how_much_is_audited_is_the_swarms_to_say_unless_the_client_does(asked, 
 
 async def called(function, *arguments):
     return function(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("given", "is_watched"),
+    [
+        ({}, False),
+        ({"judge": lambda _: None}, True),
+        ({"ask": lambda _: None}, True),
+        ({"judge": lambda _: None, "audit_per_mille": 20}, False),
+    ],
+)
+def test_servers_that_are_watched_are_audited_more_by_who_can_judge_and_has_named_no_rate(given, is_watched):
+    loop = LoopThread()
+    made = Network(
+        loop, PingableSwarm(), contextlib.AsyncExitStack(), manifest=MANIFEST, num_blocks=NUM_BLOCKS,
+        step_timeout_s=1.0, **given,
+    )  # fmt: skip
+    places = {"old": Ranked(Rank.ESTABLISHED, 1.0), "young": Ranked(Rank.ESTABLISHED, 1.0, is_watched=True)}
+    try:
+        auditor = made._auditor
+        assert not auditor.is_watched("young"), "while nothing is known"
+        for has_flow in (False, True):
+            made.outlook.know(Ranks(has_flow, places))
+            assert [auditor.is_watched(peer) for peer in ("old", "young", "new")] == [
+                False, has_flow and is_watched, has_flow and is_watched
+            ]  # fmt: skip
+    finally:
+        made.close()
