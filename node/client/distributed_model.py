@@ -139,7 +139,7 @@ class AutoDistributedModelForCausalLM:
             anchors: peer ids whose trust decides which servers are used; None: those of ``EFEDLLM_ANCHORS``, or of the
                 swarm's founder.
             audit_rate: share (0 to 1) of what each server signs for that it has to open again to this client; None: as
-                the swarm has it, 0: nothing.
+                the swarm has it, and with a judge 0.2 of servers that are young in their trust; 0: nothing.
             judge: says whether what a server gave follows from what it was given; None: what is opened is compared with
                 what was signed, and not run again. One of ``judge_for_client`` looks for a calibration that it was not
                 given among those that the anchors name.

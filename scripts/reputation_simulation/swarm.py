@@ -171,12 +171,12 @@ class Swarm:
 
     def _made(self, scores: Scores) -> list[Claim]:
         """Choose as many claims of each accuser as one may make: newcomers, who throw their names away, come last."""
+
+        def is_newcomer(claim: Claim) -> bool:
+            return scores.standing(claim.accused.name).is_newcomer
+
         return [
-            claim
-            for held in self._accused.values()
-            for claim in sorted(held.values(), key=lambda each: scores.standing(each.accused.name).is_newcomer)[
-                :MAX_CLAIMS
-            ]
+            claim for held in self._accused.values() for claim in sorted(held.values(), key=is_newcomer)[:MAX_CLAIMS]
         ]
 
     def _canaries(self, alive: list[Node], pools: list[Pool]) -> None:
