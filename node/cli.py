@@ -448,7 +448,7 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--audit-rate", type=given.portion, metavar="SHARE",
         help="share of what servers sign for that they must open again to this client, by its own draw; 0: nothing "
-        "(default: as the swarm has it, 0.02, and of servers that are young in their trust 0.2 where this client judges)",
+        "(default: as the swarm has it, 0.02, and 0.2 of servers that are young in their trust, if this client judges)",
     )  # fmt: skip
     parser.add_argument(
         "--shadow-rate", type=given.portion, metavar="SHARE",
