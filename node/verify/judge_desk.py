@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from dht.errors import BadRecord
+from dht.errors import BadRecord, ProtocolViolation
 from dht.membership.members import read_message, write_message
 from dht.swarm import Stream, Swarm
 from dht.work import Slot, WorkKind
@@ -39,7 +39,7 @@ from node.client.asked_form import (
 )
 from node.client.audit_book import Outcome, Verdict
 from node.client.audit_opening import Opening
-from node.errors import NodeError, Refused
+from node.errors import NodeError, Refused, RemoteError
 from node.merkle import root_of
 from node.serve.contracts import Contracts
 
@@ -179,10 +179,11 @@ class JudgeDesk:
         try:
             async with asyncio.timeout(COSIGN_TIMEOUT_S):
                 answer = Cosign.from_body(await read_message(stream.reader, Cosign.MAX_BYTES))
-        except (TimeoutError, EOFError, OSError):
-            logger.info("member %s has not signed for what was judged for it", offer.consumer)
+            envelopes = account.cosigned(answer)
+        except (TimeoutError, EOFError, OSError, ProtocolViolation, RemoteError) as error:
+            logger.info("member %s has not signed for what was judged for it: %s", offer.consumer, error)
             return False
-        self._contracts.desk.keep(envelope.to_bytes() for envelope in account.cosigned(answer))
+        self._contracts.desk.keep(envelope.to_bytes() for envelope in envelopes)
         return True
 
     def _say(self, offer: Offer, verdict: Verdict, *, is_signed: bool) -> None:

@@ -12,7 +12,7 @@ from dht.identity import Identity
 from dht.membership.members import read_message, write_message
 from dht.receipts.ledger import Ledger
 from dht.work import Receipt, WorkKind
-from node.agreement.checkpoint import Checkpoint
+from node.agreement.checkpoint import Checkpoint, Cosign
 from node.client import asked_judge
 from node.client.asked_form import Answer, Question
 from node.client.asked_judge import AskedJudge
@@ -221,6 +221,26 @@ async def test_who_does_not_sign_is_known_for_it_and_others_are_served(court, ti
     assert anchor.ledger.standing(anchor.peer_id, thief.peer_id)[0] == 1
     assert anchor.ledger.standing(anchor.peer_id, client.peer_id)[0] == 0
     assert [each.is_signed for each in anchor.told] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"rubbish", bytes(5000), Cosign(1, (bytes(64),)).to_body(), Cosign(2, (bytes(64),)).to_body()],
+    ids=["nothing", "rubbish", "too much", "no signature", "another number"],
+)
+async def test_who_signs_with_rubbish_has_not_signed_and_is_no_defect_of_the_verifier(court, tiny, answer):
+    anchor = Anchor(court, tiny, SpanJudge(tiny.checkpoint, tiny.calibration).judge_alone)
+    thief = Client(court, anchor)
+
+    async def signs_rubbish(stream, *_):
+        await write_message(stream.writer, answer)
+
+    thief.ask._sign = signs_rubbish
+    assert (await thief.ask(tiny.opening())).outcome is Outcome.PASS
+    assert await asyncio.gather(*court.tasks, return_exceptions=True) == [None]
+    await anchor.contracts.drained()
+    assert [each.is_signed for each in anchor.told] == [False]
+    assert anchor.ledger.standing(anchor.peer_id, thief.peer_id)[0] == 1
 
 
 async def test_one_member_holds_one_place_and_all_together_a_few(court, tiny):
