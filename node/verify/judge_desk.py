@@ -68,7 +68,7 @@ class Judged:
 
 
 class JudgeDesk:
-    """Takes openings of one model from members.
+    """Takes openings of one model from members. Ended by ``close``, while there still is a ledger.
 
     Args:
         contracts: of the verifier: what it agrees to and signs.
@@ -94,13 +94,33 @@ class JudgeDesk:
         self._held: Counter[str] = Counter()
         self._turn = asyncio.Lock()
         self._rests_until_s = 0.0
+        self._handling: set[asyncio.Task[object]] = set()
+        self._is_closed = False
 
     async def start(self, swarm: Swarm) -> None:
         """Answer members that ask."""
         await swarm.serve(JUDGE_PROTOCOL, self.handle)
 
+    async def close(self) -> None:
+        """Take nothing any more, and give up what is under way; nobody is to blame for that."""
+        self._is_closed = True
+        for task in self._handling:
+            task.cancel()
+        await asyncio.gather(*self._handling, return_exceptions=True)
+
     async def handle(self, stream: Stream) -> None:
         """Judge one opening; the stream's end says that nothing of it is open any more."""
+        task = asyncio.current_task()
+        assert task is not None
+        if self._is_closed:
+            return
+        self._handling.add(task)
+        try:
+            await self._handle(stream)
+        finally:
+            self._handling.discard(task)
+
+    async def _handle(self, stream: Stream) -> None:
         async with asyncio.timeout(ANSWER_S):
             question = Question.from_bytes(await read_message(stream.reader, MAX_MESSAGE_BYTES))
         try:

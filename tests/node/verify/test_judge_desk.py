@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 import time
 from dataclasses import dataclass, replace
 
@@ -13,10 +14,12 @@ from dht.membership.members import read_message, write_message
 from dht.receipts.ledger import Ledger
 from dht.work import Receipt, WorkKind
 from node.agreement.checkpoint import Checkpoint, Cosign
+from node.check.patience import look
 from node.client import asked_judge
 from node.client.asked_form import Answer, Question
 from node.client.asked_judge import AskedJudge
 from node.client.audit_book import Measured, Outcome, Verdict
+from node.client.route import Stage
 from node.errors import FrameError
 from node.verify.judge_desk import MAX_WAITING, JudgeDesk
 from node.verify.span_judge import SpanJudge
@@ -264,6 +267,40 @@ async def test_one_member_holds_one_place_and_all_together_a_few(court, tiny):
     assert "No time now" in (await clients[-1].ask(tiny.opening())).why
     release.set()
     assert {(await each).outcome for each in (first, *others)} == {Outcome.PASS}
+    assert not anchor.desk._held
+
+
+async def test_a_verifier_that_leaves_gives_up_what_is_under_way_before_its_ledger_is_closed(court, tiny):
+    """Judged, waiting for its turn, or still on its way: nothing uses the ledger afterwards, and nobody is to blame."""
+    began = threading.Event()
+
+    def slow(opening):
+        began.set()
+        while True:
+            look()
+            time.sleep(0.01)
+
+    anchor = Anchor(court, tiny, slow)
+    clients = [Client(court, anchor) for _ in range(2)]
+    asking = [asyncio.create_task(client.ask(tiny.opening())) for client in clients]
+    stalling = Client(court, anchor)
+    stream = await court.dial_as(stalling.peer_id)(anchor.peer_id, "")
+    stage = Stage(anchor.peer_id, 0, 2, (), weights="float32")
+    deal = stalling.dealings.offer(bytes(16), tiny.checkpoint.manifest32, "float32", stage, 64)
+    await write_message(stream.writer, Question(deal.body, deal.signature, 2**20).to_bytes())
+    while anchor.desk._held.total() < 3 or not began.is_set():
+        await asyncio.sleep(0.01)
+    async with asyncio.timeout(5):
+        await anchor.desk.close()
+    assert not anchor.desk._held
+    assert all(task.done() for task in court.tasks)
+    await anchor.contracts.drained()
+    for client in (*clients, stalling):
+        assert anchor.ledger.standing(anchor.peer_id, client.peer_id)[0] == 0
+    await stream.close()
+    assert {(await each).outcome for each in asking} == {Outcome.INCONCLUSIVE}
+    late = Client(court, anchor)
+    assert (await late.ask(tiny.opening())).outcome is Outcome.INCONCLUSIVE
     assert not anchor.desk._held
 
 
