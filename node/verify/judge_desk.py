@@ -140,7 +140,9 @@ class JudgeDesk:
                 blob = await self._receive(stream, question)
                 async with self._turn:
                     await asyncio.sleep(self._rests_until_s - time.monotonic())
+                    _check_is_waiting(stream)
                     verdict = await self._judged(blob, lane.offer)
+                _check_is_waiting(stream)
                 is_ours = False
                 is_signed = await self._answer(stream, lane.offer, account, blob, verdict)
             finally:
@@ -209,3 +211,13 @@ class JudgeDesk:
     def _say(self, offer: Offer, verdict: Verdict, *, is_signed: bool) -> None:
         tokens = offer.max_tokens if verdict.measured is not None else 0
         self._tell(Judged(offer.consumer, offer.start, offer.end, tokens, verdict.outcome, is_signed))
+
+
+def _check_is_waiting(stream: Stream) -> None:
+    """Pass if a member still waits for its verdict: who has given up is not judged for, nor blamed.
+
+    Raises:
+        EOFError: it has closed the stream.
+    """
+    if stream.reader.at_eof():
+        raise EOFError

@@ -270,6 +270,37 @@ async def test_one_member_holds_one_place_and_all_together_a_few(court, tiny):
     assert not anchor.desk._held
 
 
+async def test_for_who_has_given_up_waiting_nothing_is_run_and_nobody_is_blamed(court, tiny):
+    """Neither where its turn has not come, nor where the verdict comes too late."""
+    release, judged = threading.Event(), []
+
+    def slow(opening):
+        judged.append(opening.session)
+        assert release.wait(30)
+        return Verdict(Outcome.PASS, "", MEASURED)
+
+    anchor = Anchor(court, tiny, slow)
+    impatient, behind = Client(court, anchor), Client(court, anchor)
+    asking = []
+    for number, client in enumerate((impatient, behind), 1):
+        asking.append(asyncio.create_task(client.ask(tiny.opening())))
+        while anchor.desk._held.total() < number or not judged:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.2)
+    for task in asking:
+        task.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+    await asyncio.sleep(0.2)
+    release.set()
+    await asyncio.gather(*court.tasks, return_exceptions=True)
+    await anchor.contracts.drained()
+    assert len(judged) == 1
+    for client in (impatient, behind):
+        assert anchor.ledger.standing(anchor.peer_id, client.peer_id)[0] == 0
+    assert not anchor.told
+    assert (await Client(court, anchor).ask(tiny.opening())).outcome is Outcome.PASS
+
+
 async def test_a_verifier_that_leaves_gives_up_what_is_under_way_before_its_ledger_is_closed(court, tiny):
     """Judged, waiting for its turn, or still on its way: nothing uses the ledger afterwards, and nobody is to blame."""
     began = threading.Event()
