@@ -191,7 +191,7 @@ class JudgeDesk:
         """Say the verdict, and have what was run again signed for; say whether it is."""
         said = pack_verdict(verdict)
         await write_message(stream.writer, said)
-        if verdict.measured is None:
+        if not verdict.was_run:
             await write_message(stream.writer, b"")
             return False
         account.count(WorkKind.AUDIT, offer.max_tokens, len(blob), len(said), time.time())
@@ -209,7 +209,7 @@ class JudgeDesk:
         return True
 
     def _say(self, offer: Offer, verdict: Verdict, *, is_signed: bool) -> None:
-        tokens = offer.max_tokens if verdict.measured is not None else 0
+        tokens = offer.max_tokens if verdict.was_run else 0
         self._tell(Judged(offer.consumer, offer.start, offer.end, tokens, verdict.outcome, is_signed))
 
 

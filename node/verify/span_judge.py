@@ -91,10 +91,10 @@ class SpanJudge:
             return Ruling(Outcome.INCONCLUSIVE, f"it could not be judged: {why}")
         measured = _measured(result.statistics, self._calibration.digest) if result.statistics is not None else None
         if result.verdict is Verdict.FAIL:
-            return Ruling(Outcome.FAIL, result.reason, measured, shows_itself=True)
+            return Ruling(Outcome.FAIL, result.reason, measured, shows_itself=True, was_run=True)
         if is_pooled and (reason := self._pool(opening, result)):
-            return Ruling(Outcome.FAIL, reason, measured)
-        return Ruling(_OUTCOMES[result.verdict], result.reason, measured)
+            return Ruling(Outcome.FAIL, reason, measured, was_run=True)
+        return Ruling(_OUTCOMES[result.verdict], result.reason, measured, was_run=True)
 
     def _check(self, opening: Opening) -> CheckResult:
         if opening.manifest != self._calibration.manifest:

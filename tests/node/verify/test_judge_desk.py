@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, replace
 
 import pytest
+import torch
 
 from dht.errors import PeerUnreachable
 from dht.identity import Identity
@@ -24,7 +25,7 @@ from node.errors import FrameError
 from node.verify.judge_desk import MAX_WAITING, JudgeDesk
 from node.verify.span_judge import SpanJudge
 from tests.node.serve.contracted import contracts, dealings
-from tests.node.verify.tiny import Tiny, adds_noise
+from tests.node.verify.tiny import Tiny, adds_noise, given
 
 MEASURED = Measured(1, 2, 3, bytes(32))
 
@@ -144,7 +145,7 @@ async def test_an_anchor_judges_as_it_would_for_itself_and_both_sign_for_its_wor
         opening = tiny.opening(*cheat)
         verdict = await client.ask(opening)
         assert verdict.outcome is outcome
-        assert verdict == replace(judge.judge_alone(opening), shows_itself=False)
+        assert verdict == replace(judge.judge_alone(opening), shows_itself=False, was_run=False)
         receipt = await newest(client, anchor)
         assert receipt.work_kind is WorkKind.AUDIT
         assert (receipt.amount, receipt.work) == (64 * number, 128 * number), "tokens, and times two blocks"
@@ -173,6 +174,18 @@ async def test_what_was_not_run_again_says_nothing_and_costs_nothing(court, tiny
     assert "drew by a seed" in verdict.why
     assert await newest(client, anchor) is None
     assert (await client.ask(tiny.opening())).outcome is Outcome.PASS, "and the lane may be taken"
+
+
+async def test_what_was_run_again_in_vain_says_nothing_and_is_paid_for(court, tiny):
+    """Else whoever makes up inputs that are no numbers has a verifier compute for nothing, as often as it likes."""
+    anchor = Anchor(court, tiny, SpanJudge(tiny.checkpoint, tiny.calibration).judge_alone)
+    client = Client(court, anchor)
+    verdict = await client.ask(tiny.opening(inputs=given(torch.full((1, 64, 64), torch.nan))))
+    assert (verdict.outcome, verdict.measured) == (Outcome.INCONCLUSIVE, None)
+    assert "gives no numbers" in verdict.why
+    receipt = await newest(client, anchor)
+    assert (receipt.work_kind, receipt.amount) == (WorkKind.AUDIT, 64)
+    assert [(each.outcome, each.tokens, each.is_signed) for each in anchor.told] == [(Outcome.INCONCLUSIVE, 64, True)]
 
 
 async def test_a_judge_that_breaks_blames_nobody_and_goes_on(court, tiny):
@@ -252,7 +265,7 @@ async def test_one_member_holds_one_place_and_all_together_a_few(court, tiny):
 
     def slow(opening):
         asyncio.run_coroutine_threadsafe(release.wait(), loop).result()
-        return Verdict(Outcome.PASS, "", MEASURED)
+        return Verdict(Outcome.PASS, "", MEASURED, was_run=True)
 
     anchor = Anchor(court, tiny, slow)
     clients = [Client(court, anchor) for _ in range(MAX_WAITING + 1)]
@@ -277,7 +290,7 @@ async def test_for_who_has_given_up_waiting_nothing_is_run_and_nobody_is_blamed(
     def slow(opening):
         judged.append(opening.session)
         assert release.wait(30)
-        return Verdict(Outcome.PASS, "", MEASURED)
+        return Verdict(Outcome.PASS, "", MEASURED, was_run=True)
 
     anchor = Anchor(court, tiny, slow)
     impatient, behind = Client(court, anchor), Client(court, anchor)
@@ -342,7 +355,7 @@ class CrookedAnchor(Party):
         super().__init__()
         self.contracts = contracts(self.identity, self.ledger, time.time)
         self.change = change
-        verdict = Verdict(Outcome.PASS, "", MEASURED)
+        verdict = Verdict(Outcome.PASS, "", MEASURED, was_run=True)
         self.desk = JudgeDesk(
             self.contracts, tiny.checkpoint.manifest32, tiny.checkpoint.num_blocks, lambda _: verdict, lambda _: None
         )
