@@ -22,6 +22,10 @@ MAX_DEPTH = 6
 MAX_ITEMS = 256
 """Items per array at most; the decoder allocates an array from its claimed length, so the claim is bounded."""
 
+MAX_VALUES = 2**14
+"""Values in all at most, arrays counted: each costs a reader ten times what it has on the wire, and a thread that
+makes them from one long message lets no other run meanwhile."""
+
 UINT64_MAX = 2**64 - 1
 INT64_MIN = -(2**63)
 
@@ -49,6 +53,8 @@ def decode(data: bytes, max_bytes: int) -> Value:
     """
     if len(data) > max_bytes:
         raise BadRecord(f"{len(data)} bytes where at most {max_bytes} are allowed")
+    if len(data) > MAX_VALUES and not _are_few_values(data):
+        raise BadRecord(f"more than {MAX_VALUES} values")
     try:
         value: Value = msgpack.unpackb(
             data,
@@ -66,6 +72,28 @@ def decode(data: bytes, max_bytes: int) -> Value:
     if again != data:
         raise BadRecord("not in canonical form")
     return value
+
+
+_PAYLOADS = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8, 0xDC: 2, 0xDD: 4}
+"""Bytes behind the first one of an integer, or of the header of an array."""
+
+_LENGTHS = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
+"""Bytes of the length of what follows: byte strings and text."""
+
+
+def _are_few_values(data: bytes) -> bool:
+    """Say whether there are ``MAX_VALUES`` at most, from their headers alone; what has no place here counts as one."""
+    at = num_values = 0
+    while at < len(data) and num_values <= MAX_VALUES:
+        first, num_values = data[at], num_values + 1
+        at += 1
+        if (width := _LENGTHS.get(first)) is not None:
+            at += width + int.from_bytes(data[at : at + width], "big")
+        elif 0xA0 <= first < 0xC0:
+            at += first - 0xA0
+        else:
+            at += _PAYLOADS.get(first, 0)
+    return num_values <= MAX_VALUES
 
 
 _SCALARS = frozenset({int, bytes, str, bool})

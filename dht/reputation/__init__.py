@@ -10,7 +10,7 @@ owners        which identities are one owner's, for that
 Nothing here does I/O, reads a clock, draws at random or uses a float. docs/trust.md has the formula.
 """
 
-from dht.reputation.contribution import Contribution, contributions, priority
+from dht.reputation.contribution import Contribution, affiliates, contributions, priority
 from dht.reputation.evidence import Affiliated, Conviction, Evidence, OpenFail, Pass, Rejection, Succeeded, Work
 from dht.reputation.explanation import Explanation, Inflow, Weight, why
 from dht.reputation.fixed_point import ONE, decay
@@ -35,6 +35,7 @@ __all__ = [
     "Succeeded",
     "Weight",
     "Work",
+    "affiliates",
     "contributions",
     "decay",
     "priority",

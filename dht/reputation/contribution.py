@@ -67,6 +67,19 @@ def contributions(scores: Scores, evidence: Evidence) -> dict[str, Contribution]
     }
 
 
+def affiliates(peer: str, evidence: Evidence, epoch: int) -> tuple[str, ...]:
+    """Name the others of a peer's owner, whose contributions are one with its own.
+
+    Args:
+        peer: Peer id.
+        evidence: What is known.
+        epoch: The last one that counts.
+    """
+    owners = owners_of(inherited(evidence, settle(evidence.successions, epoch)).affiliations)
+    owner = owners.get(peer)
+    return tuple(sorted(other for other, its in owners.items() if its == owner and other != peer))
+
+
 def priority(provided: int, consumed: int, unit_work: int = DEFAULT_SCORE_RULES.unit_work) -> int:
     """Give a consumer's priority, 0 to 1 in Q40: it never rises with ``consumed``, nor falls with ``provided``.
 

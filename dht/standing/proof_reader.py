@@ -8,6 +8,7 @@ twice. It runs on the event loop.
 """
 
 from collections.abc import Collection, Sequence
+from typing import TypeVar
 
 from dht.audit import Audit
 from dht.claim import Claim
@@ -16,7 +17,7 @@ from dht.equivocation import Equivocation
 from dht.ident import Affiliation, Succession
 from dht.identity import peer_id_to_bytes
 from dht.receipts.checking import SignatureChecker
-from dht.records import Kind, Record
+from dht.records import Kind
 from dht.ruling import RulingRecord, term_of
 from dht.standing.epoch_reader import EpochReader
 from dht.standing.proofs import Proofs
@@ -25,6 +26,8 @@ from dht.verdict import Verdict
 
 NUM_UNSETTLED = 2
 """Newest epochs whose audits and claims are read again, and newest terms whose rulings are."""
+
+R = TypeVar("R", Equivocation, Succession, Affiliation)
 
 MAX_CLAIMS_OF_KEY = 16
 """Of an accuser and an epoch, for which it has three places: two claims for one of them are worth knowing."""
@@ -99,15 +102,9 @@ class ProofReader:
         accused = {peer for _, _, peer in parties.values()}
         peers = {*peers, *accused}  # Whoever is accused is heard, known before or not.
         return Proofs(
-            equivocations=tuple(
-                record for record in await self._about(Kind.EQUIVOCATION, peers) if isinstance(record, Equivocation)
-            ),
-            successions=tuple(
-                record for record in await self._about(Kind.SUCCESSION, peers) if isinstance(record, Succession)
-            ),
-            affiliations=tuple(
-                record for record in await self._about(Kind.AFFILIATION, peers) if isinstance(record, Affiliation)
-            ),
+            equivocations=await self._about(Equivocation, peers, checker),
+            successions=await self._about(Succession, peers, checker),
+            affiliations=await self._about(Affiliation, peers, checker),
             audits=await self._audits.read(peers, window, present, window[0], checker),
             claims=claims,
             contests=await self._contests.read(peers, tried, present, oldest, checker, may_object),
@@ -121,6 +118,11 @@ class ProofReader:
         oldest, present = term_of(epochs[0]), term_of(epochs[-1])
         return await self._rulings.read(anchors, range(oldest, present + 1), present, oldest, checker)
 
-    async def _about(self, kind: Kind, peers: Collection[str]) -> Sequence[Record]:
+    async def _about(self, kind: type[R], peers: Collection[str], checker: SignatureChecker) -> tuple[R, ...]:
+        async def forestall(envelopes: Sequence[bytes]) -> None:  # Who signs for two names fills a key by itself.
+            await checker.forestall(self._swarm.validator, envelopes)
+
         keys = [(peer_id_to_bytes(peer),) for peer in peers]
-        return [signed.record async for found in self._swarm.read_many(kind, keys) for signed in found]
+        reading = self._swarm.read_many(kind.KIND, keys, forestall=forestall)
+        records = [signed.record async for found in reading for signed in found]
+        return tuple(record for record in records if isinstance(record, kind))

@@ -115,6 +115,8 @@ def _read(blob: bytes, offer: Offer) -> Opening:
     fields.end()
     if len(padding) % 4:
         raise BadRecord("counts of padding of other lengths than 4 bytes")
+    if not outputs:
+        raise BadRecord("nothing that came out")
     return Opening(
         manifest=offer.manifest,
         stage=Stage("", offer.start, offer.end, (), weights=weights),

@@ -46,9 +46,11 @@ class Verdict:
     outcome: Outcome
     why: str = ""
     measured: Measured | None = None
-    """None: it was not run again."""
+    """None: it was not run again, or there was nothing to compare."""
     shows_itself: bool = False
     """Whether the opening alone shows it to whoever runs it again: not what a pool of several has shown."""
+    was_run: bool = False
+    """Whether the judge has run it again, whatever came of it."""
 
 
 @dataclass(frozen=True, slots=True)

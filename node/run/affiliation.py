@@ -81,8 +81,8 @@ async def consent(home: Path, join: JoinCode, server: str) -> None:
         raise UserError(f"{server} is this client itself; name the server, as `identity show` says it there.")
     async with Swarm(Identity.ephemeral(), join=join, client_mode=True) as swarm:
         rules = await swarm.wait_for_rules(RULES_S)
-    body = Affiliation(server, client.peer_id, rules.epoch_of(time.time())).to_body()
-    given = Consent(client.peer_id, rules.epoch_of(time.time()), client.sign(Kind.AFFILIATION, body))
+    made = Affiliation(server, client.peer_id, rules.epoch_of(time.time()))
+    given = Consent(client.peer_id, made.epoch, client.sign(Kind.AFFILIATION, made.to_body()))
     sys.stdout.write(given.to_text() + "\n")
     sys.stderr.write(
         f"Give this line to `efedllm identity link --consent LINE` where {server} is. From then on everybody can see "

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from dht.reputation import ONE, Contribution, Explanation, ScoreRules, Weight, decay
+from dht.reputation import ONE, Contribution, Explanation, ScoreRules, Weight, affiliates, decay
 from dht.standing.board import Standings
 from dht.standing.precedence import NEW_LEVEL, level_of
 from dht.standing.proofs import Case
@@ -36,6 +36,7 @@ class Story:
     typical_flow: int  # Q40
     provided: int  # what it did for others in the window, block-tokens, by receipts
     consumed: int  # what it took
+    affiliates: tuple[str, ...]  # other peers of its owner: all of them together are served by what all gave and took
     consumers: tuple[tuple[str, int], ...]  # whom it worked for, and how much, block-tokens; most first
     num_passes: int  # audits that found nothing wrong, one of each auditor and epoch
     auditors: tuple[str, ...]  # of these
@@ -73,6 +74,7 @@ def story_of(peer: str, standings: Standings, epoch_s: int, explanation: Explana
         typical_flow=scores.typical_flow,
         provided=sum(worked.values()),
         consumed=sum(work.work for work in evidence.works if work.consumer == peer),
+        affiliates=affiliates(peer, evidence, scores.epoch),
         consumers=tuple(sorted(worked.items(), key=lambda item: (-item[1], item[0]))),
         num_passes=len(passes),
         auditors=tuple(sorted({each.auditor for each in passes})),
@@ -100,6 +102,7 @@ def as_json(story: Story) -> dict[str, Any]:
         "provided": story.provided,
         "consumed": story.consumed,
         "level": story.level,
+        "affiliates": list(story.affiliates),
         "consumers": [{"peer_id": peer, "work": work} for peer, work in story.consumers],
         "inflows": [{"peer_id": each.peer, "flow": _share(each.flow)} for each in explanation.inflows],
         "passed_audits": story.num_passes,
@@ -131,7 +134,7 @@ def as_lines(story: Story, *, tells_why: bool) -> list[str]:
         lines += [
             "",
             *_work(story),
-            _as_consumer(story),
+            *_as_consumer(story),
             *_trust(story),
             *_audits(story),
             *_claims(story),
@@ -216,10 +219,15 @@ def _work(story: Story) -> list[str]:
     return lines + _rest(len(story.consumers), "peers")
 
 
-def _as_consumer(story: Story) -> str:
+def _as_consumer(story: Story) -> list[str]:
     place = "like whoever is new" if story.level == NEW_LEVEL else "after" if story.level < NEW_LEVEL else "before"
     others = "" if story.level == NEW_LEVEL else " whoever is new"
-    return f"Where more is asked for than servers can do, its own requests are served {place}{others}."
+    lines = [f"Where more is asked for than servers can do, its own requests are served {place}{others}."]
+    if story.affiliates:
+        with_whom = counted(len(story.affiliates), "peer")
+        lines.append(f"For that counts what it and {with_whom} of its owner gave to others, and took from others:")
+        lines += [f"  {peer}" for peer in story.affiliates[:_MOST]] + _rest(len(story.affiliates), "peers")
+    return lines
 
 
 def _trust(story: Story) -> list[str]:

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from dht.errors import BadRecord
+from dht.errors import BadRecord, ProtocolViolation
 from dht.membership.members import read_message, write_message
 from dht.swarm import Stream, Swarm
 from dht.work import Slot, WorkKind
@@ -39,7 +39,7 @@ from node.client.asked_form import (
 )
 from node.client.audit_book import Outcome, Verdict
 from node.client.audit_opening import Opening
-from node.errors import NodeError, Refused
+from node.errors import NodeError, Refused, RemoteError
 from node.merkle import root_of
 from node.serve.contracts import Contracts
 
@@ -68,7 +68,7 @@ class Judged:
 
 
 class JudgeDesk:
-    """Takes openings of one model from members.
+    """Takes openings of one model from members. Ended by ``close``, while there still is a ledger.
 
     Args:
         contracts: of the verifier: what it agrees to and signs.
@@ -94,13 +94,33 @@ class JudgeDesk:
         self._held: Counter[str] = Counter()
         self._turn = asyncio.Lock()
         self._rests_until_s = 0.0
+        self._handling: set[asyncio.Task[object]] = set()
+        self._is_closed = False
 
     async def start(self, swarm: Swarm) -> None:
         """Answer members that ask."""
         await swarm.serve(JUDGE_PROTOCOL, self.handle)
 
+    async def close(self) -> None:
+        """Take nothing any more, and give up what is under way; nobody is to blame for that."""
+        self._is_closed = True
+        for task in self._handling:
+            task.cancel()
+        await asyncio.gather(*self._handling, return_exceptions=True)
+
     async def handle(self, stream: Stream) -> None:
         """Judge one opening; the stream's end says that nothing of it is open any more."""
+        task = asyncio.current_task()
+        assert task is not None
+        if self._is_closed:
+            return
+        self._handling.add(task)
+        try:
+            await self._handle(stream)
+        finally:
+            self._handling.discard(task)
+
+    async def _handle(self, stream: Stream) -> None:
         async with asyncio.timeout(ANSWER_S):
             question = Question.from_bytes(await read_message(stream.reader, MAX_MESSAGE_BYTES))
         try:
@@ -120,7 +140,9 @@ class JudgeDesk:
                 blob = await self._receive(stream, question)
                 async with self._turn:
                     await asyncio.sleep(self._rests_until_s - time.monotonic())
+                    _check_is_waiting(stream)
                     verdict = await self._judged(blob, lane.offer)
+                _check_is_waiting(stream)
                 is_ours = False
                 is_signed = await self._answer(stream, lane.offer, account, blob, verdict)
             finally:
@@ -169,7 +191,7 @@ class JudgeDesk:
         """Say the verdict, and have what was run again signed for; say whether it is."""
         said = pack_verdict(verdict)
         await write_message(stream.writer, said)
-        if verdict.measured is None:
+        if not verdict.was_run:
             await write_message(stream.writer, b"")
             return False
         account.count(WorkKind.AUDIT, offer.max_tokens, len(blob), len(said), time.time())
@@ -179,12 +201,23 @@ class JudgeDesk:
         try:
             async with asyncio.timeout(COSIGN_TIMEOUT_S):
                 answer = Cosign.from_body(await read_message(stream.reader, Cosign.MAX_BYTES))
-        except (TimeoutError, EOFError, OSError):
-            logger.info("member %s has not signed for what was judged for it", offer.consumer)
+            envelopes = account.cosigned(answer)
+        except (TimeoutError, EOFError, OSError, ProtocolViolation, RemoteError) as error:
+            logger.info("member %s has not signed for what was judged for it: %s", offer.consumer, error)
             return False
-        self._contracts.desk.keep(envelope.to_bytes() for envelope in account.cosigned(answer))
+        self._contracts.desk.keep(envelope.to_bytes() for envelope in envelopes)
         return True
 
     def _say(self, offer: Offer, verdict: Verdict, *, is_signed: bool) -> None:
-        tokens = offer.max_tokens if verdict.measured is not None else 0
+        tokens = offer.max_tokens if verdict.was_run else 0
         self._tell(Judged(offer.consumer, offer.start, offer.end, tokens, verdict.outcome, is_signed))
+
+
+def _check_is_waiting(stream: Stream) -> None:
+    """Pass if a member still waits for its verdict: who has given up is not judged for, nor blamed.
+
+    Raises:
+        EOFError: it has closed the stream.
+    """
+    if stream.reader.at_eof():
+        raise EOFError

@@ -85,15 +85,16 @@ class SpanJudge:
     def _judge(self, opening: Opening, *, is_pooled: bool) -> Ruling:
         try:
             result = self._check(opening)
-        except NodeError as error:
-            self._say_once(str(error))
-            return Ruling(Outcome.INCONCLUSIVE, f"it could not be judged: {error}")
+        except (NodeError, OSError, RuntimeError, MemoryError) as error:  # torch raises RuntimeError without memory.
+            why = str(error) or type(error).__name__
+            self._say_once(why)
+            return Ruling(Outcome.INCONCLUSIVE, f"it could not be judged: {why}")
         measured = _measured(result.statistics, self._calibration.digest) if result.statistics is not None else None
         if result.verdict is Verdict.FAIL:
-            return Ruling(Outcome.FAIL, result.reason, measured, shows_itself=True)
+            return Ruling(Outcome.FAIL, result.reason, measured, shows_itself=True, was_run=True)
         if is_pooled and (reason := self._pool(opening, result)):
-            return Ruling(Outcome.FAIL, reason, measured)
-        return Ruling(_OUTCOMES[result.verdict], result.reason, measured)
+            return Ruling(Outcome.FAIL, reason, measured, was_run=True)
+        return Ruling(_OUTCOMES[result.verdict], result.reason, measured, was_run=True)
 
     def _check(self, opening: Opening) -> CheckResult:
         if opening.manifest != self._calibration.manifest:

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dht.codec import INT64_MIN, MAX_DEPTH, MAX_ITEMS, UINT64_MAX, Fields, decode, encode
+from dht.codec import INT64_MIN, MAX_DEPTH, MAX_ITEMS, MAX_VALUES, UINT64_MAX, Fields, decode, encode
 from dht.errors import BadRecord
 
 scalars = st.one_of(st.booleans(), st.integers(INT64_MIN, UINT64_MAX), st.binary(max_size=40), st.text(max_size=40))
@@ -91,6 +91,18 @@ def test_deep_and_long_arrays_are_refused_both_ways():
             decode(msgpack.packb(value), 10_000)
     with pytest.raises(BadRecord):
         decode(b"\x91" * 5000 + b"\x90", 10_000)
+
+
+@pytest.mark.parametrize("value", [0, 2**40, -(2**40), "ab", "a" * 40, "a" * 300, b"", bytes(300), bytes(2**16)])
+def test_many_small_values_are_refused_before_they_are_made(value, monkeypatch):
+    monkeypatch.setattr("dht.codec.MAX_VALUES", 1 + MAX_VALUES // 64)  # Of values with 64 KiB each, 16 MiB.
+    rows = MAX_VALUES // 64 // 16
+    most = encode([[value] * 15] * rows)
+    assert decode(most, len(most)) == [[value] * 15] * rows
+    more = encode([*[[value] * 15] * rows, value])
+    monkeypatch.setattr(msgpack, "unpackb", None)
+    with pytest.raises(BadRecord, match="values"):
+        decode(more, len(more))
 
 
 def test_more_bytes_than_allowed_are_refused():

@@ -18,8 +18,12 @@ class Shelf:
 
     def __init__(self, *records):
         self.records = list(records)
+        self.checked_here = set()
+        """Kinds whose signatures nobody checks beside the event loop."""
 
     async def read_many(self, kind, keys, forestall=None):
+        if forestall is None:
+            self.checked_here.add(kind)
         for key in keys:
             yield [
                 SimpleNamespace(record=each) for each in self.records if kind == each.KIND and each.key_parts() == key
@@ -60,6 +64,7 @@ async def test_what_can_say_nothing_about_a_claim_is_not_kept():
     reader = ProofReader(shelf)
     proofs = await reader.read(PEERS, [ANCHORS[0]], range(EPOCH, EPOCH + 2), 9, None)
     assert {*proofs.contests, *proofs.verdicts} == heard
+    assert not shelf.checked_here
 
 
 async def test_an_accuser_has_room_for_its_claims_and_for_proof_that_it_made_two_for_one_place():

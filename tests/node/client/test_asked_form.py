@@ -94,6 +94,12 @@ def test_something_else_than_was_offered_for_is_not_judged(changes):
         unpack_opening(pack_opening(made), replace(offer_for(made), **changes))
 
 
+def test_an_opening_in_which_nothing_came_out_is_refused():
+    made = replace(opening(), outputs=())
+    with pytest.raises(BadOpening, match="nothing that came out"):
+        unpack_opening(pack_opening(made), offer_for(made))
+
+
 def test_too_much_is_not_sent():
     long = replace(HIDDEN, shape=(2, MAX_ASKED_TOKENS // 2 + 1, 4))
     with pytest.raises(CannotCheck, match="too large"):

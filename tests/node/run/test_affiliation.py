@@ -1,7 +1,9 @@
 """``efedllm identity link`` and ``consent``: both keys sign, or nothing stands; scores of a real swarm then know it."""
 
+import itertools
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +17,7 @@ from dht.testnet import testnet
 from node.cli import main
 from node.config import CLIENT_IDENTITY, IDENTITY
 from node.errors import NotStored, UserError
+from node.run import affiliation
 from node.run.affiliation import Consent, consent, link
 
 OTHER = Identity.ephemeral().peer_id
@@ -67,6 +70,17 @@ async def test_a_consent_is_for_one_server_and_cannot_be_made_up(homes, capsys):
         with pytest.raises(UserError, match="for another server"):
             await link(home, first.join_code, Consent(OTHER, given.epoch, given.signature).to_text())
         assert await members_of(second, server) == []
+
+
+async def test_a_consent_holds_that_is_given_while_an_epoch_ends(homes, capsys, monkeypatch):
+    home, clients, server, client = homes
+    async with testnet(2) as (first, second):
+        now_s, rules = time.time(), await first.wait_for_rules()
+        nows_s = itertools.chain([rules.start_of(rules.epoch_of(now_s)) - 1], itertools.repeat(now_s))
+        monkeypatch.setattr(affiliation, "time", SimpleNamespace(time=lambda: next(nows_s)))
+        await consent(clients, first.join_code, server)
+        await link(home, first.join_code, capsys.readouterr().out)
+        assert await members_of(second, server) == [client]
 
 
 @pytest.mark.parametrize(("ahead", "why"), [(9, "from the future"), (-DEFAULT_RULES.evidence_epochs - 9, "too old")])

@@ -3,6 +3,7 @@
 import json
 
 from dht.equivocation import find_equivocations
+from dht.ident import Affiliation
 from dht.identity import Identity
 from dht.records import Envelope, seal
 from dht.reputation import DEFAULT_SCORE_RULES, Conviction, OpenFail, Rejection, contributions, score, why
@@ -77,6 +78,20 @@ def test_a_newcomers_first_day():
         "No audit of its work is known.",
         "Nothing is held against it.",
     ]
+
+
+def test_a_server_that_is_linked_with_a_client_is_told_whose_work_counts_with_its_own():
+    affiliation = Affiliation(PEER.peer_id, CLIENT.peer_id, EPOCH)
+    story = told([*SWARM, work(PEER, CLIENT, 9), work(PEER, ANCHOR, 1)], proofs=Proofs(affiliations=(affiliation,)))
+    place = "Where more is asked for than servers can do, its own requests are served before whoever is new."
+    said = lines(story)
+    at = said.index(place)
+    assert said[at + 1 : at + 3] == [
+        "For that counts what it and 1 peer of its owner gave to others, and took from others:",
+        f"  {CLIENT.peer_id}",
+    ]
+    assert as_json(story)["affiliates"] == [CLIENT.peer_id]
+    assert as_json(told(SWARM))["affiliates"] == []
 
 
 def test_an_expelled_liars_last_day():

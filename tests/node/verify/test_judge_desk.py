@@ -2,26 +2,30 @@
 
 import asyncio
 import contextlib
+import threading
 import time
 from dataclasses import dataclass, replace
 
 import pytest
+import torch
 
 from dht.errors import PeerUnreachable
 from dht.identity import Identity
 from dht.membership.members import read_message, write_message
 from dht.receipts.ledger import Ledger
 from dht.work import Receipt, WorkKind
-from node.agreement.checkpoint import Checkpoint
+from node.agreement.checkpoint import Checkpoint, Cosign
+from node.check.patience import look
 from node.client import asked_judge
 from node.client.asked_form import Answer, Question
 from node.client.asked_judge import AskedJudge
 from node.client.audit_book import Measured, Outcome, Verdict
+from node.client.route import Stage
 from node.errors import FrameError
 from node.verify.judge_desk import MAX_WAITING, JudgeDesk
 from node.verify.span_judge import SpanJudge
 from tests.node.serve.contracted import contracts, dealings
-from tests.node.verify.tiny import Tiny, adds_noise
+from tests.node.verify.tiny import Tiny, adds_noise, given
 
 MEASURED = Measured(1, 2, 3, bytes(32))
 
@@ -141,7 +145,7 @@ async def test_an_anchor_judges_as_it_would_for_itself_and_both_sign_for_its_wor
         opening = tiny.opening(*cheat)
         verdict = await client.ask(opening)
         assert verdict.outcome is outcome
-        assert verdict == replace(judge.judge_alone(opening), shows_itself=False)
+        assert verdict == replace(judge.judge_alone(opening), shows_itself=False, was_run=False)
         receipt = await newest(client, anchor)
         assert receipt.work_kind is WorkKind.AUDIT
         assert (receipt.amount, receipt.work) == (64 * number, 128 * number), "tokens, and times two blocks"
@@ -170,6 +174,18 @@ async def test_what_was_not_run_again_says_nothing_and_costs_nothing(court, tiny
     assert "drew by a seed" in verdict.why
     assert await newest(client, anchor) is None
     assert (await client.ask(tiny.opening())).outcome is Outcome.PASS, "and the lane may be taken"
+
+
+async def test_what_was_run_again_in_vain_says_nothing_and_is_paid_for(court, tiny):
+    """Else whoever makes up inputs that are no numbers has a verifier compute for nothing, as often as it likes."""
+    anchor = Anchor(court, tiny, SpanJudge(tiny.checkpoint, tiny.calibration).judge_alone)
+    client = Client(court, anchor)
+    verdict = await client.ask(tiny.opening(inputs=given(torch.full((1, 64, 64), torch.nan))))
+    assert (verdict.outcome, verdict.measured) == (Outcome.INCONCLUSIVE, None)
+    assert "gives no numbers" in verdict.why
+    receipt = await newest(client, anchor)
+    assert (receipt.work_kind, receipt.amount) == (WorkKind.AUDIT, 64)
+    assert [(each.outcome, each.tokens, each.is_signed) for each in anchor.told] == [(Outcome.INCONCLUSIVE, 64, True)]
 
 
 async def test_a_judge_that_breaks_blames_nobody_and_goes_on(court, tiny):
@@ -223,13 +239,33 @@ async def test_who_does_not_sign_is_known_for_it_and_others_are_served(court, ti
     assert [each.is_signed for each in anchor.told] == [False, True]
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"rubbish", bytes(5000), Cosign(1, (bytes(64),)).to_body(), Cosign(2, (bytes(64),)).to_body()],
+    ids=["nothing", "rubbish", "too much", "no signature", "another number"],
+)
+async def test_who_signs_with_rubbish_has_not_signed_and_is_no_defect_of_the_verifier(court, tiny, answer):
+    anchor = Anchor(court, tiny, SpanJudge(tiny.checkpoint, tiny.calibration).judge_alone)
+    thief = Client(court, anchor)
+
+    async def signs_rubbish(stream, *_):
+        await write_message(stream.writer, answer)
+
+    thief.ask._sign = signs_rubbish
+    assert (await thief.ask(tiny.opening())).outcome is Outcome.PASS
+    assert await asyncio.gather(*court.tasks, return_exceptions=True) == [None]
+    await anchor.contracts.drained()
+    assert [each.is_signed for each in anchor.told] == [False]
+    assert anchor.ledger.standing(anchor.peer_id, thief.peer_id)[0] == 1
+
+
 async def test_one_member_holds_one_place_and_all_together_a_few(court, tiny):
     release = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def slow(opening):
         asyncio.run_coroutine_threadsafe(release.wait(), loop).result()
-        return Verdict(Outcome.PASS, "", MEASURED)
+        return Verdict(Outcome.PASS, "", MEASURED, was_run=True)
 
     anchor = Anchor(court, tiny, slow)
     clients = [Client(court, anchor) for _ in range(MAX_WAITING + 1)]
@@ -247,6 +283,71 @@ async def test_one_member_holds_one_place_and_all_together_a_few(court, tiny):
     assert not anchor.desk._held
 
 
+async def test_for_who_has_given_up_waiting_nothing_is_run_and_nobody_is_blamed(court, tiny):
+    """Neither where its turn has not come, nor where the verdict comes too late."""
+    release, judged = threading.Event(), []
+
+    def slow(opening):
+        judged.append(opening.session)
+        assert release.wait(30)
+        return Verdict(Outcome.PASS, "", MEASURED, was_run=True)
+
+    anchor = Anchor(court, tiny, slow)
+    impatient, behind = Client(court, anchor), Client(court, anchor)
+    asking = []
+    for number, client in enumerate((impatient, behind), 1):
+        asking.append(asyncio.create_task(client.ask(tiny.opening())))
+        while anchor.desk._held.total() < number or not judged:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.2)
+    for task in asking:
+        task.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+    await asyncio.sleep(0.2)
+    release.set()
+    await asyncio.gather(*court.tasks, return_exceptions=True)
+    await anchor.contracts.drained()
+    assert len(judged) == 1
+    for client in (impatient, behind):
+        assert anchor.ledger.standing(anchor.peer_id, client.peer_id)[0] == 0
+    assert not anchor.told
+    assert (await Client(court, anchor).ask(tiny.opening())).outcome is Outcome.PASS
+
+
+async def test_a_verifier_that_leaves_gives_up_what_is_under_way_before_its_ledger_is_closed(court, tiny):
+    """Judged, waiting for its turn, or still on its way: nothing uses the ledger afterwards, and nobody is to blame."""
+    began = threading.Event()
+
+    def slow(opening):
+        began.set()
+        while True:
+            look()
+            time.sleep(0.01)
+
+    anchor = Anchor(court, tiny, slow)
+    clients = [Client(court, anchor) for _ in range(2)]
+    asking = [asyncio.create_task(client.ask(tiny.opening())) for client in clients]
+    stalling = Client(court, anchor)
+    stream = await court.dial_as(stalling.peer_id)(anchor.peer_id, "")
+    stage = Stage(anchor.peer_id, 0, 2, (), weights="float32")
+    deal = stalling.dealings.offer(bytes(16), tiny.checkpoint.manifest32, "float32", stage, 64)
+    await write_message(stream.writer, Question(deal.body, deal.signature, 2**20).to_bytes())
+    while anchor.desk._held.total() < 3 or not began.is_set():
+        await asyncio.sleep(0.01)
+    async with asyncio.timeout(5):
+        await anchor.desk.close()
+    assert not anchor.desk._held
+    assert all(task.done() for task in court.tasks)
+    await anchor.contracts.drained()
+    for client in (*clients, stalling):
+        assert anchor.ledger.standing(anchor.peer_id, client.peer_id)[0] == 0
+    await stream.close()
+    assert {(await each).outcome for each in asking} == {Outcome.INCONCLUSIVE}
+    late = Client(court, anchor)
+    assert (await late.ask(tiny.opening())).outcome is Outcome.INCONCLUSIVE
+    assert not anchor.desk._held
+
+
 class CrookedAnchor(Party):
     """Takes every offer, and then says ``said`` and asks for a signature under what ``change`` makes of a receipt."""
 
@@ -254,7 +355,7 @@ class CrookedAnchor(Party):
         super().__init__()
         self.contracts = contracts(self.identity, self.ledger, time.time)
         self.change = change
-        verdict = Verdict(Outcome.PASS, "", MEASURED)
+        verdict = Verdict(Outcome.PASS, "", MEASURED, was_run=True)
         self.desk = JudgeDesk(
             self.contracts, tiny.checkpoint.manifest32, tiny.checkpoint.num_blocks, lambda _: verdict, lambda _: None
         )

@@ -18,6 +18,7 @@ from node.check.patience import until_cancelled
 from node.check.reference import reference_span
 from node.client.audit_book import Outcome
 from node.client.thin_terms import ThinTerms
+from node.verify.references import References
 from node.verify.span_judge import SpanJudge, work_of
 from tests.node.verify.tiny import Tiny, adds_noise, given, ids_given, skips_a_layer
 
@@ -88,6 +89,20 @@ def test_a_span_that_takes_more_memory_than_allowed_is_not_loaded(tiny, told):
     judge = SpanJudge(tiny.checkpoint, tiny.calibration, max_bytes=100_000, tell=told.append)
     assert "more than the 100,000 that a judge may take" in judge(tiny.opening()).why
     assert judge._references._span is None
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't allocate memory"), MemoryError(), OSError("the disk is gone")])
+def test_a_machine_that_fails_is_nobodys_fault_and_ends_no_verifier(tiny, judge, told, monkeypatch, error):
+    def fails(*_):
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(References, "span", fails)
+        verdict = judge(tiny.opening())
+    assert (verdict.outcome, verdict.measured) == (Outcome.INCONCLUSIVE, None)
+    assert verdict.why == f"it could not be judged: {str(error) or 'MemoryError'}"
+    assert len(told) == 1
+    assert judge(tiny.opening()).outcome is Outcome.PASS
 
 
 @pytest.mark.parametrize("sampling", [None, (0.0, 0, 1.0, 0)])
