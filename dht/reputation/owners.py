@@ -1,7 +1,8 @@
-"""Say which identities belong to one owner: whoever is affiliated with one that is, whichever way. Pure.
+"""Say which identities belong to one owner: an identity, and those that it and they have both signed to be its. Pure.
 
-server A ── client X       A, X and B are one owner's
-server B ── client X
+server A ── client X, server B     A, X and B are one owner's
+C ── client Y, D ── client Y       Y named two: it belongs to neither
+A ── server B ── client Z          B is A's, so it has nobody of its own: A has not agreed to Z
 """
 
 from collections.abc import Iterable
@@ -10,16 +11,14 @@ from dht.reputation.evidence import Affiliated
 
 
 def owners_of(affiliations: Iterable[Affiliated]) -> dict[str, str]:
-    """Return the owner of every identity that is affiliated with another, named by the first of its identities."""
-    owners: dict[str, str] = {}
-
-    def owner_of(peer: str) -> str:
-        while (above := owners.setdefault(peer, peer)) != peer:
-            owners[peer] = owners[above]  # The next one that asks has half the way.
-            peer = above
-        return peer
-
+    """Return the owner of every identity that belongs to one, and of the owners themselves."""
+    named: dict[str, set[str]] = {}
     for owner, member in affiliations:
-        first, last = sorted((owner_of(owner), owner_of(member)))
-        owners[last] = first
-    return {peer: owner_of(peer) for peer in list(owners)}
+        if owner != member:
+            named.setdefault(member, set()).add(owner)
+    owners = {}
+    for member, its in named.items():
+        owner = next(iter(its))
+        if len(its) == 1 and owner not in named:
+            owners[member] = owners[owner] = owner
+    return owners

@@ -40,11 +40,13 @@ MAX_ASKED_TOKENS = 2**15
 """Rows times positions that are run again for one opening."""
 MAX_MESSAGE_BYTES = 2**12
 ANSWER_S = 10.0
-"""That either side waits for the other's next message, or the next piece of an opening."""
+"""That either side waits for the other's next message, or the next ``_SPELL_BYTES`` of an opening."""
 
 _MAX_NAME_BYTES = 64
 _MAX_WHY_BYTES = 400
 _PIECE_BYTES = 2**16
+_SPELL_BYTES = 2**19
+"""Of an opening come in within ``ANSWER_S`` each: who is slower than 51 KiB/s is given up."""
 _OUTCOMES = (Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE)
 _NO_END, _LOGITS, _LIKELIEST, _DRAWN = range(4)
 _SAMPLINGS: dict[int, Sampling] = {_LIKELIEST: (0.0, 0, 1.0, 0), _DRAWN: (1.0, 0, 1.0, 0)}
@@ -281,6 +283,6 @@ async def receive_blob(reader: asyncio.StreamReader, size: int) -> bytes:
     pieces = []
     while size:
         async with asyncio.timeout(ANSWER_S):
-            pieces.append(await reader.readexactly(min(size, _PIECE_BYTES)))
+            pieces.append(await reader.readexactly(min(size, _SPELL_BYTES)))
         size -= len(pieces[-1])
     return b"".join(pieces)

@@ -88,7 +88,8 @@ class AskedJudge:
             except DaemonDied:
                 raise
             except Refused as refusal:
-                self._put_aside(anchor, BUSY_S if refusal.code in _BUSY_CODES else ASIDE_S)
+                if refusal.code != "too_long":  # What is shorter it judges.
+                    self._put_aside(anchor, BUSY_S if refusal.code in _BUSY_CODES else ASIDE_S)
                 why = f"the anchor {anchor} does not judge it: {refusal}"
             except (DhtError, RemoteError, CannotSign, TimeoutError, EOFError, OSError) as error:
                 self._put_aside(anchor, ASIDE_S)

@@ -47,6 +47,10 @@ logger = logging.getLogger(__name__)
 
 MAX_WAITING = 4
 """Openings that are held at once, the one that is judged included."""
+MAX_NEW = 2
+"""Of these, of members that have signed for nothing here yet: new names must not keep the others from it."""
+FIRST_TOKENS = 1024
+"""Rows times positions that are run again at once for a member at first; later twice what it has signed for."""
 MAX_REST_S = 60.0
 _UPLOAD_S = 120.0
 """An opening may be so long on its way, s."""
@@ -92,6 +96,8 @@ class JudgeDesk:
         self._judge = judge
         self._tell = tell
         self._held: Counter[str] = Counter()
+        self._new: set[str] = set()
+        """Members that hold a place and have signed for nothing here yet."""
         self._turn = asyncio.Lock()
         self._rests_until_s = 0.0
         self._handling: set[asyncio.Task[object]] = set()
@@ -149,6 +155,7 @@ class JudgeDesk:
                 await self._contracts.end(lane, account, is_ours=is_ours)
         finally:
             self._held -= Counter([stream.peer_id])
+            self._new.discard(stream.peer_id)
         self._say(lane.offer, verdict, is_signed=is_signed)
 
     async def _receive(self, stream: Stream, question: Question) -> bytes:
@@ -166,10 +173,27 @@ class JudgeDesk:
         if not 1 <= offer.max_tokens <= MAX_ASKED_TOKENS:
             raise Refused("too_long", f"Up to {MAX_ASKED_TOKENS} tokens are judged at once.")
         wanted = replace(offer, consumer=consumer, provider=self._contracts.desk.own)
-        lane, account, _, _ = await self._contracts.agree(wanted, question.offer, question.signature)
+        lane, account, _, signed_tokens = await self._contracts.agree(wanted, question.offer, question.signature)
+        try:
+            self._bound(offer, consumer, signed_tokens)
+        except Refused:
+            await self._contracts.end(lane, account, is_ours=True)
+            raise
         slot = Slot(offer.provider, consumer, lane.epoch, offer.lane, WorkKind.AUDIT)
         self._contracts.desk.expect(slot)
         return lane, account
+
+    def _bound(self, offer: Offer, consumer: str, signed_tokens: int) -> None:
+        """Pass if so much is run again for a member that has signed for so many tokens here; raises Refused."""
+        most = max(FIRST_TOKENS, 2 * signed_tokens)
+        if offer.max_tokens > most:
+            raise Refused(
+                "too_long", f"Up to {most} tokens are judged for you at once, until you have signed for more."
+            )
+        if not signed_tokens:
+            if len(self._new) >= MAX_NEW:
+                raise Refused("busy", "No time for newcomers now; ask again in a while.", retryable=True)
+            self._new.add(consumer)
 
     async def _judged(self, blob: bytes, offer: Offer) -> Verdict:
         began_s = time.monotonic()

@@ -23,20 +23,26 @@ def owned(*affiliations, works=()):
     return replace(HONEST, works=HONEST.works + works, affiliations=affiliations)
 
 
-def test_whoever_is_affiliated_with_one_that_is_belongs_to_the_same_owner():
-    pairs = [Affiliated("s", "x"), Affiliated("t", "x"), Affiliated("t", "y"), Affiliated("u", "z")]
-    assert owners_of(pairs) == {"s": "s", "t": "s", "x": "s", "y": "s", "u": "u", "z": "u"}
+def test_those_that_an_identity_has_named_are_its_owners_as_it_is_itself():
+    assert owners_of([Affiliated("s", "x"), Affiliated("s", "t"), Affiliated("u", "z")]) == {
+        "s": "s", "x": "s", "t": "s", "u": "u", "z": "u"
+    }  # fmt: skip
     assert owners_of([]) == {}
 
 
+def test_nobody_is_brought_in_by_somebody_elses_leave():
+    """X, whom A has agreed to, cannot take strangers to A: neither as theirs nor as its own."""
+    assert owners_of([Affiliated("a", "x"), Affiliated("b", "x")]) == {}
+    assert owners_of([Affiliated("a", "x"), Affiliated("x", "y")]) == {"a": "a", "x": "a"}
+    assert owners_of([Affiliated("a", "b"), Affiliated("b", "a")]) == {}
+
+
 @given(st.lists(affiliated, max_size=12), st.randoms(use_true_random=False))
-def test_the_order_does_not_matter_and_pairs_belong_together(pairs, random):
+def test_the_order_does_not_matter_and_both_have_signed(pairs, random):
     owners = owners_of(pairs)
     assert owners == owners_of(random.sample(pairs, len(pairs)))
-    assert all(owners[owner] == owners[member] for owner, member in pairs)
-    assert all(
-        owners[owner] == owner == min(each for each in owners if owners[each] == owner) for owner in owners.values()
-    )
+    assert all(owners[owner] == owner for owner in owners.values())
+    assert all(peer == owner or (owner, peer) in pairs for peer, owner in owners.items())
 
 
 def test_a_client_is_served_by_what_its_owners_server_gave():

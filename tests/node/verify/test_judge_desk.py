@@ -16,13 +16,14 @@ from dht.receipts.ledger import Ledger
 from dht.work import Receipt, WorkKind
 from node.agreement.checkpoint import Checkpoint, Cosign
 from node.check.patience import look
-from node.client import asked_judge
+from node.client import asked_form, asked_judge
 from node.client.asked_form import Answer, Question
 from node.client.asked_judge import AskedJudge
 from node.client.audit_book import Measured, Outcome, Verdict
 from node.client.route import Stage
 from node.errors import FrameError
-from node.verify.judge_desk import MAX_WAITING, JudgeDesk
+from node.verify import judge_desk
+from node.verify.judge_desk import FIRST_TOKENS, MAX_WAITING, JudgeDesk
 from node.verify.span_judge import SpanJudge
 from tests.node.serve.contracted import contracts, dealings
 from tests.node.verify.tiny import Tiny, adds_noise, given
@@ -259,7 +260,8 @@ async def test_who_signs_with_rubbish_has_not_signed_and_is_no_defect_of_the_ver
     assert anchor.ledger.standing(anchor.peer_id, thief.peer_id)[0] == 1
 
 
-async def test_one_member_holds_one_place_and_all_together_a_few(court, tiny):
+async def test_one_member_holds_one_place_and_all_together_a_few(court, tiny, monkeypatch):
+    monkeypatch.setattr(judge_desk, "MAX_NEW", MAX_WAITING)
     release = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -314,8 +316,9 @@ async def test_for_who_has_given_up_waiting_nothing_is_run_and_nobody_is_blamed(
     assert (await Client(court, anchor).ask(tiny.opening())).outcome is Outcome.PASS
 
 
-async def test_a_verifier_that_leaves_gives_up_what_is_under_way_before_its_ledger_is_closed(court, tiny):
+async def test_a_verifier_that_leaves_gives_up_what_is_under_way_before_its_ledger_is_closed(court, tiny, monkeypatch):
     """Judged, waiting for its turn, or still on its way: nothing uses the ledger afterwards, and nobody is to blame."""
+    monkeypatch.setattr(judge_desk, "MAX_NEW", MAX_WAITING)
     began = threading.Event()
 
     def slow(opening):
@@ -346,6 +349,79 @@ async def test_a_verifier_that_leaves_gives_up_what_is_under_way_before_its_ledg
     late = Client(court, anchor)
     assert (await late.ask(tiny.opening())).outcome is Outcome.INCONCLUSIVE
     assert not anchor.desk._held
+
+
+def offering(client, anchor, tiny, tokens):
+    stage = Stage(anchor.peer_id, 0, 2, (), weights="float32")
+    return client.dealings.offer(bytes(range(16)), tiny.checkpoint.manifest32, "float32", stage, tokens)
+
+
+async def test_a_new_name_has_little_judged_and_who_signs_has_more(court, tiny):
+    anchor = Anchor(court, tiny, SpanJudge(tiny.checkpoint, tiny.calibration).judge_alone)
+    client = Client(court, anchor)
+
+    async def is_taken(tokens):
+        client.dealings.forget_lanes(anchor.peer_id)
+        deal = offering(client, anchor, tiny, tokens)
+        stream = await court.dial_as(client.peer_id)(anchor.peer_id, "")
+        await write_message(stream.writer, Question(deal.body, deal.signature, 10).to_bytes())
+        answer = Answer.from_bytes(await read_message(stream.reader, 4096))
+        await stream.close()
+        while anchor.desk._held:
+            await asyncio.sleep(0.01)
+        assert answer.code in ("", "too_long")
+        return answer.code == ""
+
+    assert await is_taken(FIRST_TOKENS)
+    assert not await is_taken(FIRST_TOKENS + 1)
+    for _ in range(FIRST_TOKENS // 64):
+        assert (await client.ask(tiny.opening())).outcome is Outcome.PASS
+    await newest(client, anchor)
+    assert await is_taken(2 * FIRST_TOKENS)
+    assert not await is_taken(2 * FIRST_TOKENS + 1)
+
+
+async def test_what_is_too_long_for_an_anchor_is_no_reason_not_to_ask_it_again(court, tiny, monkeypatch):
+    anchor = Anchor(court, tiny, SpanJudge(tiny.checkpoint, tiny.calibration).judge_alone)
+    client = Client(court, anchor)
+    with monkeypatch.context() as patched:
+        patched.setattr(judge_desk, "FIRST_TOKENS", 10)
+        assert "Up to 10 tokens" in (await client.ask(tiny.opening())).why
+    assert (await client.ask(tiny.opening())).outcome is Outcome.PASS
+
+
+async def test_new_names_that_hold_places_keep_nobody_from_them_who_has_signed(court, tiny):
+    anchor = Anchor(court, tiny, SpanJudge(tiny.checkpoint, tiny.calibration).judge_alone)
+    known = Client(court, anchor)
+    assert (await known.ask(tiny.opening())).outcome is Outcome.PASS
+    await newest(known, anchor)
+    streams, codes = [], []
+    for _ in range(MAX_WAITING):
+        sybil = Client(court, anchor)
+        deal = offering(sybil, anchor, tiny, 64)
+        streams.append(await court.dial_as(sybil.peer_id)(anchor.peer_id, ""))
+        await write_message(streams[-1].writer, Question(deal.body, deal.signature, 2**20).to_bytes())
+        codes.append(Answer.from_bytes(await read_message(streams[-1].reader, 4096)).code)
+    assert codes == ["", "", "busy", "busy"]
+    assert (await known.ask(tiny.opening())).outcome is Outcome.PASS
+    for stream in streams:
+        await stream.close()
+
+
+async def test_who_sends_slowly_is_given_up(court, tiny, monkeypatch):
+    monkeypatch.setattr(asked_form, "ANSWER_S", 0.3)
+    anchor = Anchor(court, tiny, SpanJudge(tiny.checkpoint, tiny.calibration).judge_alone)
+    client = Client(court, anchor)
+    deal = offering(client, anchor, tiny, 64)
+    stream = await court.dial_as(client.peer_id)(anchor.peer_id, "")
+    await write_message(stream.writer, Question(deal.body, deal.signature, 2**20).to_bytes())
+    await read_message(stream.reader, 4096)
+    began_s = time.monotonic()
+    while anchor.desk._held and time.monotonic() - began_s < 5.0:
+        stream.writer.write(bytes(2**14))
+        await asyncio.sleep(0.05)
+    assert time.monotonic() - began_s < 2.0
+    await stream.close()
 
 
 class CrookedAnchor(Party):
