@@ -11,6 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from dht.judgement.proceedings import REACH
 from dht.reputation import DEFAULT_SCORE_RULES, Conviction, OpenFail, Rejection, Scores
 from reputation_simulation.book import Book, Node
 from reputation_simulation.settings import Settings
@@ -20,9 +21,6 @@ HOLDERS, NETWORK = 7, 15
 
 MIN_HOLDERS = 3
 """A smaller committee decides nothing."""
-
-NETWORK_FLOOR = 5
-"""On the second level sits who has at least one part in so many of the highest credibility."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class Courts:
 
     def judge(self, claims: Sequence[Claim], book: Book, nodes: Sequence[Node], scores: Scores) -> None:
         """Decide an epoch's claims and write the outcomes into the book."""
-        jurors = [node for node in nodes if node.is_alive and scores.standing(node.name).credibility > 0]
+        jurors = self._heeded([node for node in nodes if node.is_alive], scores)
         anchors = [node for node in nodes if node.name in scores.anchors]
         for claim in claims:
             self.num_claims += 1
@@ -104,9 +102,7 @@ class Courts:
             share = self._share(claim, holders)
             if not 1 / 3 < share < 2 / 3 and not self._appeals(claim, share > 0.5):
                 return share > 0.5, 1
-        best = max((scores.standing(node.name).credibility for node in jurors), default=0)
-        network = [node for node in jurors if NETWORK_FLOOR * scores.standing(node.name).credibility >= best]
-        drawn = self._draw(claim, network, NETWORK, scores)
+        drawn = self._draw(claim, jurors, NETWORK, scores)
         if len(drawn) >= MIN_HOLDERS:
             share = self._share(claim, drawn)
             is_close = 1 / 3 <= share <= 2 / 3
@@ -116,6 +112,12 @@ class Courts:
         self.num_anchor_appeals += 1
         self._spent.add((claim.accuser if not upheld else claim.accused).name)
         return upheld, 3
+
+    @staticmethod
+    def _heeded(nodes: Sequence[Node], scores: Scores) -> list[Node]:
+        """Name those whose credibility is near enough to the highest."""
+        highest = max((scores.standing(node.name).credibility for node in nodes), default=0)
+        return [node for node in nodes if scores.standing(node.name).credibility >= REACH * highest > 0]
 
     def _draw(self, claim: Claim, nodes: Sequence[Node], size: int, scores: Scores) -> list[Node]:
         """Draw by credibility, as the rendezvous hash does."""
