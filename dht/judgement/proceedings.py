@@ -19,6 +19,7 @@ This file decides nothing about other cases; ``judge`` does.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from dht.judgement.committee import committee, panel
 from dht.judgement.docket import Case, FirstSeen, record_id
@@ -31,7 +32,7 @@ LEVEL_1_SIZE = 7
 LEVEL_2_SIZE = 15
 
 FEW_HOLDERS = 10
-"""Where fewer peers hold the blocks and are credible, all of them but the parties are level 1."""
+"""Where fewer peers hold the blocks and are heeded, all of them but the parties are level 1."""
 
 MIN_HOLDERS = 3
 """Where fewer hold them, the accused among these, nothing follows for anybody: there would be no committee. Receipts
@@ -44,8 +45,14 @@ the blocks could judge, and names that hold them by receipts of each other must 
 MIN_VOTES = 4
 """So many votes of level 1 for one side stand where nobody above it can tell."""
 
-REACH = 5
-"""Level 2 is drawn among peers whose credibility is at least a fifth of the highest."""
+REACH = Fraction(3, 5)
+"""Heeded is whose credibility is at least this share of the highest: nobody else judges, or is believed because others
+are silent.
+
+Credibility saturates, so it takes a third of the typical flow (36 % of it where there is one anchor). A name for which
+one server signs has an eighth of its flow at most, however many names there are, and however they sign for each other;
+with less to reach, names of two servers would judge.
+"""
 
 _STATES = {
     Decision.UPHELD: State.UPHELD,
@@ -141,10 +148,11 @@ class _Trial:
         return accuser in self._bench.anchors or (accuser in heeded and len(jurors) >= MIN_JURORS)
 
     def _heeded(self) -> frozenset[str]:
-        """Return the peers of whom level 2 is drawn."""
+        """Return the peers of whom levels 1 and 2 are drawn."""
         credibility = self._bench.credibility
         highest = max(credibility.values(), default=0)
-        return frozenset(peer for peer, its in credibility.items() if 0 < highest <= REACH * its)
+        least, whole = highest * REACH.numerator, REACH.denominator
+        return frozenset(peer for peer, its in credibility.items() if 0 < least <= whole * its)
 
     def _vote(self, level: int) -> Decision | None:
         """Call a level; return what it decides, None while it has not ended."""
@@ -162,14 +170,12 @@ class _Trial:
 
     def _members(self, level: int) -> tuple[str, ...]:
         claim, bench = self._case.claim, self._bench
-        if level == 1:
-            able = sum(bench.credibility.get(peer, 0) > 0 for peer in bench.holders)
-            size = LEVEL_1_SIZE if able >= FEW_HOLDERS else FEW_HOLDERS
-            return committee(claim, 1, bench.holders, bench.credibility, size)
-        if level == 2:
-            among = bench.holders if self._is_by_default else self._heeded()
-            return committee(claim, 2, among, bench.credibility, LEVEL_2_SIZE)
-        return panel(claim, bench.anchors)
+        if level == 3:
+            return panel(claim, bench.anchors)
+        heeded = self._heeded()
+        among = bench.holders & heeded if level == 1 or self._is_by_default else heeded
+        size = LEVEL_2_SIZE if level == 2 else LEVEL_1_SIZE if len(among) >= FEW_HOLDERS else FEW_HOLDERS
+        return committee(claim, level, among, bench.credibility, size)
 
     def _is_asked(self, level: int, peer: str, phase: Phase) -> bool:
         """Say whether a peer has asked for a level in time."""

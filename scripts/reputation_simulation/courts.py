@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from dht.judgement.judge import HOLDER_EPOCHS, MAX_REJECTIONS, MEMORY_EPOCHS
 from dht.judgement.outcomes import State
-from dht.judgement.proceedings import FEW_HOLDERS, LEVEL_1_SIZE, LEVEL_2_SIZE, REACH
+from dht.judgement.proceedings import FEW_HOLDERS, LEVEL_1_SIZE, LEVEL_2_SIZE, MIN_JURORS, REACH
 from dht.judgement.timeline import MAX_UNITS, UNITS_PER_EPOCH
 from dht.judgement.votes import Decision, Tally, decide
 from dht.reputation import Conviction, OpenFail, Rejection, Scores
@@ -97,7 +97,7 @@ class Session:
     """
 
     def __init__(self, nodes: Iterable[Node], served: Collection[str], scores: Scores) -> None:
-        self._credible: list[tuple[Node, int]] = []
+        credible: list[tuple[Node, int]] = []
         self._holders: Counter[int] = Counter()
         self._served = served
         self.anchors: list[Node] = []
@@ -105,11 +105,12 @@ class Session:
             self._holders[node.range] += node.name in served
             credibility = scores.standing(node.name).credibility
             if credibility > 0:
-                self._credible.append((node, credibility))
+                credible.append((node, credibility))
             if node.name in scores.anchors:
                 self.anchors.append(node)
-        self._highest = max((credibility for _, credibility in self._credible), default=0)
-        self._of_accusers = {node.name: credibility for node, credibility in self._credible}
+        least = REACH * max((credibility for _, credibility in credible), default=0)
+        self._heeded = [(node, credibility) for node, credibility in credible if credibility >= least]
+        self._names = {node.name for node, _ in self._heeded}
 
     def num_holders(self, claim: Claim) -> int:
         """Count who has worked on the blocks lately."""
@@ -117,20 +118,24 @@ class Session:
 
     def is_heeded(self, claim: Claim) -> bool:
         """Say whether silence proves the accuser right."""
-        credibility = self._of_accusers.get(claim.accuser.name, 0)
-        return claim.accuser in self.anchors or 0 < self._highest <= REACH * credibility
+        if claim.accuser in self.anchors:
+            return True
+        jurors = [node for node in self._heeded_holders(claim) if node not in (claim.accuser, claim.accused)]
+        return claim.accuser.name in self._names and len(jurors) >= MIN_JURORS
+
+    def _heeded_holders(self, claim: Claim) -> list[Node]:
+        return [node for node, _ in self._heeded if node.range == claim.accused.range and node.name in self._served]
 
     def draw(self, claim: Claim, level: int, is_by_default: bool, rng: random.Random) -> list[Node]:
         """Draw a committee by credibility, as the rendezvous hash does; the last level is the anchors."""
         parties = (claim.accuser, claim.accused)
         if level == 3:
             return [node for node in self.anchors if node not in parties]
+        holders = self._heeded_holders(claim)
+        among = self._heeded
         if level == 1 or is_by_default:
-            holders = (claim.accused.range, self._served)
-            among = [each for each in self._credible if each[0].range == holders[0] and each[0].name in holders[1]]
-        else:
-            among = [each for each in self._credible if REACH * each[1] >= self._highest]
-        size = LEVEL_2_SIZE if level == 2 else LEVEL_1_SIZE if self.num_holders(claim) >= FEW_HOLDERS else FEW_HOLDERS
+            among = [each for each in among if each[0] in holders]
+        size = LEVEL_2_SIZE if level == 2 else LEVEL_1_SIZE if len(holders) >= FEW_HOLDERS else FEW_HOLDERS
         waiting = [
             (-math.log(1 - rng.random()) / credibility, number)
             for number, (node, credibility) in enumerate(among)

@@ -214,13 +214,23 @@ def test_while_nobody_is_credible_the_anchors_judge():
     assert ruling.state is State.UPHELD
 
 
-def test_the_second_level_is_drawn_among_those_with_a_fifth_of_the_highest_credibility():
-    weights = (
-        dict.fromkeys(PEERS, ONE // 6) | dict.fromkeys(PEERS[20:50], ONE) | dict.fromkeys(PEERS[50:60], ONE // 5 + 1)
-    )
+def test_nobody_with_less_than_three_fifths_of_the_highest_credibility_judges():
+    least = ONE * 3 // 5 + 1
+    weights = dict.fromkeys(PEERS, least - 1) | dict.fromkeys(PEERS[20:40], ONE) | dict.fromkeys(PEERS[40:50], least)
+    heeded = set(PEERS[20:50])
     ruling = ruled(at_levels(SHRUG, UP, UP), court=court_of(credibility=weights))
-    assert set(ruling.committee(2)) <= set(PEERS[20:60])
-    assert not set(ruling.committee(1)) <= set(PEERS[20:60]), "the first is drawn among all holders"
+    assert set(ruling.committee(1)) <= heeded
+    assert set(ruling.committee(2)) <= heeded
+    few = court_of((*PEERS[:20], *PEERS[40:46]), weights)
+    assert set(ruled(at_levels(UP, None, None), court=few).committee(1)) == set(PEERS[40:46])
+    silent = ruled(at_levels(UP, None, None), court=few, denies=False)
+    assert silent.tallies[0] is not None, "no more does silence prove anything to an accuser who is not heeded"
+
+
+def test_an_appeal_against_silence_is_judged_by_holders_with_three_fifths_of_the_highest_credibility():
+    weights = dict.fromkeys(PEERS, ONE) | dict.fromkeys(PEERS[10:20], ONE // 2)
+    ruling = ruled(at_levels(UP, UP, UP), court=court_of(PEERS[:20], weights), denies=False)
+    assert (ruling.tallies[0], set(ruling.committee(2))) == (None, set(PEERS[2:10]))
 
 
 def test_a_ruling_says_why_in_words():
