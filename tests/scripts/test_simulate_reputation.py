@@ -111,3 +111,8 @@ def test_the_command_prints_tables_writes_figures_and_fails_when_something_is_mi
     assert "| ratio rule |" in printed.out
     assert json.loads(path.read_text())["figures"]["aft"]["always"]["bad"] > 0.05
     assert (plots / "aft.svg").read_text().count("<polyline") == 1
+
+
+@pytest.mark.timeout(600)
+def test_the_quick_run_holds_every_demand_of_the_project(capsys):
+    assert simulate_reputation.main(["--quick"]) == 0, capsys.readouterr().err
