@@ -134,13 +134,61 @@ class Ident(Record):
         return ident
 
 
+class _OfTwo(Record):
+    """What two identities sign together. Key: the first one; subkey: the second; lives as long as evidence."""
+
+    __slots__ = ()
+
+    MAX_BYTES: ClassVar[int] = 320
+    IS_REGIONAL: ClassVar[bool] = True
+    NAMES: ClassVar[tuple[str, str]]
+    """Of the two fields that hold them."""
+    NOT_BOTH: ClassVar[str]
+    """Why they cannot be one and the same."""
+
+    epoch: int
+
+    @property
+    def subkey(self) -> bytes:
+        """The second one's 38 bytes: who names two is seen to."""
+        return peer_id_to_bytes(self.authors[1])
+
+    def key_parts(self, envelope: bytes = b"") -> tuple[KeyPart, ...]:
+        """The first one's 38 bytes."""
+        return (peer_id_to_bytes(self.authors[0]),)
+
+    def expires_s(self, rules: Rules) -> float:
+        """As long as evidence lives."""
+        return rules.end_of_evidence(self.epoch)
+
+    def objection(self, rules: Rules, now_s: float) -> str | None:
+        """The epoch has begun."""
+        return None if rules.has_begun(self.epoch, now_s) else "from the future"
+
+    def to_body(self) -> bytes:
+        """Encode canonically."""
+        return encode([*map(peer_id_to_bytes, self.authors), self.epoch])
+
+    @classmethod
+    def from_body(cls, body: bytes) -> Self:
+        """Decode and check; raises ``BadRecord``."""
+        fields = Fields(decode(body, cls.MAX_BYTES))
+        first, second = (take_peer_id(fields, name) for name in cls.NAMES)
+        epoch = fields.uint("epoch", MAX_EPOCH)
+        fields.end()
+        if first == second:
+            raise BadRecord(cls.NOT_BOTH)
+        # Those are the fields of every kind that is made of this one.
+        return cls(first, second, epoch)  # type: ignore[call-arg]
+
+
 @dataclass(frozen=True, slots=True)
-class Succession(Record):
+class Succession(_OfTwo):
     """SUCCESSION: what an old identity has earned goes to a new one, once. Key ``(old,)``, subkey the new one."""
 
     KIND: ClassVar[int] = Kind.SUCCESSION
-    MAX_BYTES: ClassVar[int] = 320
-    IS_REGIONAL: ClassVar[bool] = True
+    NAMES: ClassVar[tuple[str, str]] = ("old", "new")
+    NOT_BOTH: ClassVar[str] = "nobody succeeds himself"
 
     old: str  # peer id that ends, first author
     new: str  # peer id that takes its place, second author
@@ -151,50 +199,17 @@ class Succession(Record):
         """Both: nobody inherits what it was not given, nor is given what it does not want."""
         return (self.old, self.new)
 
-    @property
-    def subkey(self) -> bytes:
-        """The new one's 38 bytes: who names two heirs is seen to."""
-        return peer_id_to_bytes(self.new)
-
-    def key_parts(self, envelope: bytes = b"") -> tuple[KeyPart, ...]:
-        """``(old,)``."""
-        return (peer_id_to_bytes(self.old),)
-
-    def expires_s(self, rules: Rules) -> float:
-        """As long as evidence lives."""
-        return rules.end_of_evidence(self.epoch)
-
-    def objection(self, rules: Rules, now_s: float) -> str | None:
-        """The epoch has begun."""
-        return None if rules.has_begun(self.epoch, now_s) else "from the future"
-
-    def to_body(self) -> bytes:
-        """Encode canonically."""
-        return encode([peer_id_to_bytes(self.old), peer_id_to_bytes(self.new), self.epoch])
-
-    @classmethod
-    def from_body(cls, body: bytes) -> Self:
-        """Decode and check; raises ``BadRecord``."""
-        fields = Fields(decode(body, cls.MAX_BYTES))
-        succession = cls(
-            old=take_peer_id(fields, "old"), new=take_peer_id(fields, "new"), epoch=fields.uint("epoch", MAX_EPOCH)
-        )
-        fields.end()
-        if succession.old == succession.new:
-            raise BadRecord("nobody succeeds himself")
-        return succession
-
 
 @dataclass(frozen=True, slots=True)
-class Affiliation(Record):
+class Affiliation(_OfTwo):
     """AFFILIATION: two identities are one owner's, who is served by what they gave and took together.
 
     Key ``(owner,)``, subkey the member. It ends with its lifetime, not before.
     """
 
     KIND: ClassVar[int] = Kind.AFFILIATION
-    MAX_BYTES: ClassVar[int] = 320
-    IS_REGIONAL: ClassVar[bool] = True
+    NAMES: ClassVar[tuple[str, str]] = ("owner", "member")
+    NOT_BOTH: ClassVar[str] = "nobody belongs to himself"
 
     owner: str  # peer id under whose key it stands, a server's; first author
     member: str  # peer id that belongs to it, a client's; second author
@@ -204,38 +219,3 @@ class Affiliation(Record):
     def authors(self) -> tuple[str, ...]:
         """Both: nobody is served by another's merit, nor bears its debts, unless both want it."""
         return (self.owner, self.member)
-
-    @property
-    def subkey(self) -> bytes:
-        """The member's 38 bytes."""
-        return peer_id_to_bytes(self.member)
-
-    def key_parts(self, envelope: bytes = b"") -> tuple[KeyPart, ...]:
-        """``(owner,)``."""
-        return (peer_id_to_bytes(self.owner),)
-
-    def expires_s(self, rules: Rules) -> float:
-        """As long as evidence lives."""
-        return rules.end_of_evidence(self.epoch)
-
-    def objection(self, rules: Rules, now_s: float) -> str | None:
-        """The epoch has begun."""
-        return None if rules.has_begun(self.epoch, now_s) else "from the future"
-
-    def to_body(self) -> bytes:
-        """Encode canonically."""
-        return encode([peer_id_to_bytes(self.owner), peer_id_to_bytes(self.member), self.epoch])
-
-    @classmethod
-    def from_body(cls, body: bytes) -> Self:
-        """Decode and check; raises ``BadRecord``."""
-        fields = Fields(decode(body, cls.MAX_BYTES))
-        affiliation = cls(
-            owner=take_peer_id(fields, "owner"),
-            member=take_peer_id(fields, "member"),
-            epoch=fields.uint("epoch", MAX_EPOCH),
-        )
-        fields.end()
-        if affiliation.owner == affiliation.member:
-            raise BadRecord("nobody belongs to himself")
-        return affiliation
