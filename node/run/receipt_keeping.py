@@ -25,9 +25,11 @@ from dht.receipts.publisher import ReceiptPublisher
 from dht.rules import Rules
 from dht.swarm import Swarm
 from node.config import LEDGER
+from node.model.checkpoint import Checkpoint
 from node.run.duties import Duty, in_background
 from node.run.first_numbers import LedgerByClock
 from node.run.ledger_restoring import loss_of, restore
+from node.serve.contracts import Contracts
 
 logger = logging.getLogger(__name__)
 
@@ -93,3 +95,24 @@ class ReceiptKeeping:
         held = LedgerByClock.open(self._home / LEDGER, own=self._identity.peer_id, rules=self.rules)
         held.begin(self.rules, time.time())  # The identity is locked, so no other process signs as it from this file.
         return held
+
+
+async def keep_contracts(
+    exits: contextlib.AsyncExitStack, home: Path, identity: Identity, swarm: Swarm, role: Role, checkpoint: Checkpoint
+) -> Contracts:
+    """Keep the receipts of whoever works for others with one model; return what it agrees on with them.
+
+    Args:
+        exits: ends what is begun here.
+        home: the node's state directory.
+        identity: whose receipts they are.
+        swarm: entered.
+        role: what the node does.
+        checkpoint: the model, which the ledger's readers are told the name of.
+    """
+    keeping = await exits.enter_async_context(ReceiptKeeping(home, identity, swarm, role))
+    manifest, name = checkpoint.manifest32, checkpoint.name
+    await keeping.ledger.ask(lambda held: held.note_model(manifest, name))
+    contracts = Contracts(identity, keeping.ledger, keeping.rules)
+    exits.push_async_callback(contracts.drained)
+    return contracts

@@ -28,7 +28,6 @@ from node.calibrations.current import Current
 from node.claims.examiner import CurrentExaminer, examiner_of
 from node.engine import Engine
 from node.errors import NodeError, Refused
-from node.model.checkpoint import Checkpoint
 from node.model.span import Span
 from node.run import control_socket
 from node.run.announcing import Announcing
@@ -41,7 +40,7 @@ from node.run.lifetime import STDIN_ENDED, stop_words, until_stdin_ends
 from node.run.load import tell_load
 from node.run.loading import ServeOptions, load_ends, load_span, make_handler, name_of, open_checkpoint
 from node.run.network_rate import carried_tokens_per_s, measure_network
-from node.run.receipt_keeping import ReceiptKeeping
+from node.run.receipt_keeping import keep_contracts
 from node.run.serve_plan import ServePlan, plan_serving
 from node.run.server_ends import announced, in_words
 from node.run.trials import trials
@@ -93,7 +92,9 @@ async def run_server(options: ServeOptions, reporter: Reporter) -> None:
             announcing = Announcing(identity, swarm, plan, statistics, carried)
             announcing.joining(span)
             await exits.enter_async_context(announcing.announcer)
-            contracts = await _keep_receipts(exits, options, identity, swarm, checkpoint)
+            contracts = None
+            if options.keeps_receipts:
+                contracts = await keep_contracts(exits, options.home, identity, swarm, Role.SERVER, checkpoint)
             examiner = await asyncio.to_thread(examiner_of, checkpoint, options.calibration)
             current = Current(examiner.calibration)
             examine = CurrentExaminer(examiner, current)
@@ -120,19 +121,6 @@ async def run_server(options: ServeOptions, reporter: Reporter) -> None:
             await swarm.serve(PROTOCOL, server.handle)
             reason = await server.serve()
             reporter.say(f"Stopping ({reason}): the announcement is withdrawn.")
-
-
-async def _keep_receipts(
-    exits: contextlib.AsyncExitStack, options: ServeOptions, identity: Identity, swarm: Swarm, checkpoint: Checkpoint
-) -> Contracts | None:
-    if not options.keeps_receipts:
-        return None
-    keeping = await exits.enter_async_context(ReceiptKeeping(options.home, identity, swarm, Role.SERVER))
-    manifest, name = checkpoint.manifest32, checkpoint.name
-    await keeping.ledger.ask(lambda held: held.note_model(manifest, name))
-    contracts = Contracts(identity, keeping.ledger, keeping.rules)
-    exits.push_async_callback(contracts.drained)
-    return contracts
 
 
 def _say_network(bytes_per_s: float | None, reporter: Reporter) -> None:

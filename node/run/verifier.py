@@ -49,9 +49,8 @@ from node.run.events import Reporter
 from node.run.generate import max_positions
 from node.run.libraries import silence_libraries
 from node.run.lifetime import until_told_to_stop
-from node.run.receipt_keeping import ReceiptKeeping
+from node.run.receipt_keeping import keep_contracts
 from node.run.trials import trials
-from node.serve.contracts import Contracts
 from node.verify.canary import Canary, CanaryModel, Findings
 from node.verify.canary_plan import Guise, Held, draw_guise, in_turn, peers_through
 from node.verify.canary_text import CanaryTexts
@@ -99,7 +98,7 @@ async def run_verifier(options: VerifyOptions, reporter: Reporter) -> None:
         place = Swarm(identity, join=join, listen=options.listen, announce=options.announce)
         swarm = await exits.enter_async_context(place)
         rules = await swarm.wait_for_rules(_RULES_S)
-        contracts = await _keep_receipts(exits, options, identity, swarm, model.checkpoint)
+        contracts = await keep_contracts(exits, options.home, identity, swarm, Role.VERIFIER, model.checkpoint)
         publisher = await exits.enter_async_context(AuditPublisher(swarm, identity, rules))
         keeping = await exits.enter_async_context(trials(options.home, join, swarm, identity, examine, current=current))
         checkpoint = model.checkpoint
@@ -115,17 +114,6 @@ async def run_verifier(options: VerifyOptions, reporter: Reporter) -> None:
         reporter.event("ready", {"role": "verifier", "peer_id": identity.peer_id})
         reason = await verifier.run()
         reporter.say(f"Stopping ({reason}).")
-
-
-async def _keep_receipts(
-    exits: contextlib.AsyncExitStack, options: VerifyOptions, identity: Identity, swarm: Swarm, checkpoint: Checkpoint
-) -> Contracts:
-    keeping = await exits.enter_async_context(ReceiptKeeping(options.home, identity, swarm, Role.VERIFIER))
-    manifest, name = checkpoint.manifest32, checkpoint.name
-    await keeping.ledger.ask(lambda held: held.note_model(manifest, name))
-    contracts = Contracts(identity, keeping.ledger, keeping.rules)
-    exits.push_async_callback(contracts.drained)
-    return contracts
 
 
 def _load(options: VerifyOptions, reporter: Reporter) -> tuple[CanaryModel, Current, ModelJudge, Examine]:
